@@ -1,0 +1,9 @@
+"""The two errors a user can meet. Everything else is a bug."""
+
+
+class InputError(Exception):
+    """Bad input (config, data, weights, paths): one line that names the file or key, what was expected and what was found. Exit code 2."""
+
+
+class RunError(Exception):
+    """The run started and failed (a client failed for good, a loss became non-finite): one line that names round and client. Exit code 1."""

@@ -1,0 +1,1 @@
+"""Studies on disk: readers, preprocessing, Arrow shards, partitions, phantoms."""

@@ -1,0 +1,1 @@
+"""A round without Ray: the client, the rounds, checkpoints, the in-process executor."""

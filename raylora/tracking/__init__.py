@@ -1,0 +1,1 @@
+"""The JSON-lines record and MLflow."""

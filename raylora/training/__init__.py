@@ -1,0 +1,1 @@
+"""The one local training loop (K clients wide), losses, inference."""
