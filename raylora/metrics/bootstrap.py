@@ -1,0 +1,41 @@
+"""Bootstrap weights and intervals. Patients are drawn within strata (clients; for decisions: classes within clients), never across."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+REPLICATES = 2000
+
+
+def draws(strata: Sequence[object] | np.ndarray, replicates: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each case is drawn in each replicate: (replicates, n) float64.
+
+    Of a stratum of m cases m - 1 are drawn with replacement, which makes the variance of a stratified mean unbiased (Rao and Wu, JASA
+    1988); drawing m would shrink it by (m - 1) / m, much for a client with five patients. A stratum of one case is always drawn.
+    """
+    labels = np.array([repr(s) for s in strata])
+    weights = np.zeros((replicates, len(labels)))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        m = len(members)
+        weights[:, members] = rng.multinomial(max(m - 1, 1), np.full(m, 1 / m), size=replicates)
+    return weights
+
+
+def interval(replicates: np.ndarray, degrees: int, level: float = 0.95) -> tuple[float, float] | None:
+    """The expanded percentile interval (Hesterberg, 2015): percentiles at the normal tail area of the t quantile with `degrees` of freedom.
+
+    Replicates that do not exist (NaN) are left out; None if none exists or `degrees` is below 1.
+    """
+    kept = replicates[np.isfinite(replicates)]
+    if degrees < 1 or len(kept) == 0:
+        return None
+    tail = stats.norm.cdf(stats.t.ppf((1 - level) / 2, degrees))
+    low, high = np.quantile(kept, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def degrees_of_freedom(strata: Sequence[object] | np.ndarray) -> int:
+    """Cases minus strata."""
+    return len(strata) - len({repr(s) for s in strata})
