@@ -1,0 +1,164 @@
+"""A 3-D vision transformer for classification, with the names and outputs of MONAI's ViT (conv patches, learnable positions, cls token).
+
+MONAI gives every block a `norm_cross_attn` that its forward pass never uses: it does not exist here.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from raylora.core.errors import InputError
+from raylora.models.stages import Stage, run_stages
+
+Triple = tuple[int, int, int]
+
+SIZES = {
+    "small": {"image_size": (96, 96, 12), "patch": (12, 12, 4), "width": 96, "depth": 6, "heads": 6},  # two CPU cores
+    "w1": {"image_size": (64, 64, 8), "patch": (16, 16, 4), "width": 192, "depth": 6, "heads": 6, "in_channels": 1, "out": 5},
+    "w2": {"image_size": (96, 96, 16), "patch": (16, 16, 2), "width": 384, "depth": 12, "heads": 6, "in_channels": 1, "out": 5},
+}
+"""Constructor arguments of the named sizes; w1 and w2 are the benchmarks' workloads."""
+
+POOLS = {
+    "cls": lambda tokens: tokens[:, 0],
+    "mean": lambda tokens: tokens[:, 1:].mean(dim=1),
+}
+"""(b, 1 + n, width) to (b, width): the cls token, or the mean of the patch tokens."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens (b, n, width); one Linear for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int, qkv_bias: bool):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, width = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)  # each (b, heads, n, width / heads)
+        x = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(x.transpose(1, 2).reshape(b, n, width))
+
+
+class MLP(nn.Module):
+    """Linear, exact GELU, Linear."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(nn.functional.gelu(self.linear1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block on tokens (b, n, width)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, qkv_bias: bool):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads, qkv_bias)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbedding(nn.Module):
+    """Image (b, in_channels, x, y, z) to tokens (b, n, width): a convolution with kernel = stride = patch, plus learned positions."""
+
+    def __init__(self, image_size: Triple, patch: Triple, in_channels: int, width: int):
+        super().__init__()
+        self.image_size = image_size
+        self.patch_embeddings = nn.Conv3d(in_channels, width, patch, patch)
+        tokens = math.prod(size // step for size, step in zip(image_size, patch, strict=True))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, tokens, width))
+
+    def forward(self, image: Tensor) -> Tensor:
+        if tuple(image.shape[2:]) != self.image_size:
+            raise InputError(f"data.size: expected {self.image_size} for this ViT, found {tuple(image.shape[2:])}")
+        return self.patch_embeddings(image).flatten(2).transpose(1, 2) + self.position_embeddings
+
+
+class ViTClassifier(nn.Module):
+    """Image (b, in_channels, x, y, z) to logits (b, out).
+
+    `pool`: the head reads the "cls" token, as MONAI's does, or the "mean" of the patch tokens.
+    Raises InputError for sizes that do not fit each other.
+    """
+
+    adapter_targets = {
+        "qkv": r"blocks\.\d+\.attn\.qkv",
+        "out_proj": r"blocks\.\d+\.attn\.out_proj",
+        "linear1": r"blocks\.\d+\.mlp\.linear1",
+        "linear2": r"blocks\.\d+\.mlp\.linear2",
+    }
+    default_targets = ("qkv", "out_proj")
+    head_names = ("classification_head.weight", "classification_head.bias")
+    decoder_names = ()
+
+    def __init__(
+        self,
+        image_size: Triple,
+        patch: Triple,
+        width: int,
+        depth: int,
+        heads: int,
+        in_channels: int = 2,
+        out: int = 2,
+        mlp_ratio: int = 4,
+        qkv_bias: bool = False,
+        pool: str = "cls",
+    ):
+        super().__init__()
+        if any(size % step for size, step in zip(image_size, patch, strict=True)):
+            raise InputError(f"model.patch: expected a divisor of the image size {tuple(image_size)}, found {tuple(patch)}")
+        if width % heads:
+            raise InputError(f"model.width: expected a multiple of the {heads} heads, found {width}")
+        if pool not in POOLS:
+            raise InputError(f"model.pool: expected one of {', '.join(POOLS)}, found {pool}")
+        self.image_size, self.patch, self.pool = tuple(image_size), tuple(patch), pool
+        self.patch_embedding = PatchEmbedding(self.image_size, self.patch, in_channels, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio * width, qkv_bias) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.classification_head = nn.Linear(width, out)
+
+    @property
+    def adapter_blocks(self) -> tuple[str, ...]:
+        return tuple(f"blocks.{i}" for i in range(len(self.blocks)))
+
+    def with_cls(self, tokens: Tensor) -> Tensor:
+        """(b, n, width) to (b, 1 + n, width): the cls token first."""
+        return torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
+
+    def stages(self) -> list[Stage]:
+        """Between two stages: the tokens (b, 1 + n, width)."""
+
+        def embed(tensors):
+            return (self.with_cls(self.patch_embedding(tensors[0])),)
+
+        def step(block):
+            return lambda tensors: (block(tensors[0]),)
+
+        def head(tensors):
+            return (self.classification_head(POOLS[self.pool](self.norm(tensors[0]))),)
+
+        blocks = [
+            Stage(name=name, block=i, modules=(name,), run=step(block))
+            for i, (name, block) in enumerate(zip(self.adapter_blocks, self.blocks, strict=True))
+        ]
+        return [
+            Stage(name="patch_embedding", modules=("patch_embedding", "cls_token"), run=embed),
+            *blocks,
+            Stage(name="head", modules=("norm", "classification_head"), run=head),
+        ]
+
+    def forward(self, image: Tensor) -> Tensor:
+        return run_stages(self.stages(), (image,))[0]
