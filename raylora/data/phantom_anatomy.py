@@ -19,7 +19,9 @@ EQUATOR = 0.74  # height of the widest slice, as a share of the cavity's length
 SYSTOLIC_SHORTENING = 0.24  # of the length, at an ejection fraction of 1
 RV_APEX, RV_HALF_ANGLE = 0.12, 1.22  # share of the length; radians at the base
 INFARCT_HALF_ANGLE, INFARCT_HEIGHT = 0.75, 0.45  # radians; share of the length
-ANGLES = np.linspace(-np.pi, np.pi, 180, endpoint=False)
+ANGLES = np.linspace(-np.pi, np.pi, 180, endpoint=False)  # for volumes
+TURN = 1440
+DIRECTIONS = (np.arange(TURN) + 0.5) * (2 * np.pi / TURN) - np.pi  # for pictures
 
 Array = np.ndarray
 
@@ -172,17 +174,38 @@ def _with(heart: Chambers, **changes: float) -> Chambers:
     return Chambers(**{**heart.__dict__, **changes})
 
 
-def label_slice(heart: Chambers, theta: Array, r_mm: Array, w_mm: float) -> Array:
+@dataclass(frozen=True, kw_only=True)
+class Surfaces:
+    """The surfaces of one slice, mm, at the TURN directions of one turn: looked up by pixels instead of computed for each."""
+
+    endocardium: Array
+    epicardium: Array
+    rv_depth: Array
+
+
+def surfaces(heart: Chambers, w_mm: float) -> Surfaces:
+    """All zero above the mitral plane and below the apex of the wall."""
+    w = np.float64(w_mm)
+    if w_mm > heart.length_mm:
+        return Surfaces(endocardium=np.zeros(TURN), epicardium=np.zeros(TURN), rv_depth=np.zeros(TURN))
+    return Surfaces(
+        endocardium=endocardium_mm(heart, DIRECTIONS, w), epicardium=epicardium_mm(heart, DIRECTIONS, w), rv_depth=rv_depth_mm(heart, DIRECTIONS, w)
+    )
+
+
+def direction_index(theta: Array) -> Array:
+    """Which of the TURN directions an angle is."""
+    return ((theta + np.pi) * (TURN / (2 * np.pi))).astype(np.int32) % TURN
+
+
+def label_slice(slice_: Surfaces, direction: Array, r_mm: Array) -> Array:
     """RV 1, MYO 2, LV 3 on the points of one slice; the papillary muscles belong to the cavity.
 
-    Args: theta, r_mm: arrays of one shape (x, y). Returns uint8 of that shape.
+    Args: direction (indices), r_mm: arrays of one shape (x, y). Returns uint8 of that shape.
     """
-    out = np.zeros(theta.shape, np.uint8)
-    if w_mm > heart.length_mm:
-        return out
-    w = np.float32(w_mm)
-    epicardium = epicardium_mm(heart, theta, w)
-    out[(r_mm >= epicardium) & (r_mm < epicardium + rv_depth_mm(heart, theta, w))] = 1
+    epicardium = slice_.epicardium[direction]
+    out = np.zeros(r_mm.shape, np.uint8)
+    out[(r_mm >= epicardium) & (r_mm < (slice_.epicardium + slice_.rv_depth)[direction])] = 1
     out[r_mm < epicardium] = 2
-    out[r_mm < endocardium_mm(heart, theta, w)] = 3
+    out[r_mm < slice_.endocardium[direction]] = 3
     return out

@@ -29,7 +29,7 @@ from raylora.core.errors import InputError
 from raylora.core.seeds import generator
 
 if TYPE_CHECKING:
-    from raylora.data.phantom import PhantomStudy
+    from raylora.data.phantom_study import PhantomStudy
 
 Assigned = tuple[str, str, str]  # vendor, centre, group
 LV_MYO_RV = np.array([0, 3, 2, 1], np.uint8)  # internal RV 1, MYO 2, LV 3 -> the M&Ms convention

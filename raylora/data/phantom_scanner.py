@@ -29,7 +29,7 @@ class Look:
     lung: float = 0.05
     bone: float = 0.08
     gamma: float = 1.0  # of the contrast curve; above 1 darkens the middle
-    coil: float = 0.45  # log fall-off of the receive coils over 100 mm
+    coil: float = 0.3  # log fall-off of the receive coils over 100 mm
     banding: float = 0.02  # depth of off-resonance bands
     blur_mm: float = 0.7
     noise: float = 0.025  # Rician sigma, blood = 1
@@ -46,17 +46,17 @@ class Look:
 REFERENCE = Look()
 LOOKS: Mapping[str, Look] = MappingProxyType(
     {
-        "Siemens": Look(myocardium=0.33, fat=0.80, gamma=1.1, coil=0.7, noise=0.035, blur_mm=0.8, pixel_mm=1.35, slice_mm=9.6, full_scale=650, turn_deg=-14),
+        "Siemens": Look(myocardium=0.33, fat=0.80, gamma=1.1, coil=0.4, noise=0.035, blur_mm=0.8, pixel_mm=1.35, slice_mm=9.6, full_scale=650, turn_deg=-14),
         "Philips": Look(
-            myocardium=0.46, fat=1.1, muscle=0.34, liver=0.55, spleen=0.62, lung=0.10, gamma=0.85, coil=0.9, banding=0.06, noise=0.05, blur_mm=1.0,
+            myocardium=0.46, fat=1.1, muscle=0.34, liver=0.55, spleen=0.62, lung=0.10, gamma=0.85, coil=0.55, banding=0.06, noise=0.05, blur_mm=1.0,
             pixel_mm=1.25, slice_mm=10, field_mm=350, breath_mm=1.6, extra_slices=1.4, full_scale=320, turn_deg=38,
         ),
         "GE": Look(
-            myocardium=0.40, fat=1.25, muscle=0.30, liver=0.42, lung=0.07, gamma=1.35, coil=0.75, banding=0.12, noise=0.06, blur_mm=1.3,
+            myocardium=0.40, fat=1.25, muscle=0.30, liver=0.42, lung=0.07, gamma=1.35, coil=0.45, banding=0.12, noise=0.06, blur_mm=1.3,
             pixel_mm=1.5, slice_mm=10, field_mm=360, breath_mm=2.0, extra_slices=1.8, full_scale=2300, turn_deg=-32,
         ),
         "Canon": Look(
-            myocardium=0.58, fat=0.62, muscle=0.42, liver=0.62, spleen=0.66, lung=0.13, gamma=0.8, coil=1.1, banding=0.10, noise=0.085, blur_mm=1.6,
+            myocardium=0.58, fat=0.62, muscle=0.42, liver=0.62, spleen=0.66, lung=0.13, gamma=0.8, coil=0.65, banding=0.10, noise=0.085, blur_mm=1.6,
             pixel_mm=1.7, slice_mm=9, field_mm=320, breath_mm=2.4, extra_slices=1.0, full_scale=5200, turn_deg=62,
         ),
     }
@@ -129,6 +129,6 @@ def acquire(signal: Array, x_mm: Array, y_mm: Array, scanner: Look, coil_angle: 
     coils = np.exp(np.clip(scanner.coil * (along - 0.25 * across**2), -2, 1.2))
     bands = 1 - scanner.banding * (1 + np.cos(2 * np.pi * (across * 1.1 + 0.6 * along**2) + band_phase))
     clean = np.clip(blurred * (coils * bands)[:, :, None], 0, None) ** scanner.gamma
-    sigma = scanner.noise
-    noisy = np.hypot(clean + rng.normal(0, sigma, clean.shape).astype(np.float32), rng.normal(0, sigma, clean.shape).astype(np.float32))
+    real, imaginary = np.float32(scanner.noise) * rng.standard_normal((2, *clean.shape), dtype=np.float32)
+    noisy = np.hypot(clean + real, imaginary)
     return np.clip(np.rint(noisy * scanner.full_scale * 0.5), 0, 32767).astype(np.int16)
