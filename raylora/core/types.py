@@ -46,7 +46,8 @@ class Task:
     round: int
     phases: tuple[Phase, ...] = ()  # one after the other; none: score only
     uploads: tuple[str, ...] = ()  # patterns of the names that come back; every other name is private and stays at the client
-    scores: tuple[str, ...] = ()  # models to score on the client's rating cases: "received", "trained"
+    scores: tuple[str, ...] = ()  # models to score on the client's rating cases: "received", "trained", or an extra tree of unit pairs
+    keeps: tuple[str, ...] = ()  # names that stay at the client although they are uploaded (FedALT's own adapter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class ClientUpdate:
     metrics: Mapping[str, float] = field(default_factory=dict)  # finite numbers; score_received, score_trained, loss, ...
     extra: Mapping[str, Tree] = field(default_factory=dict)
     scaling: float = 1.0
+    adapter_bytes: int | None = None  # true size of a compressed adapter; None: 4 bytes an element
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,11 @@ class State:
 
     trees: Mapping[str, Tree] = field(default_factory=dict)
     values: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def round(self) -> int:
+        """The number of rounds aggregated so far."""
+        return int(str(self.values.get("round", 0)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,4 +122,8 @@ class Strategy:
     router: bool = False  # outputs of the adapters are mixed by a trained softmax(W_r x) instead of summed (FedALT)
     pools_data: bool = False  # one client holds everybody's training data (the bound `centralised`)
     mixed_ranks: bool = True  # clients may differ in rank
+    gates: Mapping[str, float] = field(default_factory=dict)  # as Phase.gates, for the evaluation of a client's full model
+    product: str = ""
+    """What a round is claimed to make of the clients' products: "exact" (sum p_k scaling_k B_k A_k), "best" (its best approximation of the
+    rank that is sent), "inexact", or "" (no claim). The contract matrix holds a strategy to it."""
     exempt: Mapping[str, str] = field(default_factory=dict)  # property of the contract matrix -> why this method's definition exempts it

@@ -1,0 +1,97 @@
+"""From a name and options in a configuration to a strategy."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+from raylora.core.errors import InputError
+from raylora.core.reduce import REDUCTIONS, Reduce
+from raylora.core.types import ClientUpdate, State, Strategy
+
+Factory = Callable[..., Strategy]
+
+
+def create_from(registry: Mapping[str, Factory], name: str, options: Mapping[str, object], context: Mapping[str, object]) -> Strategy:
+    """`strategies.create` over any registry. context: values that a factory gets if it has parameters of these names."""
+    factory = imported(name) if ":" in name else known(registry, name)
+    parameters = inspect.signature(factory).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    public = [key for key in parameters if key not in context]
+    for key in options:
+        if key == "reduce" and "reduce" not in parameters and not takes_any:
+            raise InputError(f"strategy.reduce: {name} {NO_REDUCE.get(name, 'has no reduction to replace')}, found {options[key]}")
+        if key not in parameters and not takes_any:
+            raise InputError(f"strategy.{key}: {name} has no such option{nearest(key, public)}")
+    given = {**{key: value for key, value in context.items() if key in parameters}, **options}
+    if "reduce" in given:
+        given["reduce"] = reduction(given["reduce"])
+    strategy = factory(**given)
+    if not isinstance(strategy, Strategy):
+        raise InputError(f"strategy.name {name}: expected a factory that returns a Strategy, found {type(strategy).__name__}")
+    return skipping_empty_rounds(replace(strategy, name=strategy.name or name))
+
+
+NO_REDUCE = {
+    "local": "aggregates nothing",
+    "centralised": "has one client",
+    "rate_my_lora": "rates the clients itself",
+    "scaffold": "needs the plain mean, for its control variates",
+    "hetlora": "weighs the clients by their norms",
+}
+
+
+def known(registry: Mapping[str, Factory], name: str) -> Factory:
+    """The registered factory. Raises InputError with the nearest name."""
+    if name not in registry:
+        raise InputError(f"strategy.name: unknown strategy {name}{nearest(name, registry)}")
+    return registry[name]
+
+
+def imported(name: str) -> Factory:
+    """The factory of `package.module:factory`. Raises InputError if there is none."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(f"strategy.name {name}: cannot import {module_name} ({error})") from None
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InputError(f"strategy.name {name}: {module_name} has no function {attribute}{nearest(attribute, functions)}")
+    return cast(Factory, factory)
+
+
+def reduction(value: object) -> Reduce:
+    """A reduction from its name, from {name, options}, or as it is. Raises InputError for what is unknown or out of range."""
+    if callable(value):
+        return cast(Reduce, value)
+    options = dict(value) if isinstance(value, Mapping) else {"name": value}
+    name = str(options.pop("name", None))
+    if name not in REDUCTIONS:
+        raise InputError(f"strategy.reduce: unknown reduction {name}{nearest(name, REDUCTIONS)}")
+    try:
+        return REDUCTIONS[name](**options)
+    except TypeError:
+        expected = ", ".join(inspect.signature(REDUCTIONS[name]).parameters) or "no option"
+        raise InputError(f"strategy.reduce {name}: expected {expected}, found {', '.join(map(str, options)) or 'none'}") from None
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The end of a message: the nearest known word, or all of them."""
+    words = sorted(words)
+    close = difflib.get_close_matches(word, words, n=1)
+    return f", did you mean {close[0]}?" if close else f", expected one of {', '.join(words) or 'none'}"
+
+
+def skipping_empty_rounds(strategy: Strategy) -> Strategy:
+    """A round from which no update came back changes nothing but its number."""
+
+    def aggregate(state: State, updates: Sequence[ClientUpdate]) -> State:
+        return strategy.aggregate(state, updates) if updates else replace(state, values={**state.values, "round": state.round + 1})
+
+    return replace(strategy, aggregate=aggregate)
