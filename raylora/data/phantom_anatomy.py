@@ -17,7 +17,7 @@ from raylora.data.phantom_patient import Patient
 
 EQUATOR = 0.74  # height of the widest slice, as a share of the cavity's length
 SYSTOLIC_SHORTENING = 0.24  # of the length, at an ejection fraction of 1
-RV_APEX, RV_HALF_ANGLE = 0.12, 1.22  # share of the length; radians at the base
+RV_APEX, RV_HALF_ANGLE = 0.12, 1.35  # share of the length; radians at the base
 INFARCT_HALF_ANGLE, INFARCT_HEIGHT = 0.75, 0.45  # radians; share of the length
 ANGLES = np.linspace(-np.pi, np.pi, 180, endpoint=False)  # for volumes
 TURN = 1440
@@ -75,7 +75,9 @@ def epicardium_mm(heart: Chambers, theta: Array, w: Array) -> Array:
     septum = np.exp(-((wrapped(theta) / 1.1) ** 4))
     wall = heart.wall_mm * (1 + heart.septal * (2 * septum - 0.7)) * (1 - heart.thinning * infarct)
     cap_mm = 0.7 * heart.wall_mm
-    return (heart.radius_mm + heart.bulge_mm * infarct + wall) * profile((w + cap_mm) / (heart.length_mm + cap_mm)) * _ripple(heart, theta, w)
+    return (
+        (heart.radius_mm + heart.bulge_mm * infarct + wall) * profile((w + cap_mm) / (heart.length_mm + cap_mm)) * _ripple(heart, theta, w)
+    )
 
 
 def rv_depth_mm(heart: Chambers, theta: Array, w: Array) -> Array:
@@ -87,7 +89,9 @@ def rv_depth_mm(heart: Chambers, theta: Array, w: Array) -> Array:
     return heart.rv_depth_mm * rise**0.55 * (1.08 - 0.2 * rise**4) * shape * (1 - 0.22 * across)
 
 
-def _measured_ml(inner: Callable[[Array, Array], Array], outer: Callable[[Array, Array], Array], slices_mm: Array, spacing_mm: float) -> float:
+def _measured_ml(
+    inner: Callable[[Array, Array], Array], outer: Callable[[Array, Array], Array], slices_mm: Array, spacing_mm: float
+) -> float:
     """Volume between two polar surfaces as slices measure it."""
     theta, w = ANGLES[None, :], slices_mm[:, None]
     area_mm2 = 0.5 * (outer(theta, w) ** 2 - inner(theta, w) ** 2).mean(1) * 2 * np.pi
@@ -189,7 +193,9 @@ def surfaces(heart: Chambers, w_mm: float) -> Surfaces:
     if w_mm > heart.length_mm:
         return Surfaces(endocardium=np.zeros(TURN), epicardium=np.zeros(TURN), rv_depth=np.zeros(TURN))
     return Surfaces(
-        endocardium=endocardium_mm(heart, DIRECTIONS, w), epicardium=epicardium_mm(heart, DIRECTIONS, w), rv_depth=rv_depth_mm(heart, DIRECTIONS, w)
+        endocardium=endocardium_mm(heart, DIRECTIONS, w),
+        epicardium=epicardium_mm(heart, DIRECTIONS, w),
+        rv_depth=rv_depth_mm(heart, DIRECTIONS, w),
     )
 
 

@@ -101,7 +101,15 @@ def _place_acdc(assigned: Sequence[Assigned], seed: int) -> list[Placed]:
         split, code = _split(seed, number, 2 / 3, 0.0), f"patient{number + 1:03d}"
         systole = 7 + int(generator(seed, "phantom-frames", number).integers(0, 8))
         placed.append(
-            Placed(code=code, folder=f"database/{split}/{code}", split=split, vendor=vendor, centre=centre, group=group, frames={"ED": 0, "ES": systole})
+            Placed(
+                code=code,
+                folder=f"database/{split}/{code}",
+                split=split,
+                vendor=vendor,
+                centre=centre,
+                group=group,
+                frames={"ED": 0, "ES": systole},
+            )
         )
     return placed
 

@@ -34,25 +34,73 @@ class Typical:
 TYPICAL = MappingProxyType(
     {
         "NOR": Typical(
-            lvedv_index=76, lv_ef_percent=62, wall_mm=9.5, septal=0.08, slenderness=0.29, rvedv_index=80, rv_ef_percent=58, akinesia=0, thinning=0
+            lvedv_index=76,
+            lv_ef_percent=62,
+            wall_mm=9.5,
+            septal=0.08,
+            slenderness=0.29,
+            rvedv_index=80,
+            rv_ef_percent=58,
+            akinesia=0,
+            thinning=0,
         ),
         "DCM": Typical(
-            lvedv_index=142, lv_ef_percent=27, wall_mm=8.6, septal=0.05, slenderness=0.345, rvedv_index=88, rv_ef_percent=46, akinesia=0, thinning=0
+            lvedv_index=142,
+            lv_ef_percent=27,
+            wall_mm=8.6,
+            septal=0.05,
+            slenderness=0.345,
+            rvedv_index=88,
+            rv_ef_percent=46,
+            akinesia=0,
+            thinning=0,
         ),
         "HCM": Typical(
-            lvedv_index=70, lv_ef_percent=67, wall_mm=19.0, septal=0.35, slenderness=0.275, rvedv_index=72, rv_ef_percent=62, akinesia=0, thinning=0
+            lvedv_index=70,
+            lv_ef_percent=67,
+            wall_mm=19.0,
+            septal=0.35,
+            slenderness=0.275,
+            rvedv_index=72,
+            rv_ef_percent=62,
+            akinesia=0,
+            thinning=0,
         ),
         "MINF": Typical(
-            lvedv_index=104, lv_ef_percent=32, wall_mm=9.5, septal=0.08, slenderness=0.31, rvedv_index=78, rv_ef_percent=52, akinesia=0.95, thinning=0.42
+            lvedv_index=104,
+            lv_ef_percent=32,
+            wall_mm=9.5,
+            septal=0.08,
+            slenderness=0.31,
+            rvedv_index=78,
+            rv_ef_percent=52,
+            akinesia=0.95,
+            thinning=0.42,
         ),
         "RV": Typical(
-            lvedv_index=74, lv_ef_percent=58, wall_mm=9.0, septal=0.06, slenderness=0.28, rvedv_index=136, rv_ef_percent=37, akinesia=0, thinning=0
+            lvedv_index=74,
+            lv_ef_percent=58,
+            wall_mm=9.0,
+            septal=0.06,
+            slenderness=0.28,
+            rvedv_index=136,
+            rv_ef_percent=37,
+            akinesia=0,
+            thinning=0,
         ),
     }
 )
 # Spread between patients of one group and severity, in the units of Typical.
 SPREAD = Typical(
-    lvedv_index=9, lv_ef_percent=4.5, wall_mm=1.0, septal=0.04, slenderness=0.015, rvedv_index=10, rv_ef_percent=5, akinesia=0.03, thinning=0.06
+    lvedv_index=9,
+    lv_ef_percent=4.5,
+    wall_mm=1.0,
+    septal=0.04,
+    slenderness=0.015,
+    rvedv_index=10,
+    rv_ef_percent=5,
+    akinesia=0.03,
+    thinning=0.06,
 )
 
 
@@ -100,7 +148,11 @@ def meets_definition(patient: Patient) -> bool:
     """Whether a heart fulfils its group's ACDC definition (a mild one may not)."""
     lvedv_index, rvedv_index = patient.lvedv_ml / patient.bsa_m2, patient.rvedv_ml / patient.bsa_m2
     return {
-        "NOR": patient.lv_ef_percent > 50 and lvedv_index < 100 and patient.wall_mm < 13 and rvedv_index < 105 and patient.rv_ef_percent > 45,
+        "NOR": patient.lv_ef_percent > 50
+        and lvedv_index < 100
+        and patient.wall_mm < 13
+        and rvedv_index < 105
+        and patient.rv_ef_percent > 45,
         "DCM": patient.lv_ef_percent < 40 and lvedv_index > 100,
         "HCM": patient.wall_mm > 15 and patient.lv_ef_percent > 50,
         "MINF": patient.lv_ef_percent < 40 and patient.akinesia > 0.5,

@@ -66,7 +66,12 @@ VENDORS = tuple(LOOKS)
 
 # Array orientation (swap x and y, reverse x, reverse y, reverse z); the reference's is plain.
 ORIENTATIONS = MappingProxyType(
-    {"Siemens": (False, False, False, False), "Philips": (False, False, False, True), "GE": (True, True, False, True), "Canon": (True, False, False, False)}
+    {
+        "Siemens": (False, False, False, False),
+        "Philips": (False, False, False, True),
+        "GE": (True, True, False, True),
+        "Canon": (True, False, False, False),
+    }
 )
 
 # centre -> (vendor, share of all patients, factors on the vendor's look at shift 1). M&Ms has six centres of these vendors.
@@ -116,7 +121,9 @@ def oriented(vendor: str, shift: float) -> tuple[bool, bool, bool, bool]:
     return ORIENTATIONS[vendor] if shift >= 0.5 else (False, False, False, False)
 
 
-def acquire(signal: Array, x_mm: Array, y_mm: Array, scanner: Look, coil_angle: float, band_phase: float, rng: np.random.Generator) -> Array:
+def acquire(
+    signal: Array, x_mm: Array, y_mm: Array, scanner: Look, coil_angle: float, band_phase: float, rng: np.random.Generator
+) -> Array:
     """From tissue signal to the stored integers.
 
     Point spread, receive coils, off-resonance bands, contrast curve, Rician noise, scale.

@@ -59,11 +59,11 @@ def body(rng: np.random.Generator, bmi: float, diastole: Chambers) -> Body:
     fat_mm = float(np.clip(5 + 1.0 * (bmi - 19) + rng.normal(0, 2), 4, 28))
     aorta_mm = (float(0.75 * lateral_mm + 12 + rng.normal(0, 4)), float(lateral_mm + 8 + rng.normal(0, 4)))
     front_skin_mm = front_mm + 5 + CHEST_WALL_MM + 1.2 * fat_mm
-    back_skin_mm = aorta_mm[0] + 30 + 22 + 16 + fat_mm
+    back_skin_mm = aorta_mm[0] + 42 + CHEST_WALL_MM + fat_mm
     return Body(
         fat_mm=fat_mm,
-        centre_mm=((back_skin_mm - front_skin_mm) / 2, float(8 + rng.normal(0, 8))),
-        half_axes_mm=((back_skin_mm + front_skin_mm) / 2, float(172 + rng.normal(0, 8))),
+        centre_mm=((back_skin_mm - front_skin_mm) / 2, float(20 + rng.normal(0, 8))),
+        half_axes_mm=((back_skin_mm + front_skin_mm) / 2, float(185 + rng.normal(0, 8))),
         front_mm=front_mm,
         aorta_mm=aorta_mm,
         diaphragm_mm=float(lateral_mm + 5 + rng.normal(0, 3)),
@@ -104,7 +104,7 @@ def paint_chest_wall(x: Array, y: Array, person: Body, tissue: Tissues, texture:
     u, v = (x - cx) / a, (y - cy) / b
     angle = np.arctan2(v, u)
     depth = (1 - (np.abs(u) ** 2.5 + np.abs(v) ** 2.5) ** 0.4 + 0.015 * np.sin(3 * angle + p[0])) * a  # below the skin
-    fat_mm = person.fat_mm * (1 + 0.3 * np.sin(2 * angle + p[1]) + 0.2 * np.sin(5 * angle + p[2]))
+    fat_mm = person.fat_mm * (1 + 0.3 * np.sin(2 * angle + p[1]) + 0.2 * np.sin(5 * angle + p[2])) + 9 * np.clip(-np.sin(angle), 0, 1) ** 3
     below = depth - fat_mm
     canvas = np.zeros(x.shape, np.float32)
     _over(canvas, depth, softness_mm, tissue["fat"] * (1 + 0.05 * coarse))
@@ -113,38 +113,44 @@ def paint_chest_wall(x: Array, y: Array, person: Body, tissue: Tissues, texture:
     ribs = 4.5 - np.hypot(below - 10, wrapped(9 * angle + p[3]) * np.float32(a / 9))
     _over(canvas, ribs + 1.5, softness_mm, tissue["bone"])
     _over(canvas, ribs - 0.5, softness_mm, 0.55 * tissue["fat"])
-    inner = below - CHEST_WALL_MM
-    _over(canvas, inner, softness_mm, 0.7 * tissue["fat"])
+    inner = below - CHEST_WALL_MM - 14 * np.clip(-v - 0.25, 0, 1)  # the shoulder
+    _over(canvas, inner, softness_mm, 0.6 * tissue["fat"])
     _over(canvas, inner - 1.5, softness_mm, tissue["lung"] * (1 + 0.3 * coarse))
     return canvas, inner
 
 
-def paint_organs(canvas: Array, inner: Array, x: Array, y: Array, height: float, person: Body, tissue: Tissues, texture: Grain, softness_mm: float) -> Array:
+def paint_organs(
+    canvas: Array, inner: Array, x: Array, y: Array, height: float, person: Body, tissue: Tissues, texture: Grain, softness_mm: float
+) -> Array:
     """A copy of the canvas with everything inside the chest but the heart, at a height given as a share of the ventricle's length."""
     out = canvas.copy()
     fine, coarse, p = texture.fine, texture.coarse, person.phases
-    _over(out, np.minimum((fine - 1.8) * 2.0 - 0.02 * np.abs(np.hypot(x, y) - 75), inner - 12), softness_mm, 0.6 * tissue["blood"])  # lung vessels
-    pad = np.minimum(_ellipse(x, y, (-person.front_mm + 2, 14.0), (14.0, 42.0), 0.2) + 3 * coarse, inner)
+    _over(
+        out, np.minimum((fine - 1.8) * 2.0 - 0.02 * np.abs(np.hypot(x, y) - 75), inner - 12), softness_mm, 0.6 * tissue["blood"]
+    )  # lung vessels
+    pad = np.minimum(_ellipse(x, y, (-0.7 * person.front_mm, 16.0), (0.5 * person.front_mm, 42.0), 0.25) + 4 * coarse, inner)
     _over(out, pad, softness_mm, tissue["fat"] * (0.75 + 0.1 * coarse))
     # Abdomen under the diaphragm's dome; nearer to the apex the slice cuts more of it.
     dome = person.diaphragm_mm + 16 * float(np.clip(height - 0.35, -0.5, 1.2)) + 0.0022 * (x + 5) ** 2 + 3 * np.sin(x / 28 + p[4])
     abdomen = np.minimum(y - dome, inner)
-    _over(out, abdomen, softness_mm, tissue["fat"] * (0.75 + 0.1 * coarse))
-    edge = person.liver_edge_mm + 25 * np.sin(y / 45 + p[5]) - 18 * (1 - height)
-    liver = np.minimum(abdomen - 2, edge - x)
+    _over(out, abdomen, softness_mm, tissue["fat"] * (0.8 + 0.1 * coarse))
+    _over(
+        out, np.minimum((coarse + 0.35) * 9, abdomen - 16), softness_mm, tissue["muscle"] * (1.3 + 0.25 * fine)
+    )  # bowel, kidney, pancreas
+    middle = person.liver_edge_mm
+    edge = middle + 22 * np.sin(y / 45 + p[5]) - 12 * (1 - height)
+    liver = np.minimum(np.minimum(abdomen - 2, edge - x), 105 + 40 * height + 0.5 * x - (y - dome))
+    _over(out, liver + 1.5, softness_mm, 0.9 * tissue["fat"])
     _over(out, liver, softness_mm, tissue["liver"] * (1 + 0.05 * coarse + 0.04 * fine))
     _over(out, np.minimum((fine - 1.95) * 3, liver - 5), softness_mm, 0.85 * tissue["blood"])
-    _over(out, np.minimum((coarse - 0.55) * 12, np.minimum(abdomen - 30, -liver)), softness_mm, 1.2 * tissue["muscle"])  # bowel
-    stomach = np.minimum(_ellipse(x, y, (person.liver_edge_mm + 40, person.diaphragm_mm + 30), (30.0, 19.0), 0.5), abdomen - 1)
-    _over(out, stomach, softness_mm, 1.1 * tissue["muscle"])
-    _over(out, stomach - 4, softness_mm, tissue["muscle"] * (0.75 + 0.5 * np.clip(coarse, -1, 1)))
-    spleen = np.minimum(_ellipse(x, y, (90.0, person.diaphragm_mm + 62 + 15 * height), (24.0, 40.0), -0.35), abdomen - 2)
+    stomach = np.minimum(_ellipse(x, y, (middle + 34, person.diaphragm_mm + 26), (30.0, 20.0), 0.4) + 2 * coarse, abdomen - 1.5)
+    _over(out, stomach, softness_mm, 1.3 * tissue["muscle"])
+    _over(out, stomach - 5, softness_mm, tissue["muscle"] * (1.0 + 0.9 * np.clip(coarse, -0.9, 2)))
+    spleen = np.minimum(
+        _ellipse(x, y, (middle + 72, person.diaphragm_mm + 48 + 12 * height), (20.0, 38.0), -0.45) + 1.5 * coarse, abdomen - 1.5
+    )
     _over(out, spleen, softness_mm, tissue["spleen"] * (1 + 0.06 * fine))
-    # Spine and descending aorta at the back.
     ax, ay = person.aorta_mm[0], person.aorta_mm[1] + 12 * (height - 0.5)
-    spine = np.minimum(_ellipse(x, y, (person.aorta_mm[0] + 34, person.aorta_mm[1] + 8), (22.0, 28.0)), inner + 8)
-    _over(out, spine + 6, softness_mm, tissue["muscle"] * (1 + 0.2 * fine))
-    _over(out, spine, softness_mm, 0.45 * tissue["fat"] * (1 + 0.12 * fine))
     aorta = _ellipse(x, y, (ax, ay), (10.5, 10.5))
     for margin_mm, signal in ((3.0, 0.7 * tissue["fat"]), (1.2, tissue["myocardium"]), (0.0, 0.95 * tissue["blood"])):
         _over(out, aorta + margin_mm, softness_mm, signal)
@@ -152,7 +158,16 @@ def paint_organs(canvas: Array, inner: Array, x: Array, y: Array, height: float,
 
 
 def paint_heart(
-    canvas: Array, x: Array, y: Array, w_mm: float, septum: float, heart: Chambers, person: Body, tissue: Tissues, texture: Grain, softness_mm: float
+    canvas: Array,
+    x: Array,
+    y: Array,
+    w_mm: float,
+    septum: float,
+    heart: Chambers,
+    person: Body,
+    tissue: Tissues,
+    texture: Grain,
+    softness_mm: float,
 ) -> Array:
     """A copy of ``canvas`` with the heart at height ``w_mm``. Args: x, y (n, m) mm from the axis; septum: its direction, radians."""
     out = canvas.copy()
@@ -176,7 +191,9 @@ def paint_heart(
     blood = tissue["blood"] * (1 + 0.035 * fine + 0.06 * coarse)
     _over(out, within(outer), softness_mm, myocardium)
     # Trabeculae are in the picture only: labels follow the smooth wall behind them.
-    ridges = np.clip(np.cos(9 * theta + p[9] + 0.25 * w_mm) + np.cos(14 * theta + p[10] - 0.2 * w_mm), 0, 2) * (0.5 + 1.0 * max(1 - height, 0))
+    ridges = np.clip(np.cos(9 * theta + p[9] + 0.25 * w_mm) + np.cos(14 * theta + p[10] - 0.2 * w_mm), 0, 2) * (
+        0.5 + 1.0 * max(1 - height, 0)
+    )
     rv_blood = within(np.where(rv_present, slice_.epicardium + slice_.rv_depth - 1.4 * ridges * np.clip(slice_.rv_depth / 8, 0, 1), 0))
     strand = np.minimum(0.9 - 6 * np.abs(fine + 0.3), within(slice_.epicardium + slice_.rv_depth) + 2)
     strand = np.minimum(strand, 0.4 * slice_.rv_depth.astype(np.float32)[direction] - within(slice_.epicardium + slice_.rv_depth))
@@ -195,7 +212,16 @@ def paint_heart(
 
 
 def _paint_great_vessels(
-    out: Array, x: Array, y: Array, above_mm: float, septum: float, heart: Chambers, person: Body, tissue: Tissues, texture: Grain, softness_mm: float
+    out: Array,
+    x: Array,
+    y: Array,
+    above_mm: float,
+    septum: float,
+    heart: Chambers,
+    person: Body,
+    tissue: Tissues,
+    texture: Grain,
+    softness_mm: float,
 ) -> Array:
     """Atria, aortic root and outflow tract above the mitral plane; the atria fill while the ventricles empty."""
     shrink = float(np.sqrt(np.clip(1 - (above_mm / ATRIA_MM) ** 2, 0, 1)))
@@ -209,11 +235,13 @@ def _paint_great_vessels(
         return distance_mm * scale * float(np.cos(septum + angle)), distance_mm * scale * float(np.sin(septum + angle))
 
     parts = (  # right and left atrium, outflow tract, aortic root
-        (at(-0.5, 47), (22 * filling * scale, 27 * filling * scale)),
-        (at(-2.4, 11), (27 * filling * scale, 21 * filling * scale)),
-        (at(0.95, 42), (14.0 * scale, 18.0 * scale)),
-        (at(0.4, 19), (15.0 * scale, 15.0 * scale)),
+        (at(-0.5, 42), (25 * filling * scale, 29 * filling * scale)),
+        (at(-2.4, 11), (31 * filling * scale, 24 * filling * scale)),
+        (at(0.9, 37), (17.0 * scale, 21.0 * scale)),
+        (at(0.3, 16), (17.0 * scale, 17.0 * scale)),
     )
+    hull = _ellipse(x, y, at(0.15, 24), (44 * shrink * scale, 52 * shrink * scale), septum)
+    _over(out, hull + 2 * texture.coarse, softness_mm, tissue["fat"] * (0.75 + 0.08 * texture.coarse))
     shapes = [_ellipse(x, y, centre, half_axes, septum) for centre, half_axes in parts]
     for shape in shapes:
         _over(out, shape + 3 + person.pericardial_fat_mm, softness_mm, tissue["fat"] * (0.8 + 0.08 * texture.coarse))

@@ -58,7 +58,9 @@ def _pick(shares: Mapping[str, float], quantile: float) -> str:
     return list(shares)[int(np.searchsorted(cumulative / cumulative[-1], quantile, side="right").clip(0, len(shares) - 1))]
 
 
-def study(seed: int, number: int, *, vendor: str | None = None, group: str | None = None, shift: float = 1.0, vendors: Sequence[str] | None = None) -> PhantomStudy:
+def study(
+    seed: int, number: int, *, vendor: str | None = None, group: str | None = None, shift: float = 1.0, vendors: Sequence[str] | None = None
+) -> PhantomStudy:
     """Patient ``number`` of the population ``seed``, examined.
 
     Args:
@@ -85,10 +87,10 @@ def _examine(person: Patient, number: int, vendor: str, centre: str, shift: floa
     orientation = oriented(vendor, shift)
     slices_mm = _slices(anatomy.length_mm(person), scanner, rng)
     hearts = dict(zip(("ED", "ES"), anatomy.beat(person, slices_mm, scanner.slice_mm, rng), strict=True))
-    size = int(round(scanner.field_mm / scanner.pixel_mm / 8)) * 8
+    size = round(scanner.field_mm / scanner.pixel_mm / 8) * 8
     x_mm, y_mm = _grid(size, scanner.pixel_mm)
     signal, labels = _draw(person, hearts, slices_mm, scanner, x_mm, y_mm, rng)
-    coil_angle, band_phase = float(np.pi + rng.normal(0, 0.3) - np.deg2rad(scanner.turn_deg)), float(rng.uniform(0, 2 * np.pi))
+    coil_angle, band_phase = float(np.pi + rng.normal(0, 0.3) + np.deg2rad(scanner.turn_deg)), float(rng.uniform(0, 2 * np.pi))
     images = {f: acquire(s, x_mm, y_mm, scanner, coil_angle, band_phase, rng) for f, s in signal.items()}
     spacing_mm = (scanner.pixel_mm, scanner.pixel_mm, scanner.slice_mm)
     affine = _affine(spacing_mm, images["ED"].shape, rng)
@@ -126,7 +128,13 @@ def _grid(size: int, pixel_mm: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw(
-    person: Patient, hearts: Mapping[str, anatomy.Chambers], slices_mm: np.ndarray, scanner: Look, x_mm: np.ndarray, y_mm: np.ndarray, rng: np.random.Generator
+    person: Patient,
+    hearts: Mapping[str, anatomy.Chambers],
+    slices_mm: np.ndarray,
+    scanner: Look,
+    x_mm: np.ndarray,
+    y_mm: np.ndarray,
+    rng: np.random.Generator,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Signal (blood = 1, float32) and labels (uint8) of both frames, each (x, y, z)."""
     body = scene.body(rng, person.weight_kg / (person.height_cm / 100) ** 2, hearts["ED"])
