@@ -71,7 +71,8 @@ def write_cohort(
                     _tell(progress, len(done), patients)
         plan.index(out, done)
     except BaseException:
-        shutil.rmtree(out, ignore_errors=True)  # it was empty or absent before
+        for left in out.iterdir():  # the folder was empty or absent before
+            shutil.rmtree(left, ignore_errors=True)
         raise
     return done
 

@@ -136,7 +136,10 @@ def length_mm(patient: Patient) -> float:
 
 
 def beat(patient: Patient, slices_mm: Array, spacing_mm: float, rng: np.random.Generator) -> tuple[Chambers, Chambers]:
-    """The heart at ED and at ES on these slices: volumes as the patient's, the wall's volume kept, the mitral plane nearer to the apex at ES."""
+    """The heart at ED and at ES on these slices.
+
+    The volumes are the patient's, the wall's volume is kept, and the mitral plane is nearer to the apex at ES.
+    """
     ripple = np.stack([rng.normal(0, 1, 4) * (0.022, 0.014, 0.008, 0.006), rng.uniform(-np.pi, np.pi, 4), rng.normal(0, 0.01, 4)])
     septum_share = 1 + 1.3 * patient.septal  # the stated wall is the thickest segment, the septum's
     diastole = Chambers(

@@ -1,4 +1,4 @@
-"""Phantom studies as files in the folder layouts of ACDC, M&Ms and M&Ms-2: names, sidecars, label values, splits, and each set's words for the groups.
+"""Phantom studies as files in the folder layouts of ACDC, M&Ms and M&Ms-2: names, sidecars, label values, splits, words for the groups.
 
 | phantom | ACDC | M&Ms | M&Ms-2 | |
 |---|---|---|---|---|
@@ -186,10 +186,10 @@ def _write_mnms(root: Path, place: Placed, made: PhantomStudy) -> Placed:
 
 
 def _index_mnms(root: Path, placed: Sequence[Placed]) -> None:
-    rows = [
-        (i, p.code, p.vendor, MNMS_LETTERS[p.vendor], p.centre, p.frames["ED"], p.frames["ES"], p.row["Age"], p.group, p.row["Sex"], p.row["Height"], p.row["Weight"])
-        for i, p in enumerate(placed)
-    ]  # fmt: skip
+    rows = []
+    for i, p in enumerate(placed):
+        scan = (p.vendor, MNMS_LETTERS[p.vendor], p.centre, p.frames["ED"], p.frames["ES"])
+        rows.append((i, p.code, *scan, p.row["Age"], p.group, p.row["Sex"], p.row["Height"], p.row["Weight"]))
     _write_rows(root / "OpenDataset" / MNMS_CSV, MNMS_HEADER, rows)
 
 

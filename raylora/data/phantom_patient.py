@@ -46,7 +46,7 @@ TYPICAL = MappingProxyType(
         ),
         "DCM": Typical(
             lvedv_index=142,
-            lv_ef_percent=27,
+            lv_ef_percent=25,
             wall_mm=8.6,
             septal=0.05,
             slenderness=0.345,
@@ -68,7 +68,7 @@ TYPICAL = MappingProxyType(
         ),
         "MINF": Typical(
             lvedv_index=104,
-            lv_ef_percent=32,
+            lv_ef_percent=28,
             wall_mm=9.5,
             septal=0.08,
             slenderness=0.31,
@@ -83,8 +83,8 @@ TYPICAL = MappingProxyType(
             wall_mm=9.0,
             septal=0.06,
             slenderness=0.28,
-            rvedv_index=136,
-            rv_ef_percent=37,
+            rvedv_index=138,
+            rv_ef_percent=35,
             akinesia=0,
             thinning=0,
         ),
@@ -92,13 +92,13 @@ TYPICAL = MappingProxyType(
 )
 # Spread between patients of one group and severity, in the units of Typical.
 SPREAD = Typical(
-    lvedv_index=9,
-    lv_ef_percent=4.5,
-    wall_mm=1.0,
+    lvedv_index=13,
+    lv_ef_percent=6,
+    wall_mm=1.5,
     septal=0.04,
-    slenderness=0.015,
-    rvedv_index=10,
-    rv_ef_percent=5,
+    slenderness=0.018,
+    rvedv_index=14,
+    rv_ef_percent=6.5,
     akinesia=0.03,
     thinning=0.06,
 )
@@ -170,7 +170,7 @@ def patient(seed: int, number: int, group: str) -> Patient:
     height_cm = float(np.clip(rng.normal(177 if male else 164, 7), 145, 200))
     bmi = float(np.clip(rng.normal(26, 3.8), 18, 40))
     weight_kg = bmi * (height_cm / 100) ** 2
-    severity = 0.0 if group == "NOR" else float(np.clip(rng.normal(1.0, 0.22), 0.4, 1.5))
+    severity = 0.0 if group == "NOR" else float(np.clip(rng.normal(0.95, 0.28), 0.3, 1.5))
     normal, typical = TYPICAL["NOR"], TYPICAL[group]
 
     def draw(name: str) -> float:

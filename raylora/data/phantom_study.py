@@ -1,4 +1,4 @@
-"""One synthetic examination: a patient (phantom_patient), their heart (phantom_anatomy) and thorax (phantom_scene), a scanner (phantom_scanner)."""
+"""One synthetic examination: a patient, their heart (phantom_anatomy) in their thorax (phantom_scene), seen by a scanner."""
 
 from __future__ import annotations
 
