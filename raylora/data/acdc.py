@@ -81,4 +81,5 @@ def _study(root: Path, folder: Path, split: str) -> Study:
         labelled=labelled,
         labels=dict(labels),
         frames=frames,
+        root=root,
     )

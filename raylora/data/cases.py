@@ -49,6 +49,7 @@ class Study:
     labelled: bool
     labels: Mapping[int, int]  # the files' label values -> the convention above
     frames: Mapping[str, FrameFile]  # "ED" and "ES"
+    root: Path  # the folder that was scanned: no file of the study lies outside
 
     @property
     def files(self) -> tuple[Path, ...]:

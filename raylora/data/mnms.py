@@ -89,4 +89,5 @@ def _study(root: Path, folder: Path, split: str, labelled: bool, row: Mapping[st
         labelled=labelled,
         labels=dict(labels),
         frames={name: FrameFile(image=image, label=label, index=number) for name, number in numbers.items()},
+        root=root,
     )

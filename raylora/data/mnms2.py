@@ -83,4 +83,5 @@ def _study(root: Path, folder: Path, row: Mapping[str, str], table: Path) -> Stu
         labelled=labelled,
         labels=dict(labels),
         frames=frames,
+        root=root,
     )

@@ -1,0 +1,189 @@
+"""The manifest of a prepared folder: what every study is, where it came from and what was done to it. JSON, written last."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from raylora.core.errors import InputError
+from raylora.data.grid import Geometry
+
+SCHEMA = "raylora-prepared-1"
+NAME = "manifest.json"
+CROPS: Mapping[str, str] = MappingProxyType({
+    "centre": "the image's centre",
+    "motion": "what moves between ED and ES",
+    "label": "the ED label's left ventricle (oracle crop; unlabelled studies: the image's centre)",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """What is done to every study."""
+
+    spacing_mm: tuple[float, float, float] = (1.5, 1.5, 10.0)
+    size: tuple[int, int, int | None] = (128, 128, 16)  # x, y: the crop; z: what arrays are padded to when they are opened; None: as it is
+    crop: str = "centre"  # around: the image's centre; what moves between ED and ES (motion); the ED label's LV (label: CineMA's oracle)
+    clip_percent: tuple[float, float] = (0.95, 99.5)  # of the crop; then scaled to 0-1
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise InputError(f"crop: expected one of {', '.join(CROPS)}, found {self.crop!r}")
+        if not all(0 < s < 1000 for s in self.spacing_mm) or not all(n is None or 0 < n <= 1024 for n in self.size):
+            raise InputError(f"spacing_mm and size: expected positive numbers, found {self.spacing_mm} and {self.size}")
+        if not 0 <= self.clip_percent[0] < self.clip_percent[1] <= 100:
+            raise InputError(f"clip_percent: expected 0 <= low < high <= 100, found {self.clip_percent}")
+
+    def shard_options(self) -> dict[str, object]:
+        """What a stored array depends on: everything but the padding in z."""
+        return dataclasses.asdict(self) | {"size": self.size[:2]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file that a study was read from."""
+
+    path: str  # relative to the root it was scanned under
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One prepared study."""
+
+    id: str
+    dataset: str
+    split: str  # the data set's own: training | validation | testing
+    vendor: str
+    centre: str
+    scanner: str
+    group: str
+    labelled: bool
+    ed: int | None  # zero-based time index, None where a frame is a file of its own
+    es: int | None
+    crop: str  # centre | motion | oracle
+    cut_voxels: int  # labelled voxels (native, ED and ES) that the crop leaves out
+    fingerprint: str  # of the ED image, to find the same study in another set (see duplicates)
+    geometry: Geometry
+    sources: tuple[Source, ...]
+    key: str  # hash of the options and the file layout that the shard depends on
+    shard_bytes: int
+    shard_sha256: str
+
+    @property
+    def source_sha256(self) -> str:
+        """One hash over the study's files."""
+        return sha256_of(sorted(source.sha256 for source in self.sources))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A prepared folder."""
+
+    options: PrepareOptions
+    rows: tuple[Row, ...]  # sorted by id
+    skipped: tuple[tuple[str, str], ...] = ()  # (id, reason)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return tuple(sorted({row.dataset for row in self.rows}))
+
+    @property
+    def data_sha256(self) -> str:
+        """What the arrays follow from: ids, file contents and options. The same on every machine."""
+        studies = [(r.dataset, r.id, r.split, r.vendor, r.centre, r.group, r.source_sha256) for r in self.rows]
+        return sha256_of([SCHEMA, dataclasses.asdict(self.options), studies])
+
+    def row(self, id: str) -> Row:
+        for row in self.rows:
+            if row.id == id:
+                return row
+        raise InputError(f"no study {id!r} among the {len(self.rows)} prepared ones")
+
+
+def sha256_of(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def done_to(options: PrepareOptions) -> list[str]:
+    """What was done, in words that a methods section can take over."""
+    (x, y, z), (low, high) = options.size, options.clip_percent
+    return [
+        f"resampled to {' x '.join(f'{s:g}' for s in options.spacing_mm)} mm, images linearly, labels to the nearest voxel",
+        f"cropped to {x} x {y} around {CROPS[options.crop]}, padded with zeros where the image is smaller",
+        f"each frame clipped to its crop's percentiles {low:g} and {high:g} and scaled to 0-1",
+        "z as it is" if z is None else f"z padded with zeros at the end to {z} slices, or its middle taken",
+        "voxel axes as in the files; labels: background 0, RV 1, MYO 2, LV 3",
+    ]
+
+
+def to_json(manifest: Manifest) -> str:
+    head = {"schema": SCHEMA, "data_sha256": manifest.data_sha256, "done": done_to(manifest.options)}
+    return json.dumps(head | dataclasses.asdict(manifest), indent=1, allow_nan=False) + "\n"
+
+
+def from_json(text: str, source: Path) -> Manifest:
+    """Raises InputError for anything that is not a manifest of this version."""
+    try:
+        found = json.loads(text)
+        if found["schema"] != SCHEMA:
+            raise InputError(f"{source}: schema {found['schema']!r}, expected {SCHEMA!r}: prepare again")
+        manifest = Manifest(
+            options=PrepareOptions(**_tuples(found["options"])),
+            rows=tuple(row_from(row) for row in found["rows"]),
+            skipped=tuple((id, reason) for id, reason in found["skipped"]),
+        )
+        if manifest.data_sha256 != found["data_sha256"]:
+            raise InputError(f"{source}: its contents do not match its data_sha256: prepare again")
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{source}: not a manifest: {type(error).__name__}: {error}") from None
+
+
+def row_from(value: dict) -> Row:
+    """A row out of JSON."""
+    geometry = Geometry(**_tuples(value["geometry"]))
+    sources = tuple(Source(**source) for source in value["sources"])
+    return Row(**{**value, "geometry": geometry, "sources": sources})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises InputError, also for a folder whose preparation did not end."""
+    path = folder / NAME
+    try:
+        return from_json(path.read_text("utf-8"), path)
+    except FileNotFoundError:
+        state = "its preparation was interrupted: prepare again, it goes on" if (folder / "studies").is_dir() else "not a prepared folder"
+        raise InputError(f"{folder}: no {NAME}: {state}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """The file is there whole or not at all, whenever the power goes."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _tuples(value):
+    """JSON's lists as the tuples they were."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    return {name: _tuples(item) for name, item in value.items()} if isinstance(value, dict) else value
