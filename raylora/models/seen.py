@@ -1,0 +1,44 @@
+"""What data a set of base weights has already seen: such cases must not be scored as if they were new."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from raylora.core.errors import InputError
+from raylora.models.weights import read_header
+
+_PUBLISHED = re.compile(r"(?P<data>[a-z0-9]+)_(?:sax|lax_\w+)_\d+\.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """`splits`: pairs (data set, split), "*" for every split; `cases`: hashes of single cases."""
+
+    splits: frozenset[tuple[str, str]] = frozenset()
+    cases: frozenset[str] = frozenset()
+
+    def covers(self, dataset: str, split: str, case_hash: str = "") -> bool:
+        """Whether a case of this data set and official split, or with this hash, was seen."""
+        return bool({(dataset, split), (dataset, "*")} & self.splits) or case_hash in self.cases
+
+    def metadata(self) -> dict[str, str]:
+        """For the header of a safetensors file."""
+        return {"seen": json.dumps({"splits": sorted(self.splits), "cases": sorted(self.cases)})}
+
+
+def read_seen(path: str | Path) -> Seen:
+    """What the weights in a safetensors file have seen: its header says it, or its published name does.
+
+    A published fine-tuned CineMA file counts as having seen its whole set. A file that says nothing has seen nothing we know of.
+    Raises InputError for a file that is no safetensors file, or a header that is not ours.
+    """
+    header = read_header(path).get("seen")
+    if header is not None:
+        try:
+            value = json.loads(header)
+            return Seen(splits=frozenset((str(a), str(b)) for a, b in value["splits"]), cases=frozenset(map(str, value["cases"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: its header's entry 'seen' is not an object of splits and cases ({error!r})") from None
+    published = _PUBLISHED.fullmatch(Path(path).name)
+    return Seen(splits=frozenset({(published["data"], "*")})) if published else Seen()
