@@ -251,7 +251,7 @@ def test_bfloat16_stays_near_float32(build):
     pure = model.to(torch.bfloat16)(image.to(torch.bfloat16))
     assert pure.dtype == torch.bfloat16
     for result in (mixed, pure):
-        assert (result.float() - exact).square().mean().sqrt() < 0.03 * exact.std()
+        assert (result.float() - exact).norm() < 0.05 * exact.norm()  # bf16 keeps 8 bits: 0.4 % a rounding
 
 
 @pytest.mark.parametrize(
