@@ -9,7 +9,7 @@ of area times distance, so the radius of each chamber is solved on the slices th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ SYSTOLIC_SHORTENING = 0.24  # of the length, at an ejection fraction of 1
 RV_APEX, RV_HALF_ANGLE = 0.12, 1.35  # share of the length; radians at the base
 INFARCT_HALF_ANGLE, INFARCT_HEIGHT = 0.75, 0.45  # radians; share of the length
 ANGLES = np.linspace(-np.pi, np.pi, 180, endpoint=False)  # for volumes
-TURN = 1440
+TURN = 720
 DIRECTIONS = (np.arange(TURN) + 0.5) * (2 * np.pi / TURN) - np.pi  # for pictures
 
 Array = np.ndarray
@@ -123,7 +123,7 @@ def _below(heart: Chambers, slices_mm: Array) -> Array:
 
 def solve(volume_of: Callable[[float], float], volume_ml: float, low: float, high: float) -> float:
     """The argument at which an increasing volume is reached (bisection)."""
-    for _ in range(40):
+    for _ in range(28):
         middle = (low + high) / 2
         low, high = (middle, high) if volume_of(middle) < volume_ml else (low, middle)
     return (low + high) / 2
@@ -154,7 +154,7 @@ def beat(patient: Patient, slices_mm: Array, spacing_mm: float, rng: np.random.G
         ripple=ripple,
     )
     diastole = _filled(diastole, patient.lvedv_ml, patient.rvedv_ml, slices_mm, spacing_mm)
-    systole = _with(diastole, length_mm=diastole.length_mm * (1 - SYSTOLIC_SHORTENING * patient.lv_ef_percent / 100))
+    systole = replace(diastole, length_mm=diastole.length_mm * (1 - SYSTOLIC_SHORTENING * patient.lv_ef_percent / 100))
     stays_mm = solve(  # the bulge depends on the radius, which depends on the bulge: solved together
         lambda radius: lv_ml(_contracted(systole, diastole, radius, patient.akinesia), slices_mm, spacing_mm), patient.lvesv_ml, 0.0, 80.0
     )
@@ -163,22 +163,18 @@ def beat(patient: Patient, slices_mm: Array, spacing_mm: float, rng: np.random.G
     wall_mm = np.sqrt(systole.radius_mm**2 + wall_area * diastole.length_mm / systole.length_mm) - systole.radius_mm
     # An akinetic segment does not thicken: its wall at ES is its wall at ED.
     thinning = 1 - (1 - diastole.thinning) * diastole.wall_mm / wall_mm if patient.akinesia else 0.0
-    systole = _with(systole, wall_mm=float(wall_mm), thinning=float(thinning))
+    systole = replace(systole, wall_mm=float(wall_mm), thinning=float(thinning))
     return diastole, _filled(systole, None, patient.rvesv_ml, slices_mm, spacing_mm)
 
 
 def _contracted(systole: Chambers, diastole: Chambers, radius_mm: float, akinesia: float) -> Chambers:
-    return _with(systole, radius_mm=radius_mm, bulge_mm=akinesia * max(diastole.radius_mm - radius_mm, 0.0))
+    return replace(systole, radius_mm=radius_mm, bulge_mm=akinesia * max(diastole.radius_mm - radius_mm, 0.0))
 
 
 def _filled(heart: Chambers, lv: float | None, rv: float, slices_mm: Array, spacing_mm: float) -> Chambers:
     if lv is not None:
-        heart = _with(heart, radius_mm=solve(lambda r: lv_ml(_with(heart, radius_mm=r), slices_mm, spacing_mm), lv, 0.0, 80.0))
-    return _with(heart, rv_depth_mm=solve(lambda d: rv_ml(_with(heart, rv_depth_mm=d), slices_mm, spacing_mm), rv, 0.0, 120.0))
-
-
-def _with(heart: Chambers, **changes: float) -> Chambers:
-    return Chambers(**{**heart.__dict__, **changes})
+        heart = replace(heart, radius_mm=solve(lambda r: lv_ml(replace(heart, radius_mm=r), slices_mm, spacing_mm), lv, 0.0, 80.0))
+    return replace(heart, rv_depth_mm=solve(lambda d: rv_ml(replace(heart, rv_depth_mm=d), slices_mm, spacing_mm), rv, 0.0, 120.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +199,8 @@ def surfaces(heart: Chambers, w_mm: float) -> Surfaces:
 
 
 def direction_index(theta: Array) -> Array:
-    """Which of the TURN directions an angle is."""
-    return ((theta + np.pi) * (TURN / (2 * np.pi))).astype(np.int32) % TURN
+    """Which of the TURN directions an angle between -5 pi and 5 pi is."""
+    return ((theta + np.float32(5 * np.pi)) * np.float32(TURN / (2 * np.pi))).astype(np.int32) % TURN
 
 
 def label_slice(slice_: Surfaces, direction: Array, r_mm: Array) -> Array:

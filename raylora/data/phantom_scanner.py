@@ -139,7 +139,7 @@ def acquire(
     across = (y_mm * np.cos(coil_angle) - x_mm * np.sin(coil_angle)) / 100
     coils = np.exp(np.clip(scanner.coil * (along - 0.25 * across**2), -2, 1.2))
     bands = 1 - scanner.banding * (1 + np.cos(2 * np.pi * (across * 1.1 + 0.6 * along**2) + band_phase))
-    clean = np.clip(blurred * (coils * bands)[:, :, None], 0, None) ** scanner.gamma
+    clean = np.clip(blurred * (coils * bands).astype(np.float32)[:, :, None], 0, None) ** np.float32(scanner.gamma)
     real, imaginary = np.float32(scanner.noise) * rng.standard_normal((2, *clean.shape), dtype=np.float32)
     noisy = np.hypot(clean + real, imaginary)
     return np.clip(np.rint(noisy * scanner.full_scale * 0.5), 0, 32767).astype(np.int16)

@@ -11,9 +11,11 @@ import numpy as np
 from raylora.core.errors import InputError
 from raylora.core.seeds import generator
 from raylora.data import phantom_anatomy as anatomy
-from raylora.data import phantom_scene as scene
+from raylora.data.phantom_heart import heart_reach_mm, paint_heart
+from raylora.data.phantom_paint import Palette, plane
 from raylora.data.phantom_patient import GROUPS, Patient, patient
 from raylora.data.phantom_scanner import CENTRES, MIX, VENDORS, Look, acquire, look, oriented, varied
+from raylora.data.phantom_thorax import body, paint_chest_wall, paint_organs
 
 RESOLUTION = (0.7548776662466927, 0.5698402909980532)  # the R2 sequence (Roberts 2018): even shares in every prefix of the numbers
 SUBPLANES = (-1 / 3, 0.0, 1 / 3)  # of a slice's thickness: partial volume along z
@@ -137,33 +139,37 @@ def _draw(
     rng: np.random.Generator,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Signal (blood = 1, float32) and labels (uint8) of both frames, each (x, y, z)."""
-    body = scene.body(rng, person.weight_kg / (person.height_cm / 100) ** 2, hearts["ED"])
-    texture = scene.grain(rng, len(x_mm), scanner.pixel_mm)
+    thorax = body(rng, person.weight_kg / (person.height_cm / 100) ** 2, hearts["ED"])
     septum = SEPTUM + float(np.clip(rng.normal(0, 0.16), -0.35, 0.35))
-    off_centre_mm = np.clip(rng.normal(0, 8, 2), -OFF_CENTRE_MM, OFF_CENTRE_MM) - (0.25 * body.front_mm, 0)  # the middle of both ventricles
-    breath_mm = np.clip(rng.normal(0, scanner.breath_mm, (len(slices_mm), 2)), -6, 6).astype(np.float32)
-    tissue = MappingProxyType({"blood": 1.0} | {name: getattr(scanner, name) for name in TISSUES})
-    turn, soft = np.deg2rad(scanner.turn_deg), scanner.pixel_mm
+    off_centre_mm = np.clip(rng.normal(0, 8, 2), -OFF_CENTRE_MM, OFF_CENTRE_MM) - (
+        0.25 * thorax.front_mm,
+        0,
+    )  # the middle of both ventricles
+    breaths_mm = np.clip(rng.normal(0, scanner.breath_mm, (len(slices_mm), 2)), -6, 6).tolist()
+    turn = np.deg2rad(scanner.turn_deg)
     x = (x_mm * np.cos(turn) + y_mm * np.sin(turn) + off_centre_mm[0]).astype(np.float32)
     y = (y_mm * np.cos(turn) - x_mm * np.sin(turn) + off_centre_mm[1]).astype(np.float32)
+    picture = plane(x, y, scanner.pixel_mm, rng)
+    paint = Palette(
+        signal=MappingProxyType({"blood": 1.0} | {name: getattr(scanner, name) for name in TISSUES}), softness_mm=scanner.pixel_mm
+    )
 
     shape = (*x.shape, len(slices_mm))
     signal = {frame: np.zeros(shape, np.float32) for frame in hearts}
     labels = {frame: np.zeros(shape, np.uint8) for frame in hearts}
-    box = _box(np.hypot(x, y) < max(scene.heart_reach_mm(h) for h in hearts.values()) + 6)
-    wall, inner = scene.paint_chest_wall(x, y, body, tissue, texture, soft)
+    box = _box(np.hypot(x, y) < max(heart_reach_mm(h) for h in hearts.values()) + 6)
+    wall, inner = paint_chest_wall(picture, thorax, paint)
     for k, w_mm in enumerate(slices_mm.tolist()):
-        here = texture.moved(k)
-        xs, ys = x + breath_mm[k, 0], y + breath_mm[k, 1]
-        organs = scene.paint_organs(wall, inner, xs, ys, w_mm / hearts["ED"].length_mm, body, tissue, here, soft)
-        xb, yb = xs[box], ys[box]
-        direction = anatomy.direction_index(anatomy.wrapped(np.arctan2(yb, xb) - np.float32(septum)))
+        here = picture.next(k, breaths_mm[k])
+        organs = paint_organs(wall, inner, here, w_mm / hearts["ED"].length_mm, thorax, paint)
+        near = here.within(box)
+        r, direction = np.hypot(near.x, near.y), anatomy.direction_index(np.arctan2(near.y, near.x) - np.float32(septum))
         for frame, heart in hearts.items():
             heights_mm = [w_mm + d * scanner.fill * scanner.slice_mm for d in SUBPLANES]
-            planes = [scene.paint_heart(organs[box], xb, yb, w, septum, heart, body, tissue, here.at(box), soft) for w in heights_mm]
+            planes = [paint_heart(organs[box], near, r, direction, w, septum, heart, thorax, paint) for w in heights_mm]
             signal[frame][:, :, k] = organs
             signal[frame][(*box, k)] = sum(planes) / len(planes)
-            labels[frame][(*box, k)] = anatomy.label_slice(anatomy.surfaces(heart, w_mm), direction, np.hypot(xb, yb))
+            labels[frame][(*box, k)] = anatomy.label_slice(anatomy.surfaces(heart, w_mm), direction, r)
     return signal, labels
 
 
