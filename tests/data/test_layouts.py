@@ -12,7 +12,11 @@ CSV = "OpenDataset/211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
 def test_acdc_reads_from_the_download_and_from_the_folders_inside(tmp_path, write):
     write.acdc(tmp_path, 1, group="DCM")
     write.acdc(tmp_path, 101, split="testing")
-    for root, ids in (("", {"patient001", "patient101"}), ("database", {"patient001", "patient101"}), ("database/training", {"patient001"})):
+    for root, ids in (
+        ("", {"patient001", "patient101"}),
+        ("database", {"patient001", "patient101"}),
+        ("database/training", {"patient001"}),
+    ):
         assert {study.id for study in acdc.scan(tmp_path / root)} == ids
     first, last = acdc.scan(tmp_path)
     assert (first.split, last.split, first.group, first.vendor) == ("training", "testing", "DCM", "Siemens")
