@@ -110,13 +110,14 @@ def norm(pair: Pair) -> float:
 
 
 def rank_of(tree: Tree) -> int:
-    """The largest rank of the global pairs of a tree; 0 without any."""
-    return max((a.shape[0] for a, _ in pairs(tree).values()), default=0)
+    """The largest rank of the global factors of a tree; 0 without any."""
+    names = trees.match(tree, (trees.LORA, "!" + trees.LOCAL, "!rest.*"))
+    return max((tree[name].shape[0 if name.endswith("A") else 1] for name in names), default=0)
 
 
 def cut(tree: Tree, rank: int) -> Tree:
     """Every pair cut to its first `rank` rows of A and columns of B; other names as they are. Raises InputError if a pair has fewer."""
-    if pairs(tree) and rank > rank_of(tree):
+    if 0 < rank_of(tree) < rank:
         raise InputError(f"lora.rank: expected at most {rank_of(tree)}, the rank of the initial adapter, found {rank}")
     return {
         name: array[:rank] if name.endswith(".lora_A") else array[:, :rank] if name.endswith(".lora_B") else array
@@ -157,5 +158,5 @@ def restart(tree: Tree, generator: np.random.Generator) -> Tree:
 
 def require_rank(tree: Tree, client_id: str, rank: int, method: str) -> None:
     """Raise InputError if a client's rank is not that of the pairs of the tree: the method needs one rank everywhere."""
-    if pairs(tree) and rank != rank_of(tree):
+    if rank_of(tree) not in (0, rank):
         raise InputError(f"strategy.name {method}: expected one lora.rank for all clients, found {rank} at {client_id} and {rank_of(tree)}")

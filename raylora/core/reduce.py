@@ -126,7 +126,7 @@ def multi_krum(f: int, m: int) -> Weighing:
         chosen = np.argsort(nearest.sum(axis=1), kind="stable")[:m]
         kept = np.zeros(count)
         kept[chosen] = p[chosen]
-        return kept / kept.sum()
+        return normalised(kept.tolist())
 
     return Weighing(weigh)
 
@@ -158,9 +158,7 @@ def weigh_products(reduce: Reduce, several: Sequence[Mapping[str, lowrank.Pair]]
     if reduce is mean:
         return list(weights)
     if not isinstance(reduce, Weighing):
-        raise InputError(
-            "strategy.reduce: this method adds products, which are never built: expected krum, multi_krum or geometric_median, found another"
-        )
+        raise InputError("strategy.reduce: this method adds products, never built: expected krum, multi_krum or geometric_median")
     kept = [k for k, w in enumerate(weights) if w > 0]
     gram = np.array([[sum(lowrank.inner(several[i][m], several[j][m]) for m in several[i]) for j in kept] for i in kept])
     distances = np.maximum(np.diag(gram)[:, None] + np.diag(gram)[None, :] - 2 * gram, 0.0)

@@ -5,7 +5,7 @@ Sums run in float64 in the order given (callers sort by client id first) and sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -106,9 +106,8 @@ def scale(tree: Tree, factor: float) -> Tree:
 
 def inner(tree: Tree, other: Tree) -> float:
     """The inner product over all names, in float64."""
-    return float(
-        sum(np.vdot(np.asarray(array, dtype=np.float64), np.asarray(other[name], dtype=np.float64)) for name, array in tree.items())
-    )
+    pairs = ((np.asarray(array, dtype=np.float64), np.asarray(other[name], dtype=np.float64)) for name, array in tree.items())
+    return float(sum(np.vdot(array, twin) for array, twin in pairs))
 
 
 def norm(tree: Tree) -> float:
@@ -116,9 +115,9 @@ def norm(tree: Tree) -> float:
     return float(np.sqrt(inner(tree, tree)))
 
 
-def size(trees: Mapping[str, Tree] | Tree) -> int:
+def size(tree: Tree) -> int:
     """The number of elements of a tree."""
-    return sum(int(np.size(array)) for array in trees.values())
+    return sum(int(array.size) for array in tree.values())
 
 
 def shared_names(head: str, factors: str = LORA) -> tuple[str, ...]:

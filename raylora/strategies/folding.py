@@ -27,12 +27,9 @@ def folding(
     uploads = trees.shared_names(head)
 
     def init(tree: Tree) -> State:
-        pairs, head_names = trees.select(tree, (trees.LORA, "!local.*", "!rest.*")), trees.match(uploads_of(tree), trees.HEAD)
-        start = {"start": trees.freeze(pairs), "head": trees.freeze({name: tree[name] for name in head_names}), "delta": {}}
-        return State(trees=start, values={"round": 0, "base_version": 0})
-
-    def uploads_of(tree: Tree) -> tuple[str, ...]:
-        return trees.match(tree, uploads)
+        shared = trees.freeze(trees.select(tree, uploads))
+        kept = {"start": trees.select(shared, (trees.LORA,)), "head": trees.select(shared, trees.HEAD), "delta": {}}
+        return State(trees=kept, values={"round": 0, "base_version": 0})
 
     def broadcast(state: State, client: Client) -> Broadcast:
         start = state.trees["start"]
@@ -46,14 +43,15 @@ def folding(
 
     def aggregate(state: State, updates: Sequence[ClientUpdate]) -> State:
         updates = by_client(updates)
+        for update in updates:
+            expected = {**lowrank.cut(state.trees["start"], lowrank.rank_of(update.adapter)), **state.trees["head"]}
+            trees.require_same(expected, update.adapter, f"round {state.round}, client {update.client_id}")
         units = [lowrank.pairs(lowrank.to_unit(u.adapter, u.scaling)) for u in updates]
         p = weigh_products(reduce, units, shares(updates, weights))
         w, memory = rating(state, updates)
         factors = [share * weight for share, weight in zip(p, w, strict=True)]
         delta = {m: lowrank.thin(lowrank.stack([pairs[m] for pairs in units], factors)) for m in units[0]}
         heads = [trees.select(u.adapter, trees.HEAD) for u in updates]
-        for update, plain in zip(updates, heads, strict=True):
-            trees.require_same(state.trees["head"], plain, f"round {state.round}, client {update.client_id}")
         moved = trees.add(state.trees["head"], movement(state.trees["head"], heads, p, mean, state.round))
         kept = {"start": state.trees["start"], "head": trees.freeze(moved), "delta": trees.freeze(lowrank.named(delta))}
         values = {**state.values, **memory, "round": state.round + 1, "base_version": int(str(state.values["base_version"])) + 1}

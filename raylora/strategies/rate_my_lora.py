@@ -30,7 +30,8 @@ def rate_my_lora(*, rule: str = "drop", temperature: float = 0.1, weights: str =
         trained = {u.client_id: u.metrics["score_trained"] for u in updates if "score_trained" in u.metrics}
         return w, {"weights": {u.client_id: x for u, x in zip(updates, w, strict=True)}, "trained": {**last_trained(state), **trained}}
 
-    exempt = {} if math.isinf(temperature) else {"exact": "a rating below 1 shrinks a client's step"}
+    equal = math.isinf(temperature)
+    compared = {"zero weight": f"the rule {rule} compares each client with all the others"}
     return folding(
         "rate_my_lora",
         rating,
@@ -39,15 +40,14 @@ def rate_my_lora(*, rule: str = "drop", temperature: float = 0.1, weights: str =
         weights=weights,
         scores=scores,
         review=review if rule == "peer" else None,
-        product="exact" if math.isinf(temperature) else "",
-        exempt=exempt,
+        product="exact" if equal else "",
+        exempt=compared if rule in ("softmax", "peer", "shuffled") and not equal else {},
     )
 
 
 def review(state: State, updates: Sequence[ClientUpdate], client: Client) -> Broadcast | None:
     """The other clients' adapters, for this client to score W_{t-1} + B^c A^c on its rating cases: extra trees "peer:<client>" of unit
     pairs (and heads), whose scores come back as "score_peer:<client>"."""
-    others = {
-        f"peer:{u.client_id}": trees.freeze(lowrank.to_unit(u.adapter, u.scaling)) for u in by_client(updates) if u.client_id != client.id
-    }
+    units = {f"peer:{u.client_id}": lowrank.to_unit(u.adapter, u.scaling) for u in by_client(updates) if u.client_id != client.id}
+    others = {name: trees.freeze(tree) for name, tree in units.items()}
     return Broadcast(adapter={}, extra=others, task=Task(round=state.round, scores=tuple(others))) if others else None
