@@ -110,7 +110,7 @@ def panel(rows: Sequence[tuple[int, Mapping[str, Sample]]]) -> Panel:
 
 
 def seed_draws(seeds: Sequence[int], replicates: int, root_seed: int) -> np.ndarray:
-    """How often each row's seed is drawn in each replicate: (R, S). Equal sets of seeds get equal draws, so that pairs of seeds stay pairs."""
+    """How often each row's seed is drawn in each replicate: (R, S). Equal sets of seeds get equal draws: pairs of seeds stay pairs."""
     unique = sorted(set(seeds))
     drawn = draws(["seed"] * len(unique), replicates, generator(root_seed, f"bootstrap seeds {unique}"))
     return drawn[:, [unique.index(seed) for seed in seeds]]

@@ -1,0 +1,90 @@
+"""Self-contained pages: everything is inside one file, nothing is asked from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+import yaml
+
+from raylora.report.figures import DARK, LIGHT, Picture, data_uri, png
+from raylora.report.overlays import overlay_pictures
+from raylora.report.plots import run_pictures
+from raylora.report.runs import read_run
+from raylora.report.table import Table, to_csv
+from raylora.report.tables import client_table, facts, final_table, headline, record_table
+
+_HERE = Path(__file__).parent
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` and `plots/*.png` of one run folder, from its files alone. Returns the page's path. Raises InputError."""
+    run = read_run(run_dir)
+    final = run.final() if run.finished else run.summary.get("final") or {}
+    pictures = run_pictures(run) + overlay_pictures(run)
+    scores = (final_table(final, run.task), client_table(final, run.task, run.clients))
+    page = render(
+        "run.html",
+        title=str(run.summary.get("name") or run.folder.name),
+        headline=headline(run.summary, final),
+        remarks=run.remarks(),
+        status=str(run.summary["status"]),
+        facts=facts(run),
+        tables=[table_context(t) for t in scores if t.rows],
+        pictures=save_pictures(pictures, run.folder / "plots"),
+        record=table_context(record_table(run.summary)),
+        config=yaml.safe_dump(dict(run.config), sort_keys=False),
+    )
+    return write_page(run.folder / "report.html", page)
+
+
+def save_pictures(pictures: Sequence[Picture], folder: Path | None) -> list[dict[str, object]]:
+    """Draw pictures for light and dark pages; the light ones are also written to `folder` as PNG."""
+    drawn = []
+    for picture in pictures:
+        light = png(picture, LIGHT)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{picture.name}.png").write_bytes(light)
+        drawn.append(
+            {
+                "name": picture.name,
+                "title": picture.title,
+                "alt": picture.alt,
+                "light": data_uri(light),
+                "dark": data_uri(png(picture, DARK)),
+                "data": table_context(picture.data),
+            }
+        )
+    return drawn
+
+
+def table_context(table: Table) -> dict[str, object]:
+    """A table as a template needs it: how cells read, how they sort, and the whole as a CSV file in a link."""
+    rows = []
+    for number, (texts, keys) in enumerate(zip(table.texts(), table.keys(), strict=True)):
+        cells = [{"text": t, "key": k, "number": c.number} for t, k, c in zip(texts, keys, table.columns, strict=True)]
+        rows.append({"cells": cells, "marked": number in table.marked})
+    csv_file = base64.b64encode(to_csv(table).encode()).decode("ascii")
+    columns = [{"name": c.name, "number": c.number} for c in table.columns]
+    return {"title": table.title, "columns": columns, "rows": rows, "note": table.note, "csv": f"data:text/csv;base64,{csv_file}"}
+
+
+def render(template: str, **values: object) -> str:
+    """A page from one of the templates beside this file; every value is escaped."""
+    loader = jinja2.FileSystemLoader(_HERE)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    assets: Mapping[str, str] = {name: (_HERE / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")}
+    return environment.get_template(template).render(**values, **assets)
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Put a page in its place at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+    return path

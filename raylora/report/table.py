@@ -1,0 +1,182 @@
+"""One table, three forms: a terminal (rich), a CSV file, a page. Missing values read "n/a" everywhere."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table as RichTable
+
+MISSING = "n/a"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval and the number of patients behind it."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+Cell = str | float | int | bool | Estimate | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column and how its cells read. Numbers stand right, words left."""
+
+    name: str
+    text: Callable[[Cell], str] = str
+    number: bool = True
+    essential: bool = True  # shown on a terminal, not only on the page
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+    marked: frozenset[int] = frozenset()  # rows that are emphasised
+
+    def texts(self) -> Iterator[list[str]]:
+        """Every row as it reads."""
+        for row in self.rows:
+            yield [MISSING if _missing(cell) else column.text(cell) for column, cell in zip(self.columns, row, strict=True)]
+
+    def keys(self) -> Iterator[list[str]]:
+        """Every row as it sorts: numbers as numbers, missing ones as nothing."""
+        for row in self.rows:
+            yield [_plain(cell) for cell in row]
+
+
+def words(name: str, *, essential: bool = True) -> Column:
+    return Column(name, text=str, number=False, essential=essential)
+
+
+def whole(name: str, *, essential: bool = True) -> Column:
+    return Column(name, text=lambda cell: f"{cell:,}", essential=essential)
+
+
+def decimal(name: str, digits: int = 3, *, essential: bool = True) -> Column:
+    return Column(name, text=lambda cell: f"{cell:.{digits}f}", essential=essential)
+
+
+def signed(name: str, digits: int = 3, *, essential: bool = True) -> Column:
+    """A difference: value and interval with their signs."""
+    return Column(name, text=lambda cell: estimate_text(cell, f"+.{digits}f"), essential=essential)
+
+
+def estimate(name: str, digits: int = 3, *, essential: bool = True) -> Column:
+    """A mean with its interval: 0.873 [0.861, 0.885]."""
+    return Column(name, text=lambda cell: estimate_text(cell, f".{digits}f"), essential=essential)
+
+
+def p_value(name: str) -> Column:
+    return Column(name, text=p_text)
+
+
+def size(name: str, *, essential: bool = True) -> Column:
+    return Column(name, text=bytes_text, essential=essential)
+
+
+def seconds(name: str, *, essential: bool = True) -> Column:
+    return Column(name, text=seconds_text, essential=essential)
+
+
+def estimate_text(cell: Cell, form: str) -> str:
+    if not isinstance(cell, Estimate):
+        return format(cell, form)
+    if cell.low is None or cell.high is None:
+        return format(cell.value, form)
+    return f"{cell.value:{form}} [{cell.low:{form}}, {cell.high:{form}}]"
+
+
+def interval_words(score: Estimate) -> str:
+    """ " (95 % interval 0.861 to 0.885)", or nothing."""
+    return "" if score.low is None or score.high is None else f" (95 % interval {score.low:.3f} to {score.high:.3f})"
+
+
+def p_text(cell: Cell) -> str:
+    return "< 0.001" if cell < 0.001 else f"{cell:.3f}"
+
+
+def bytes_text(cell: Cell) -> str:
+    """Decimal units, as networks count."""
+    value = float(cell)
+    for unit in ("B", "kB", "MB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} GB" if abs(value) < 1000 else f"{value / 1000:,.3g} TB"
+
+
+def seconds_text(cell: Cell) -> str:
+    value = float(cell)
+    if value < 120:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def rich_table(table: Table) -> RichTable:
+    """For a terminal: the essential columns."""
+    shown = RichTable(title=table.title, caption=table.note or None, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    keep = [i for i, column in enumerate(table.columns) if column.essential]
+    for i in keep:
+        column = table.columns[i]
+        shown.add_column(column.name, justify="right" if column.number else "left", no_wrap=column.number, overflow="fold")
+    for number, row in enumerate(table.texts()):
+        shown.add_row(*(row[i].replace("[", r"\[") for i in keep), style="bold" if number in table.marked else None)
+    return shown
+
+
+def to_csv(table: Table) -> str:
+    """Raw values; an estimate takes four columns. A missing value is an empty cell."""
+    spread = [any(isinstance(row[i], Estimate) for row in table.rows) for i in range(len(table.columns))]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    header: list[str] = []
+    for column, wide in zip(table.columns, spread, strict=True):
+        header += [column.name, f"{column.name} low", f"{column.name} high", f"{column.name} n"] if wide else [column.name]
+    writer.writerow(header)
+    for row in table.rows:
+        cells: list[str] = []
+        for cell, wide in zip(row, spread, strict=True):
+            if wide:
+                whole_cell = cell if isinstance(cell, Estimate) else Estimate(cell)
+                cells += [_plain(v) for v in (whole_cell.value, whole_cell.low, whole_cell.high, whole_cell.n)]
+            else:
+                cells.append(_plain(cell))
+        writer.writerow(cells)
+    return buffer.getvalue()
+
+
+def estimate_of(block: Mapping[str, object] | None) -> Estimate:
+    """One metric of `final` as an estimate."""
+    if not block:
+        return Estimate(None)
+    low, high = block.get("ci95") or (None, None)
+    return Estimate(block.get("mean"), low, high, block.get("n"))
+
+
+def names(tables: Sequence[Table]) -> list[str]:
+    """File names for tables, from their titles."""
+    return ["".join(c if c.isalnum() else "_" for c in t.title.lower()).strip("_") for t in tables]
+
+
+def _missing(cell: Cell) -> bool:
+    value = cell.value if isinstance(cell, Estimate) else cell
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _plain(cell: Cell) -> str:
+    value = cell.value if isinstance(cell, Estimate) else cell
+    return "" if _missing(value) else (repr(value) if isinstance(value, float) else str(value))

@@ -1,0 +1,112 @@
+"""The tables of one run: its scores, its clients, its record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from raylora.metrics.matrix import PRIMARY, metric_names
+from raylora.report.runs import Run
+from raylora.report.table import (
+    Table,
+    bytes_text,
+    decimal,
+    estimate,
+    estimate_of,
+    interval_words,
+    rich_table,
+    seconds_text,
+    signed,
+    whole,
+    words,
+)
+from raylora.report.words import inside, lower_is_better, metric_words
+
+LEFT_OUT = ("auc_tuned", "volume_ml", "volume_true_ml")  # the same as auc; sizes of hearts, not scores
+
+Final = Mapping[str, Mapping[str, Any]]
+
+
+def reported_metrics(task: str) -> list[str]:
+    """The metrics of `final` that are scores, the primary one first."""
+    return [name for name in metric_names(task) if not name.startswith(LEFT_OUT)]
+
+
+def final_table(final: Final, task: str) -> Table:
+    """In-client scores on test patients beside those of the frozen model."""
+    rows = []
+    for metric in reported_metrics(task):
+        block = final.get(metric)
+        if block:
+            mean, frozen = block.get("mean"), block.get("frozen")
+            change = None if mean is None or frozen is None else mean - frozen
+            rows.append((metric_words(metric, arrow=True), estimate_of(block), frozen, change, block.get("pooled"), block.get("n")))
+    columns = (
+        words("Metric"),
+        estimate("Mean over clients [95 %]"),
+        decimal("Frozen model"),
+        signed("Change"),
+        decimal("Pooled over patients", essential=False),
+        whole("Patients"),
+    )
+    note = "Each client's own model on its own test patients"
+    note += ", at 0.5 and at the threshold chosen on validation patients." if task == "disease" else ", on the native grid."
+    if any(lower_is_better(metric) for metric in reported_metrics(task)):
+        note += " ↓: lower is better."
+    return Table("Test scores, in-client", columns, tuple(rows), note, marked=frozenset({0} if rows else ()))
+
+
+def client_table(final: Final, task: str, clients: Sequence[str]) -> Table:
+    """The main scores of each client."""
+    shown = [m for m in reported_metrics(task) if m in final and not m.startswith(("hd95_mm_", "volume"))]
+    rows = tuple((client, *((final[m].get("per_client") or {}).get(client) for m in shown)) for client in clients)
+    return Table("Test scores by client", (words("Client"), *(decimal(metric_words(m, arrow=True)) for m in shown)), rows)
+
+
+def record_table(summary: Mapping[str, Any]) -> Table:
+    """Hashes, versions, machines: what is needed to make this run again."""
+    rows: list[tuple[str, str]] = [(key, str(summary[key])) for key in ("config_sha256", "data_sha256") if summary.get(key)]
+    rows += [(f"adapter_sha256 of {name}", value) for name, value in sorted((summary.get("adapter_sha256") or {}).items())]
+    for key in ("numerics", "versions", "driver", "mlflow"):
+        for name, value in (summary.get(key) or {}).items():
+            rows.append((f"{key}: {name}", json.dumps(value) if isinstance(value, dict | list) else str(value)))
+    for number, actor in enumerate(summary.get("actors") or ()):
+        held = ", ".join(map(str, actor.get("clients", ())))
+        said = f"{held} on {actor.get('node')}, {actor.get('cpus')} CPU, {actor.get('gpus')} GPU, {actor.get('restarts', 0)} restarts"
+        rows.append((f"actor {number}", said))
+    return Table("Record", (words("Name"), words("Value")), tuple(rows))
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What a reader looks for first."""
+    s = run.summary
+    found = [("Task", run.task), ("Strategy", run.strategy), ("Seed", str(run.seed)), ("Clients", str(len(run.clients)))]
+    found += [("Rounds", str(s["rounds"]))] if s.get("rounds") is not None else []
+    found += [(name, bytes_text(s[key])) for name, key in (("Sent up", "bytes_up"), ("Sent down", "bytes_down")) if s.get(key) is not None]
+    found += [("Wall time", seconds_text(s["wall_seconds"]))] if s.get("wall_seconds") is not None else []
+    found += [("Virtual time", seconds_text(s["virtual_seconds"]))] if s.get("virtual_seconds") else []
+    return found
+
+
+def headline(summary: Mapping[str, Any], final: Final) -> str:
+    """What happened, in a sentence."""
+    metric = PRIMARY[summary["task"]]
+    block = final.get(metric) or {}
+    if block.get("mean") is None:
+        return f"This run is {summary['status']}: it has no test score."
+    score = estimate_of(block)
+    said = f"After {summary.get('rounds')} rounds the mean {inside(metric)} over {len(summary['clients'])} clients is "
+    said += f"{score.value:.3f}{interval_words(score)} on {score.n} test patients"
+    return f"{said}; the frozen model alone reaches {block['frozen']:.3f}." if block.get("frozen") is not None else f"{said}."
+
+
+def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the result of a run: one sentence and the table of scores."""
+    console = console or Console()
+    final = summary.get("final") or {}
+    console.print(headline(summary, final), highlight=False)
+    if final:
+        console.print(rich_table(final_table(final, summary["task"])))
