@@ -128,10 +128,11 @@ def opened(path: Path):
 
 def _parse(path: Path, stream: BinaryIO) -> nibabel.Nifti1Header:
     start = stream.read(540)
-    size = next((s for s in HEADERS for order in ("little", "big") if int.from_bytes(start[:4], order) == s), None)
-    if size is None or len(start) < size:
+    kinds = [(size, order) for size in HEADERS for order in ("little", "big") if int.from_bytes(start[:4], order) == size]
+    if not kinds or len(start) < kinds[0][0]:
         raise InputError(f"{path}: not a NIfTI file (a header of 348 or 540 bytes was expected, {len(start)} bytes found)")
-    raw = HEADERS[size](start[:size], check=False)
+    size, order = kinds[0]
+    raw = HEADERS[size](start[:size], "<" if order == "little" else ">", check=False)
     if bytes(raw["magic"])[:3] not in (b"n+1", b"n+2"):
         raise InputError(f"{path}: not a single-file NIfTI (magic {bytes(raw['magic'])[:3]!r}, expected b'n+1' or b'n+2')")
     return raw
