@@ -146,7 +146,8 @@ def test_size_and_ejection_fraction_tell_most_but_not_all_disease():
         lv, rv = p.lvedv_ml / p.bsa_m2, p.rvedv_ml / p.bsa_m2
         called = p.lv_ef_percent < 50 or lv > 105 or p.wall_mm > 13 or rv > 108 or p.rv_ef_percent < 44
         right[group != "NOR"].append(called == (group != "NOR"))
-    assert 0.88 < np.mean([np.mean(r) for r in right.values()]) < 0.98
+    for diseased, correct in right.items():
+        assert 0.85 < np.mean(correct) < 0.99, diseased
 
 
 def test_every_vendor_has_its_share_and_both_classes():
