@@ -1,0 +1,156 @@
+"""The command line: parses, calls, prints. Nothing heavy is imported until a command runs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from raylora.core.errors import InputError, RunError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help="Federated low-rank adaptation of cardiac MR foundation models, simulated on Ray.")
+data_app = typer.Typer(no_args_is_help=True, help="Synthetic cohorts, and downloads made ready.")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, for example lora.rank=8.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML configuration.")]
+Output = Annotated[Path | None, typer.Option("--output", help="The run folder (default: runs/<name>, a free name).")]
+Address = Annotated[str | None, typer.Option("--address", help="An existing Ray cluster, for example auto.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object, last.")]
+
+
+@app.command()
+def run(config: ConfigFile, overrides: Overrides = None, output: Output = None, address: Address = None, plan: Annotated[bool, typer.Option("--plan", help="Say what it would do and need, without doing it.")] = False, as_json: Json = False) -> None:
+    """One federated experiment."""
+    from raylora import config as configuration
+    from raylora import launch
+    from raylora.report.live import Live
+
+    settings = configuration.load(config, overrides or ())
+    if plan:
+        from raylora.plan import describe
+
+        _print(describe(launch.absolute(settings, Path.cwd())), as_json)
+        return
+    out = output or launch.free_folder(settings.name)
+    with Live() as live:
+        summary = launch.run(settings, out.resolve(), address=address, on_event=live)
+    _end(summary, out, as_json)
+
+
+@app.command()
+def resume(folder: Annotated[Path, typer.Argument(metavar="DIR")], address: Address = None, as_json: Json = False) -> None:
+    """Go on after the last complete round."""
+    from raylora import launch
+    from raylora.report.live import Live
+
+    with Live() as live:
+        summary = launch.resume(folder, address=address, on_event=live)
+    _end(summary, folder, as_json)
+
+
+@app.command()
+def compare(folders: Annotated[list[Path] | None, typer.Argument(metavar="DIR...")] = None, output: Annotated[Path | None, typer.Option("--output", help="An HTML page.")] = None, as_json: Json = False) -> None:
+    """Runs side by side: tables, paired tests, pictures."""
+    from raylora.report import compare as comparing
+
+    if not folders:
+        raise InputError("compare: expected run folders")
+    found = comparing.compare(folders)
+    found.show()
+    if output is not None:
+        found.write_html(output)
+        typer.echo(f"page: {output}")
+    if as_json:
+        _print(found.as_dict(), True)
+
+
+@app.command()
+def pretrain(config: ConfigFile, overrides: Overrides = None, output: Annotated[Path | None, typer.Option("--output", help="FILE.safetensors")] = None) -> None:
+    """Make a small foundation model."""
+    from raylora import config as configuration
+    from raylora import foundation
+    from raylora.report.live import Live
+
+    settings = configuration.load_pretrain(config, overrides or ())
+    out = output or Path(f"{settings.name}.safetensors")
+    with Live() as live:
+        foundation.make(settings, out, lambda what, done, total: live({"event": "progress", "text": what, "done": done, "total": total}))
+    typer.echo(f"weights: {out}")
+
+
+@app.command()
+def upload(folder: Annotated[Path, typer.Argument(metavar="DIR")], uri: Annotated[str | None, typer.Option("--uri", help="A tracking server or database (default: the run's own).")] = None) -> None:
+    """Put a finished run into an MLflow server later."""
+    from raylora import launch
+
+    typer.echo(f"run: {launch.upload(folder, uri)}")
+
+
+@data_app.command()
+def phantom(out: Annotated[Path, typer.Argument(metavar="OUT")], layout: Annotated[str, typer.Option(help="acdc, mnms or mnms2")] = "mnms", patients: Annotated[int, typer.Option(min=1)] = 100, seed: int = 0, shift: Annotated[float, typer.Option(min=0.0, help="Strength of the vendors' differences.")] = 1.0) -> None:
+    """Write a synthetic cohort."""
+    from raylora.data.phantom import write_cohort
+    from raylora.report.live import Live
+
+    with Live() as live:
+        write_cohort(out, layout=layout, patients=patients, seed=seed, shift=shift, progress=lambda done, total: live({"event": "progress", "text": "making phantoms", "done": done, "total": total}))
+    typer.echo(f"{patients} studies in the {layout} layout: {out}")
+
+
+def _end(summary: dict[str, Any], out: Path, as_json: bool) -> None:
+    from raylora.report import tables
+
+    tables.show_summary(summary)
+    typer.echo(f"everything is in {out}: report.html, plots/, cases.parquet, adapters/")
+    if as_json:
+        _print(summary, True)
+
+
+def _print(value: Any, as_json: bool) -> None:
+    typer.echo(json.dumps(value, allow_nan=False) if as_json else value if isinstance(value, str) else json.dumps(value, indent=1))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script. Exit codes: 0 done, 1 it ran and failed, 2 bad input, 130 interrupted."""
+    sys.exit(guarded(lambda: app(arguments, standalone_mode=False)))
+
+
+def guarded(command: Callable[[], Any]) -> int:
+    """Run a command; every end that a user can bring about becomes one line and an exit code."""
+    import click
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupted)
+    try:
+        result = command()
+        return result if isinstance(result, int) else 0
+    except InputError as error:
+        print(f"raylora: {_line(error)}", file=sys.stderr)
+        return 2
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        print(f"raylora: {_line(error.format_message())}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"raylora: {_line(error)}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        print("raylora: interrupted; the last complete round is kept, `raylora resume DIR` goes on from it", file=sys.stderr)
+        return 130
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Clients in Ray actors: a shell around `federation.host`, and the executor that calls it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from raylora.cluster.resources import Request
+from raylora.core.errors import InputError, RunError
+from raylora.core.types import Broadcast, ClientState
+from raylora.federation.host import EvalRow, Outcome, Scored
+from raylora.federation.rounds import Stack
+from raylora.federation.spec import HostSpec
+
+RESTARTS = 3  # of one actor, before its loss ends the run
+
+
+class ClientActor:
+    """One or more clients in a process of their own. Nothing in it is worth testing: it calls the host."""
+
+    def __init__(self, spec: HostSpec, weights: Mapping[str, np.ndarray]) -> None:
+        from raylora.federation.spec import build_host  # torch is imported in the actor, not in the driver's first second
+
+        self.host = build_host(spec, weights)
+
+    def train(self, clients: Sequence[str], broadcasts: Sequence[Broadcast]) -> list[Outcome]:
+        return self.host.train(clients, broadcasts)
+
+    def evaluate(self, requests: Sequence[Scored], split: str, full: bool) -> list[EvalRow]:
+        return self.host.evaluate(requests, split, full=full)
+
+    def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
+        return self.host.predictions(request, client, patient)
+
+    def set_base(self, weights: Mapping[str, np.ndarray]) -> None:
+        self.host.set_base(weights)
+
+    def restore(self, states: Mapping[str, ClientState]) -> None:
+        self.host.restore(states)
+
+    def where(self) -> tuple[str, int]:
+        return ray.get_runtime_context().get_node_id(), os.getpid()
+
+
+class RayExecutor:
+    """An `Executor` over `ClientActor`s. A lost actor is started again, given its clients' states and asked again: no number changes."""
+
+    def __init__(self, spec: HostSpec, weights: Mapping[str, np.ndarray], request: Request, timeout_s: float) -> None:
+        self.spec, self.request, self.timeout_s = spec, request, timeout_s
+        self.weights = ray.put(dict(weights))  # once a node; actors on a CPU use the object store's own memory
+        self.base = ray.put({})
+        self.states: dict[str, ClientState] = {}
+        self.home = {client: index for index, group in enumerate(request.groups) for client in group}
+        self.restarts = [0] * len(request.groups)
+        self.actors: list[Any] = [self._start(index) for index in range(len(request.groups))]
+        self.places = [self._get(actor.where.remote(), f"actor {index}") for index, actor in enumerate(self.actors)]
+
+    def _start(self, index: int) -> Any:
+        kind = ray.remote(num_cpus=self.request.cpus, num_gpus=self.request.gpus)(ClientActor)
+        return kind.remote(self.spec.of(self.request.groups[index]), self.weights)
+
+    def _revive(self, index: int, why: str) -> None:
+        """A new actor with the clients' states as they were before the round that was lost."""
+        self.restarts[index] += 1
+        if self.restarts[index] > RESTARTS:
+            raise RunError(f"clients {', '.join(self.request.groups[index])}: their actor was lost {self.restarts[index]} times ({why})")
+        ray.kill(self.actors[index])
+        self.actors[index] = self._start(index)
+        self.actors[index].set_base.remote(self.base)
+        self.actors[index].restore.remote({c: self.states[c] for c in self.request.groups[index] if c in self.states})
+        self.places[index] = self._get(self.actors[index].where.remote(), f"actor {index}")
+
+    def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
+        lean = [[(client, replace(broadcast, base_delta={})) for client, broadcast in stack] for stack in stacks]  # the driver has folded already
+
+        def submit(stack: Stack) -> Any:
+            actor = self.actors[self.home[stack[0][0]]]
+            return actor.train.remote([client for client, _ in stack], [broadcast for _, broadcast in stack])
+
+        pending = {submit(stack): stack for stack in lean}
+        finished: list[Outcome] = []
+        while pending:
+            ready, _ = ray.wait(list(pending), num_returns=1, timeout=self.timeout_s)
+            if not ready:
+                names = ", ".join(client for stack in pending.values() for client, _ in stack)
+                raise RunError(f"no answer for {self.timeout_s:g} s (placement.timeout_s) from clients {names}")
+            stack = pending.pop(ready[0])
+            who = f"round {stack[0][1].task.round}, client {', '.join(client for client, _ in stack)}"
+            index = self.home[stack[0][0]]
+            try:
+                outcomes = ray.get(ready[0])
+            except RayActorError as error:
+                self._revive(index, str(error).splitlines()[0])
+                lost = [stack, *(pending.pop(ref) for ref, other in list(pending.items()) if self.home[other[0][0]] == index)]
+                pending |= {submit(other): other for other in lost}
+                continue
+            except RayTaskError as error:
+                raise _unwrapped(error, who) from error
+            finished += outcomes
+            yield from outcomes
+        self.states |= {outcome.update.client_id: outcome.state for outcome in finished if outcome.state.round >= 0}
+
+    def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]:
+        shared = ray.put(list(requests))
+
+        def ask(actor: Any) -> Any:
+            return actor.evaluate.remote(shared, split, full)
+
+        rows: list[EvalRow] = []
+        for index, reference in enumerate([ask(actor) for actor in self.actors]):
+            rows += self._get(reference, f"evaluation of {', '.join(self.request.groups[index])}", retry=(index, ask))
+        return sorted(rows, key=lambda row: row[:6])
+
+    def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
+        index = self.home[client]
+
+        def ask(actor: Any) -> Any:
+            return actor.predictions.remote(request, client, patient)
+
+        return self._get(ask(self.actors[index]), f"prediction of {patient}", retry=(index, ask))
+
+    def set_base(self, weights: Mapping[str, np.ndarray]) -> None:
+        self.base = ray.put(dict(weights))
+        for index, reference in enumerate([actor.set_base.remote(self.base) for actor in self.actors]):
+            self._get(reference, "base", retry=(index, lambda actor: actor.set_base.remote(self.base)))
+
+    def restore(self, states: Mapping[str, ClientState]) -> None:
+        self.states |= states
+        for index, actor in enumerate(self.actors):
+            self._get(actor.restore.remote({c: states[c] for c in self.request.groups[index] if c in states}), "restore")
+
+    def describe(self) -> list[dict[str, object]]:
+        return [
+            {"clients": list(group), "node": node, "pid": pid, "cpus": self.request.cpus, "gpus": self.request.gpus, "restarts": restarts}
+            for group, (node, pid), restarts in zip(self.request.groups, self.places, self.restarts, strict=True)
+        ]
+
+    def close(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+
+    def _get(self, reference: Any, who: str, retry: tuple[int, Any] | None = None) -> Any:
+        while True:
+            try:
+                return ray.get(reference, timeout=self.timeout_s)
+            except GetTimeoutError:
+                raise RunError(f"{who}: no answer for {self.timeout_s:g} s (placement.timeout_s)") from None
+            except RayActorError as error:
+                if retry is None:
+                    raise RunError(f"{who}: its actor was lost: {str(error).splitlines()[0]}") from None
+                self._revive(retry[0], str(error).splitlines()[0])
+                reference = retry[1](self.actors[retry[0]])
+            except RayTaskError as error:
+                raise _unwrapped(error, who) from error
+
+
+def _unwrapped(error: RayTaskError, who: str) -> Exception:
+    """The remote error as our own, with round and client; the remote traceback stays attached as its cause."""
+    cause = error.cause
+    if isinstance(cause, InputError | RunError):
+        return type(cause)(str(cause))
+    return RunError(f"{who}: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}")

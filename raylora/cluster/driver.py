@@ -1,0 +1,110 @@
+"""The driver actor, and the start and end of Ray around it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from raylora.cluster import resources
+from raylora.core.errors import InputError, RunError
+
+Event = Mapping[str, Any]
+
+
+class DriverActor:
+    """Owns the strategy, the rounds and the run folder of one experiment; its clients are actors that it starts and ends."""
+
+    def run(self, values: Mapping[str, Any], out: str, resume: bool, notes: Mapping[str, Any]) -> Iterator[Event]:
+        """Stream the events of `experiment.run_experiment`."""
+        from raylora import config as configuration
+        from raylora import experiment
+        from raylora.cluster.client_actor import RayExecutor
+
+        config = configuration.from_dict(values)
+        plan = experiment.make_plan(config)
+        place = config.placement
+
+        def executor(plan: experiment.Plan) -> RayExecutor:
+            request = request_of(plan, available())
+            return RayExecutor(plan.spec, plan.weights, request, place.timeout_s)
+
+        me = {"driver": {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}}
+        yield from experiment.run_experiment(plan, Path(out), executor, resume=resume, notes={**me, **notes})
+
+
+def request_of(plan: Any, has: resources.Available) -> resources.Request:
+    """The actors of a plan. Sites that only hold patients to be scored weigh little."""
+    place = plan.config.placement
+    weights = {site.id: len(site.training) + 0.2 * len(site.test) for site in plan.spec.sites}
+    return resources.request(
+        weights,
+        cpus_per_client=place.cpus_per_client,
+        gpus_per_client=place.gpus_per_client,
+        clients_per_actor=place.clients_per_actor,
+        available=has,
+    )
+
+
+def available() -> resources.Available:
+    """What the connected cluster has in all."""
+    found = ray.cluster_resources()
+    return resources.Available(cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0), where="the Ray cluster")
+
+
+@contextlib.contextmanager
+def session(address: str | None) -> Iterator[None]:
+    """Connect to a Ray cluster, or start one here and stop it afterwards. A connection that is open already is used and left open."""
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False, "configure_logging": True}
+    if address is None:
+        options |= {"address": "local", "object_store_memory": _store_bytes(), "num_cpus": int(resources.local().cpus)}
+    else:
+        options = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"--address {address or 'local'}: Ray does not answer: {' '.join(str(error).split())[:300]}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _store_bytes(most: int = 1 << 30) -> int:
+    """A quarter of shared memory, at most 1 GiB: shards are memory-mapped, so the store holds weights and adapters only."""
+    try:
+        stats = os.statvfs("/dev/shm")
+    except OSError:
+        return 256 << 20
+    return int(max(80 << 20, min(most, stats.f_bavail * stats.f_frsize // 4)))
+
+
+def run(values: Mapping[str, Any], out: Path, *, address: str | None, resume: bool, notes: Mapping[str, Any]) -> Iterator[Event]:
+    """Run one experiment in a driver actor and stream its events. Raises InputError or RunError as the experiment did."""
+    with session(address):
+        kind = ray.remote(num_cpus=0)(DriverActor)
+        here = ray.get_runtime_context().get_node_id()
+        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id=here, soft=False)  # the run folder is on this machine
+        driver = kind.options(scheduling_strategy=strategy).remote()
+        try:
+            for reference in driver.run.options(num_returns="streaming").remote(values, str(out), resume, notes):
+                yield ray.get(reference)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, InputError | RunError):
+                raise type(cause)(str(cause)) from error
+            raise RunError(f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}") from error
+        except RayActorError as error:
+            raise RunError(f"the driver was lost: {str(error).splitlines()[0]}; `raylora resume {out}` goes on") from None
+        finally:
+            ray.kill(driver)

@@ -1,0 +1,351 @@
+"""The experiment's configuration: typed sections, YAML, dotted overrides, and refusals that name the nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from raylora.core.errors import InputError
+
+
+def _number(value: object) -> object:
+    """YAML 1.1 reads 1e-3 and inf as words: take them as the numbers they are."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Source(Section):
+    """One data set of several."""
+
+    dataset: Literal["phantom", "acdc", "mnms", "mnms2"]
+    root: str | None = None  # a download, or a prepared folder; phantoms are made on demand
+
+
+class Phantom(Section):
+    """The cohort that `dataset: phantom` makes on demand."""
+
+    patients: Count = 100
+    layout: Literal["acdc", "mnms", "mnms2"] = "mnms"
+    seed: int = 0
+    shift: NonNegative = 1.0  # strength of the vendors' differences in appearance
+    vendors: list[Literal["Siemens", "Philips", "GE", "Canon"]] | None = None  # default: all that the layout has
+
+
+class Data(Section):
+    """Where studies come from and how they are divided."""
+
+    dataset: Literal["phantom", "acdc", "mnms", "mnms2"] | list[Source] = "phantom"
+    root: str | None = None  # a download (prepared once into a cache) or a prepared folder
+    cache: str | None = None  # where prepared data are kept; default: RAYLORA_CACHE or ~/.cache/raylora
+    split: Literal["federated", "official"] = "federated"
+    split_seed: int = 0
+    fractions: tuple[Positive, Positive, NonNegative, Positive] = (0.6, 0.1, 0.1, 0.2)  # training, validation, rating, test patients
+    spacing_mm: tuple[Positive, Positive, Positive] = (1.5, 1.5, 10.0)
+    size: tuple[Count, Count, Count] = (128, 128, 16)  # voxels of the crop; z is padded with zeros up to this count
+    crop: Literal["centre", "label"] = "centre"  # label: centred on the ED label's LV (an oracle: results say so)
+    rating_to_training: bool = False  # train on the rating cases too (the fair comparison for methods that do not rate)
+    allow_seen: bool = False  # evaluate on cases that the base weights have seen (marked in every table)
+    phantom: Phantom = Phantom()
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple(self.dataset) if isinstance(self.dataset, list) else (Source(dataset=self.dataset, root=self.root),)
+
+
+class Clients(Section):
+    """How studies become clients."""
+
+    by: Literal["vendor", "centre", "pathology", "iid", "dirichlet"] = "vendor"
+    count: Count | None = None  # for iid and dirichlet
+    alpha: Positive = 0.5  # of the Dirichlet over groups
+    held_out: list[str] = []  # ids that never train and are evaluated as unseen
+
+
+class Model(Section):
+    """The frozen backbone."""
+
+    name: Literal["unet", "vit", "cinema"] = "unet"
+    weights: str | None = None  # a path, the name of shipped weights, or nothing (random, from `seed`)
+    size: Literal["small", "paper", "base"] = "small"
+    sizes: dict[str, Any] = {}  # constructor arguments over the named size
+    head: Literal["trained", "frozen"] = "trained"
+    decoder: Literal["frozen", "full", "lora"] = "frozen"  # of CineMA's segmenter
+    checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
+
+
+class Lora(Section):
+    """The adapters."""
+
+    rank: Count | list[Count] | dict[str, Count] = 4  # one, one per client in id order, or by client id
+    alpha: Positive = 8.0  # scaling = alpha / rank
+    targets: list[str] | None = None  # short names of the model's layers; default: the model's own choice
+    blocks: Literal["all"] | Count | list[Annotated[int, Field(ge=0)]] = "all"  # all, the last K, or a list of zero-based numbers
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+
+
+class StrategyConfig(BaseModel):
+    """A registered name or `package.module:factory`; everything else is an option of that strategy."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "fedit"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {key: _number(value) for key, value in (self.model_extra or {}).items()}
+
+
+class Training(Section):
+    """Rounds and the local loop."""
+
+    rounds: Count = 10
+    local_epochs: Count | None = None
+    local_steps: Count | None = None
+    batch_size: Count = 4
+    lr: Positive = 1e-3
+    optimiser: Literal["adamw", "sgd"] = "adamw"  # its state starts afresh each round
+    weight_decay: NonNegative = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"  # over the rounds
+    clip: Positive | None = None  # of each client's gradient norm
+    augment: Annotated[Number, Field(ge=0, le=1)] = 0.0  # strength; 0: none
+    threads: Count = 1  # of torch in each actor; changes bits
+    stack: Count | Literal["auto"] = 1  # clients trained in one pass
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            if values.get("local_epochs") is not None and values.get("local_steps") is not None:
+                raise ValueError("give local_epochs or local_steps, not both")
+            if values.get("local_epochs") is None and values.get("local_steps") is None:
+                return {**values, "local_epochs": 1}
+        return values
+
+
+class Sampling(Section):
+    """Which clients take part in a round."""
+
+    kind: Literal["all", "uniform", "size"] = "all"
+    fraction: Annotated[Number, Field(gt=0, le=1)] = 1.0
+
+
+class Evaluation(Section):
+    """Validation while training; the test is always and only after the last round."""
+
+    every: Annotated[int, Field(ge=0)] = 1  # rounds between validations; 0: only after the last
+    batch_size: Count = 4
+    bootstrap: Count = 2000  # resamplings of an interval
+    overlays: Annotated[int, Field(ge=0)] = 3  # test patients drawn in the report: best, median, worst
+
+
+class Placement(Section):
+    """Where clients run. It never changes a number."""
+
+    cpus_per_client: Positive = 1.0
+    gpus_per_client: NonNegative = 0.0
+    clients_per_actor: Count | Literal["auto"] = 1
+    timeout_s: Positive = 3600.0  # of one client's work in one round
+
+
+class Tracking(Section):
+    """MLflow. Best effort: it never ends or slows a run."""
+
+    uri: str | None = "sqlite:///mlflow.db"  # null: no MLflow
+    experiment: str = "raylora"
+    client_runs: Annotated[int, Field(ge=0)] = 16  # up to so many clients have runs of their own
+
+
+class Checkpoint(Section):
+    every: Count = 1  # rounds
+    keep: Count | Literal["all"] = 2
+
+
+class Faults(Section):
+    """Simulated misbehaviour of the federation; neutral by default."""
+
+
+class Network(Section):
+    """The clients' lines on the virtual clock; neutral by default."""
+
+
+class Privacy(Section):
+    """Client-level differential privacy; off by default."""
+
+
+class Config(Section):
+    """One federated experiment."""
+
+    name: str = Field(default="experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    task: Literal["segmentation", "disease"] = "segmentation"
+    seed: int = 0
+    data: Data = Data()
+    clients: Clients = Clients()
+    model: Model = Model()
+    lora: Lora = Lora()
+    strategy: StrategyConfig = StrategyConfig()
+    training: Training = Training(local_epochs=1)
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
+    placement: Placement = Placement()
+    faults: Faults = Faults()
+    network: Network = Network()
+    privacy: Privacy = Privacy()
+    tracking: Tracking = Tracking()
+    checkpoint: Checkpoint = Checkpoint()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, `inf` included, as they go into YAML."""
+        return self.model_dump(mode="python")
+
+    def sha256(self) -> str:
+        """Of what decides the numbers: everything but the name, placement, tracking and checkpoints."""
+        values = {key: value for key, value in self.as_dict().items() if key not in ("name", "placement", "tracking", "checkpoint")}
+        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+class Pretrain(Section):
+    """The making of a small foundation model: supervised for segmentation, masked auto-encoding for disease."""
+
+    name: str = Field(default="foundation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    task: Literal["segmentation", "disease"] = "segmentation"
+    seed: int = 0
+    data: Data = Data()
+    model: Model = Model()
+    steps: Count = 1000
+    batch_size: Count = 4
+    lr: Positive = 2e-3  # warmed up over the first twentieth of the steps, then a half cosine to zero
+    weight_decay: NonNegative = 0.01
+    augment: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    mask: Annotated[Number, Field(gt=0, lt=1)] = 0.75  # share of the patches that masked auto-encoding hides
+    threads: Count = 2
+    half: bool = True  # store the weights as float16
+
+
+def load_pretrain(path: Path, overrides: Sequence[str] = ()) -> Pretrain:
+    """As `load`, for `raylora pretrain`."""
+    return _validated(Pretrain, override(read_yaml(path), overrides), str(path))
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply ``KEY=VALUE`` overrides and check every key. Raises InputError."""
+    return from_dict(override(read_yaml(path), overrides), origin=str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file. Raises InputError."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file (expected a YAML configuration)") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder (expected a YAML configuration)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
+    return values
+
+
+def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply ``lora.rank=8`` style overrides to nested values; returns a new mapping. Raises InputError."""
+    result: dict[str, Any] = json.loads(json.dumps(values, default=str)) if values else {}
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"override {item!r}: expected KEY=VALUE, for example lora.rank=8")
+        try:
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError, ValueError):
+            raise InputError(f"override {item!r}: the value is not valid YAML") from None
+        target = result
+        *parents, last = key.strip().split(".")
+        for parent in parents:
+            child = target.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise InputError(f"override {item!r}: {parent} is not a section")
+            target = child
+        target[last] = value
+    return result
+
+
+def from_dict(values: Mapping[str, Any], origin: str = "config") -> Config:
+    """Check plain values against the schema. Raises InputError naming the key, what was expected and what was found."""
+    return _validated(Config, values, origin)
+
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+def _validated(schema: type[Checked], values: Mapping[str, Any], origin: str) -> Checked:
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {_explain(error, schema)}") from None
+    except RecursionError:
+        raise InputError(f"{origin}: nested too deeply") from None
+
+
+def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
+    # A union reports every branch: an unknown key says most, a value out of range more than a value of another type.
+    first = min(error.errors(), key=lambda item: (item["type"] != "extra_forbidden", not item["type"].startswith(("greater", "less"))))
+    path = [str(part) for part in first["loc"] if not _is_union_branch(str(part))]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{nearest(path[-1], _known_keys(schema, path[:-1]))}"
+    found = first["input"]
+    return f"{key or 'config'}: {first['msg'].removeprefix('Value error, ')}, found {found!r}"
+
+
+def _is_union_branch(part: str) -> bool:
+    return "[" in part or part in {"int", "float", "str", "bool", "Source", "constrained-int", "function-before"}
+
+
+def _known_keys(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
+    model: Any = schema
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Source
+    return list(model.model_fields)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`` (did you mean 'x'?)`` or the list of known words."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML that `load` reads back to the same values."""
+    return yaml.safe_dump(_plain(config.as_dict()), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,134 @@
+"""From the `data` section to prepared folders: phantoms are made on demand, downloads are prepared once into a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raylora.core.errors import InputError
+from raylora.data import acdc, manifest, mnms, mnms2, phantom
+from raylora.data.manifest import PrepareOptions, Row
+from raylora.data.prepare import prepare
+from raylora.data.shards import PreparedSet
+
+if TYPE_CHECKING:
+    from raylora.config import Data, Source
+
+SCAN = {"acdc": acdc.scan, "mnms": mnms.scan, "mnms2": mnms2.scan}
+Say = Callable[[str, int, int], None]
+"""What is being done, how many are done, of how many."""
+
+
+def cache_folder(configured: str | None = None) -> Path:
+    """Where prepared data and phantoms are kept."""
+    home = os.environ.get("RAYLORA_CACHE") or Path.home() / ".cache" / "raylora"
+    return Path(configured or home).expanduser().resolve()
+
+
+def prepared(data: Data, say: Say = lambda what, done, total: None) -> list[Path]:
+    """One prepared folder for each source. Raises InputError for what is missing or wrong."""
+    return [_one(source, data, say) for source in data.sources]
+
+
+def _one(source: Source, data: Data, say: Say) -> Path:
+    options = PrepareOptions(spacing_mm=data.spacing_mm, size=data.size, crop=data.crop)
+    cache = cache_folder(data.cache)
+    if source.root is None and source.dataset != "phantom":
+        raise InputError(f"data.root: expected the folder of {source.dataset}, found nothing")
+    if source.dataset == "phantom":
+        layout = data.phantom.layout
+        root = phantoms(cache, layout, data.phantom.patients, data.phantom.seed, data.phantom.shift, say, data.phantom.vendors)
+    else:
+        layout, root = source.dataset, Path(source.root or "").expanduser()
+        if not root.is_dir():
+            raise InputError(f"data.root: {root}: no such folder (expected {source.dataset})")
+        if (root / manifest.NAME).is_file():
+            _matching(root, options)
+            return root.resolve()
+    studies = SCAN[layout](root)
+    key = manifest.sha256_of([str(root.resolve()), layout, options.shard_options(), options.size[2]])
+    out = cache / "prepared" / f"{layout}-{key[:16]}"
+    prepare(studies, out, options, mapper=processes, progress=lambda done, total: say(f"preparing {layout} studies", done, total))
+    return out
+
+
+def _matching(root: Path, options: PrepareOptions) -> None:
+    """A prepared folder must have been made with the options that the experiment asks for."""
+    found = PreparedSet.open(root).manifest.options
+    for name in ("spacing_mm", "size", "crop"):
+        if tuple(_listed(getattr(found, name))) != tuple(_listed(getattr(options, name))):
+            raise InputError(f"data.{name}: expected {getattr(found, name)} as {root} was prepared, found {getattr(options, name)}")
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def phantoms(cache: Path, layout: str, patients: int, seed: int, shift: float, say: Say = lambda what, done, total: None, vendors: Sequence[str] | None = None) -> Path:
+    """The folder of a synthetic cohort, made if it is not there. Its name holds the code that made it, so that new code makes new phantoms."""
+    code = b"".join(path.read_bytes() for path in sorted(Path(phantom.__file__).parent.glob("phantom*.py")))
+    parts = [layout, patients, seed, shift, list(vendors or []), hashlib.sha256(code).hexdigest()]
+    out = cache / "phantoms" / f"{layout}-{patients}-{manifest.sha256_of(parts)[:16]}"
+    if not out.is_dir():
+        partial = out.with_name(f".{out.name}.{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            phantom.write_cohort(
+                partial, layout=layout, patients=patients, seed=seed, shift=shift, vendors=vendors, progress=lambda done, total: say("making phantoms", done, total)
+            )
+            try:
+                partial.rename(out)
+            except OSError:  # another process was first
+                if not out.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def processes(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """`map` over a process a core, results as they finish, few items ahead."""
+    workers = len(os.sched_getaffinity(0))
+    waiting = iter(items)
+    first = next(waiting, None)
+    if first is None:
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        pending = {pool.submit(function, first)}
+        for item in waiting:
+            pending.add(pool.submit(function, item))
+            if len(pending) >= 2 * workers:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+
+
+def studies(folders: Sequence[Path]) -> list[Row]:
+    """Every prepared study of the folders. Raises InputError for an id that two of them have."""
+    rows: dict[str, Row] = {}
+    for folder in folders:
+        for row in PreparedSet.open(folder).manifest.rows:
+            if row.id in rows:
+                raise InputError(f"two studies with the id {row.id}: in {row.dataset} and {rows[row.id].dataset}")
+            rows[row.id] = row
+    return [rows[i] for i in sorted(rows)]
+
+
+def digest(folders: Sequence[Path]) -> str:
+    """One hash over the prepared studies."""
+    return manifest.sha256_of([PreparedSet.open(folder).manifest.data_sha256 for folder in folders])
+
+
+def seen_overlap(seen: Iterable[str], rows: Sequence[Row]) -> list[str]:
+    """Ids of the rows that base weights have seen: by the hash of their files, or by "<data set>/<official split>"."""
+    known = set(seen)
+    return [row.id for row in rows if row.source_sha256 in known or f"{row.dataset}/{row.split}" in known]

@@ -1,0 +1,526 @@
+"""One federated experiment from its configuration: what it needs, its rounds, its end. The only place that sees a whole Config."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raylora import __version__
+from raylora.config import Config
+from raylora.core import sampling
+from raylora.core.errors import InputError
+from raylora.core.types import Broadcast, Client, ClientState, Strategy, Tree
+from raylora.data import duplicates, obtain, partition
+from raylora.data.groups import disease_label
+from raylora.data.transforms import Augmentation
+from raylora.federation import checkpoint
+from raylora.federation.client import compose, initial_tree
+from raylora.federation.host import EvalRow, Scored
+from raylora.federation.rounds import Executor, Progress, RoundReport, receive, run_round
+from raylora.federation.spec import HostSpec, ModelSpec, SiteSpec, build_model, protocol_of
+from raylora.metrics import matrix
+from raylora.metrics.classification import choose_threshold
+from raylora.models import peft, zoo
+from raylora.models.stacked import StackedModel
+from raylora.strategies import create
+from raylora.tracking.record import Record, finite, write_json
+from raylora.training.local import Settings
+
+Event = Mapping[str, Any]
+PRIMARY = matrix.PRIMARY
+POOL = "pooled"  # the one client of a strategy that pools all data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that a run needs and that can be known before it starts."""
+
+    config: Config
+    spec: HostSpec
+    clients: tuple[Client, ...]  # those that train
+    homes: tuple[str, ...]  # clients whose patients are scored in-client
+    held_out: tuple[str, ...]
+    weights: Mapping[str, np.ndarray]  # of the frozen backbone
+    about_weights: Mapping[str, Any]
+    data_sha256: str
+    splits: Mapping[str, Mapping[str, Sequence[str]]]  # client -> part -> study ids
+    left_out: Mapping[str, str]  # study id -> why it is in no client
+
+
+def make_plan(config: Config, say: Callable[[str, int, int], None] = lambda what, done, total: None) -> Plan:
+    """Prepare the data, divide it, build the model once: whatever is wrong is found here. Raises InputError."""
+    strategy = make_strategy(config)
+    folders = obtain.prepared(config.data, say)
+    rows, left_out = partition.eligible(obtain.studies(folders), config.task)
+    by_id = {row.id: row for row in rows}
+    diseased = {row.id: disease_label(row.dataset, row.group) for row in rows}
+    pairs = [(first, second) for first, second, _ in duplicates.pairs(rows)] if len(folders) > 1 else []
+    assigned = partition.assign_clients(
+        rows,
+        by=config.clients.by,
+        count=config.clients.count,
+        alpha=config.clients.alpha,
+        seed=config.data.split_seed,
+        held_out=config.clients.held_out,
+        pairs=pairs,
+    )
+    left_out = {**left_out, **assigned.left_out}
+    held_out = tuple(sorted(assigned.held_out))
+    divide = partition.split_official if config.data.split == "official" else partition.split_client
+    splits = {client: divide([by_id[i] for i in ids], config.data.split_seed, config.data.fractions, pairs) for client, ids in sorted(assigned.clients.items())}
+    labels = {i: value for i, value in diseased.items() if value is not None} if config.task == "disease" else None
+    partition.check_clients(splits, labels)
+    splits |= {client: partition.Split(train=(), validation=(), rating=(), test=tuple(ids)) for client, ids in sorted(assigned.held_out.items())}
+    homes = tuple(client for client in splits if client not in held_out)
+    ranks = _ranks(config, homes)
+    extra = config.data.rating_to_training
+    sites = [
+        SiteSpec(
+            id=client,
+            rank=ranks.get(client, max(ranks.values())),
+            training=tuple(split.train) + (tuple(split.rating) if extra else ()),
+            validation=tuple(split.validation),
+            rating=() if extra else tuple(split.rating),
+            test=tuple(split.test),
+        )
+        for client, split in splits.items()
+    ]
+    training = homes
+    if strategy.pools_data:
+        together = {part: tuple(i for site in sites for i in getattr(site, part)) for part in ("training", "rating")}
+        sites = [replace(site, training=(), rating=()) for site in sites]
+        sites.append(SiteSpec(id=POOL, rank=max(ranks.values()), training=together["training"], rating=together["rating"]))
+        training = (POOL,)
+    model_spec = _model_spec(config, strategy)
+    model = build_model(model_spec)
+    about: Mapping[str, Any] = zoo.load_weights(_Named(model), config.model.weights) if config.model.weights else {}
+    weights = {name: value.detach().numpy().copy() for name, value in model.weights.items()}
+    refused = obtain.seen_overlap(about.get("seen", ()), [by_id[i] for s in sites for i in (*s.validation, *s.test)])
+    if refused and not config.data.allow_seen:
+        raise InputError(f"model.weights: {config.model.weights} has seen {len(refused)} validation or test cases ({refused[0]}, ...); data.allow_seen=true overrides")
+    spec = HostSpec(
+        model=model_spec,
+        sets=tuple(str(folder) for folder in folders),
+        sites=tuple(sites),
+        diseased=labels or {},
+        task=config.task,
+        seed=config.seed,
+        alpha=config.lora.alpha,
+        max_rank=max(ranks.values()),
+        settings=_settings(config),
+        gates=strategy.gates,
+        eval_batch=config.evaluation.batch_size,
+        augmentation=Augmentation.of_strength(config.training.augment) if config.training.augment else None,
+        threads=config.training.threads,
+        device=_device(config),
+    )
+    by_site = {site.id: site for site in sites}
+    clients = tuple(
+        Client(id=c, num_examples=len(by_site[c].training), rank=by_site[c].rank, scaling=config.lora.alpha / by_site[c].rank) for c in training
+    )
+    return Plan(
+        config=config,
+        spec=spec,
+        clients=clients,
+        homes=homes,
+        held_out=held_out,
+        weights=weights,
+        about_weights=about,
+        data_sha256=obtain.digest(folders),
+        splits={client: {part: getattr(split, part) for part in partition.PARTS} for client, split in splits.items()},
+        left_out=left_out,
+    )
+
+
+def make_strategy(config: Config, clients: int | None = None) -> Strategy:
+    return create(config.strategy.name, config.strategy.options, seed=config.seed, clients=clients)
+
+
+class _Named:
+    """A stacked model's backbone under the original parameter names, for loading weights into it."""
+
+    def __init__(self, model: StackedModel) -> None:
+        self.model = model
+        self.head_names = model.backbone.head_names
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.model.weights.items()
+
+
+def _model_spec(config: Config, strategy: Strategy) -> ModelSpec:
+    network = zoo.build(config.model.name, config.task, config.model.size, config.data.size, config.model.sizes, config.seed)
+    plain: tuple[str, ...] = tuple(network.head_names) if config.model.head == "trained" else ()
+    plain += tuple(network.decoder_names) if config.model.decoder == "full" else ()
+    blocks = config.lora.blocks
+    return ModelSpec(
+        name=config.model.name,
+        task=config.task,
+        size=config.model.size,
+        image_size=config.data.size,
+        sizes=config.model.sizes,
+        seed=config.seed,
+        checkpointing=config.model.checkpointing,
+        targets=tuple(config.lora.targets) if config.lora.targets is not None else None,
+        blocks=tuple(blocks) if isinstance(blocks, list) else blocks,
+        dropout=config.lora.dropout,
+        plain=plain,
+        adapters=strategy.adapters,
+        router=strategy.router,
+        full=strategy.trains == "all",
+    )
+
+
+def _settings(config: Config) -> Settings:
+    t = config.training
+    return Settings(
+        lr=t.lr,
+        rounds=t.rounds,
+        batch_size=t.batch_size,
+        local_epochs=t.local_epochs,
+        local_steps=t.local_steps,
+        optimiser=t.optimiser,
+        weight_decay=t.weight_decay,
+        schedule=t.schedule,
+        clip=t.clip,
+        dtype=getattr(torch, t.dtype),
+    )
+
+
+def _device(config: Config) -> str:
+    if config.training.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("training.device: cuda was asked for, torch finds none on this machine")
+    wanted = config.placement.gpus_per_client > 0 and torch.cuda.is_available()
+    return "cuda" if config.training.device == "cuda" or (config.training.device == "auto" and wanted) else "cpu"
+
+
+def _ranks(config: Config, clients: Sequence[str]) -> dict[str, int]:
+    rank = config.lora.rank
+    if isinstance(rank, int):
+        return dict.fromkeys(clients, rank)
+    if isinstance(rank, list):
+        if len(rank) != len(clients):
+            raise InputError(f"lora.rank: expected one rank for each of the {len(clients)} clients ({', '.join(clients)}), found {len(rank)}")
+        return dict(zip(clients, rank, strict=True))
+    if set(rank) != set(clients):
+        raise InputError(f"lora.rank: expected the clients {', '.join(clients)}, found {', '.join(sorted(rank))}")
+    return dict(rank)
+
+
+# ---- the run
+
+
+def run_experiment(plan: Plan, out: Path, make_executor: Callable[[Plan], Executor], *, resume: bool = False, notes: Mapping[str, Any] | None = None) -> Iterator[Event]:
+    """Run (or go on with) an experiment into the folder `out`, telling what happens. The last event is {"event": "done", "summary": ...}.
+
+    `make_executor` decides where clients run and nothing else. Raises RunError if a client fails for good or a loss is not finite.
+    """
+    started = time.time()
+    config, clients = plan.config, plan.clients
+    strategy = make_strategy(config, len(clients))
+    model = build_model(plan.spec.model, plan.weights)
+    protocol = protocol_of(plan.spec)
+    record = Record(out)
+    first = initial_tree(model, protocol, clients[0].id, plan.spec.max_rank)
+    progress = Progress(round=0, server=strategy.init({n: v for n, v in first.items() if not _private(n, strategy)}))
+    checkpoints = out / "checkpoints"
+    if resume and (found := checkpoint.latest(checkpoints)) is not None:
+        progress, rows, words = found
+        record.rewind(rows, progress.round)
+        yield from ({"event": "note", "text": word} for word in words)
+    yield {"event": "start", "clients": [c.id for c in clients], "rounds": config.training.rounds, "round": progress.round, "name": config.name}
+    executor = make_executor(plan)
+    try:
+        executor.restore(progress.states)
+        progress, broadcasts = receive(progress, strategy, clients, plan.weights)
+        executor.set_base(progress.base)
+        while progress.round < config.training.rounds:
+            t, began = progress.round, time.perf_counter()
+            done: list[str] = []
+            cohort = [c.id for c in sampling.cohort(clients, config.sampling.kind, config.sampling.fraction, config.seed, t)]
+            told: list[Event] = []
+            progress, report = run_round(
+                progress, broadcasts, strategy, clients, cohort, executor, stack=_stack(config), on_client=lambda o: done.append(o.update.client_id)
+            )
+            version = progress.base_version
+            progress, broadcasts = receive(progress, strategy, clients, plan.weights)
+            if progress.base_version != version:
+                executor.set_base(progress.base)
+            validation: dict[str, dict[str, float]] = {}
+            last = progress.round == config.training.rounds
+            if last or (config.evaluation.every and progress.round % config.evaluation.every == 0):
+                rows = _validate(plan, strategy, model, progress, broadcasts, executor)
+                record.keep_cases(t, [(t, "validation", *row) for row in rows])
+                validation = _validation_scores(rows, config.task)
+            lines = _round_lines(report, validation, progress, time.perf_counter() - began)
+            record.append(lines)
+            if progress.round % config.checkpoint.every == 0 or last:
+                checkpoint.save(checkpoints, progress, record.rows)
+                checkpoint.prune(checkpoints, config.checkpoint.keep)
+            yield from told
+            yield {"event": "round", "round": t, "rounds": config.training.rounds, "lines": lines}
+        summary = yield from _finish(plan, strategy, model, progress, broadcasts, executor, record, started, notes or {})
+    finally:
+        executor.close()
+    yield {"event": "done", "summary": summary}
+
+
+def _stack(config: Config) -> int:
+    return 1 if config.training.stack == "auto" else config.training.stack
+
+
+def _private(name: str, strategy: Strategy) -> bool:
+    return any(adapter and name.startswith(f"{adapter}.") for adapter in strategy.adapters) or name.startswith("router.")
+
+
+def _round_lines(report: RoundReport, validation: Mapping[str, Mapping[str, float]], progress: Progress, seconds: float) -> list[Event]:
+    weights = progress.server.values.get("weights")
+    lines: list[Event] = [
+        {
+            "kind": "client",
+            "round": report.round,
+            "client": c.client,
+            "seconds": c.seconds,
+            "bytes_up": c.bytes_up,
+            "bytes_down": c.bytes_down,
+            **c.metrics,
+            "validation": validation.get(c.client, {}),
+        }
+        for c in report.clients
+    ]
+    names = sorted({name for scores in validation.values() for name in scores})
+    means = {name: float(np.mean([scores[name] for scores in validation.values() if name in scores])) for name in names}
+    total: dict[str, Any] = {
+        "kind": "round",
+        "round": report.round,
+        "seconds": seconds,
+        "bytes_up": sum(c.bytes_up for c in report.clients),
+        "bytes_down": sum(c.bytes_down for c in report.clients),
+        "validation": means,
+    }
+    if isinstance(weights, Mapping):
+        total["weights"] = dict(weights)
+    return [*lines, total]
+
+
+# ---- models to score
+
+
+def _models(
+    plan: Plan, strategy: Strategy, model: StackedModel, progress: Progress, broadcasts: Mapping[str, Broadcast]
+) -> tuple[dict[str, Tree], Mapping[str, float]]:
+    """{"global": ..., client id: ...} as each would be used now, and the gates of a client's full model. Clients whose model is the global one are left out."""
+    protocol = protocol_of(plan.spec)
+    largest = max(plan.clients, key=lambda c: c.rank)
+    shared = {n: v for n, v in broadcasts[largest.id].adapter.items() if not _private(n, strategy)}
+    trees: dict[str, Tree] = {"global": compose(model, protocol, largest.id, largest.rank, None, shared)}
+    if not strategy.pools_data:
+        for client in plan.clients:
+            state: ClientState | None = progress.states.get(client.id)
+            tree = compose(model, protocol, client.id, client.rank, state, broadcasts[client.id].adapter)
+            if not _same_model(tree, trees["global"], strategy):
+                trees[client.id] = tree
+    return trees, strategy.gates
+
+
+def _same_model(tree: Tree, other: Tree, strategy: Strategy) -> bool:
+    """Whether two trees are one function: equal, or different only in private adapters whose product is zero."""
+    if strategy.router or strategy.mixed_ranks and any(tree[n].shape != other[n].shape for n in tree):
+        return False
+    silent = {n.replace(".lora_B", ".lora_A") for n in tree if n.endswith(".lora_B") and not np.any(tree[n]) and not np.any(other[n])}
+    return all(n in silent or np.array_equal(tree[n], other[n]) for n in tree)
+
+
+def _requests(trees: Mapping[str, Tree], gates: Mapping[str, float], data_of: Mapping[str, tuple[str, ...]]) -> list[Scored]:
+    """The global part alone is used as it is; a client's full model with its gates."""
+    return [
+        Scored(model_of=name, tree=tree, gates={} if name == "global" else gates, data_of=data_of[name]) for name, tree in trees.items() if data_of.get(name)
+    ]
+
+
+def _validate(
+    plan: Plan, strategy: Strategy, model: StackedModel, progress: Progress, broadcasts: Mapping[str, Broadcast], executor: Executor
+) -> list[EvalRow]:
+    """In-client validation: each client's own model on its own validation cases; the global one at all of them."""
+    trees, gates = _models(plan, strategy, model, progress, broadcasts)
+    rows = executor.evaluate(_requests(trees, gates, {name: plan.homes if name == "global" else (name,) for name in trees}), "validation", full=False)
+    shared = [client for client in plan.homes if client not in trees]
+    return rows + [(c, c, *row[2:]) for c in shared for row in rows if row[0] == "global" and row[1] == c]
+
+
+def _validation_scores(rows: Sequence[EvalRow], task: str) -> dict[str, dict[str, float]]:
+    """{client: {metric: value}} of each client's own model."""
+    scores: dict[str, dict[str, float]] = {}
+    for client in sorted({row[1] for row in rows}):
+        own = [row for row in rows if row[0] == row[1] == client]
+        if task == "segmentation":
+            values = [row[6] for row in own if row[5] == "dice" and row[4] == "all"]
+            scores[client] = {"dice": float(np.mean(values))} if values else {}
+        else:
+            p = {row[2]: row[6] for row in own if row[5] == "probability"}
+            y = {row[2]: row[6] for row in own if row[5] == "label"}
+            scores[client] = {"likelihood": float(np.mean([p[k] if y[k] else 1 - p[k] for k in y])), "accuracy": float(np.mean([(p[k] > 0.5) == bool(y[k]) for k in y]))} if y else {}
+    return scores
+
+
+# ---- the end
+
+
+def _finish(
+    plan: Plan,
+    strategy: Strategy,
+    model: StackedModel,
+    progress: Progress,
+    broadcasts: Mapping[str, Broadcast],
+    executor: Executor,
+    record: Record,
+    started: float,
+    notes: Mapping[str, Any],
+) -> Iterator[Event]:
+    """Score the last round's models on the test cases, once; write adapters, cases and summary."""
+    config, everyone = plan.config, (*plan.homes, *plan.held_out)
+    t = config.training.rounds - 1
+    yield {"event": "phase", "text": "scoring the test patients"}
+    trees, gates = _models(plan, strategy, model, progress, broadcasts)
+    frozen = {**initial_tree(model, protocol_of(plan.spec), plan.clients[0].id, plan.spec.max_rank)}
+    everywhere = dict.fromkeys([*trees, "frozen"], everyone)
+    test = executor.evaluate(_requests(trees, gates, everywhere), "test", full=True)
+    executor.set_base({})
+    request = [Scored(model_of="frozen", tree=frozen, data_of=everyone)]
+    test += executor.evaluate(request, "test", full=True)
+    validation = [row for row in executor.evaluate([replace(request[0], data_of=plan.homes)], "validation", full=False)]
+    executor.set_base(progress.base)
+    own = [client for client in plan.homes if client not in trees]
+    test += [(c, d, *row[2:]) for c in own for d in everyone for row in test if row[0] == "global" and row[1] == d]
+    record.keep_cases(t + 1, [(t, "validation", *row) for row in validation])
+    final_rows: list[tuple[Any, ...]] = [(t, "test", *row) for row in sorted(test, key=lambda row: row[:6])]
+    rows = record.write_cases(final_rows)
+    if config.task == "disease":
+        final_rows += [(t, "validation", name, "-", "-", "-", "diseased", "threshold", value) for name, value in _thresholds(rows, t).items()]
+        rows = record.write_cases(final_rows)
+    table = [matrix.CaseRow(*row) for row in rows]
+    hashes = _write_adapters(plan, strategy, model, progress, trees, gates, record.folder / "adapters")
+    clients = list(plan.homes)
+    final = matrix.final(table, task=config.task, clients=clients, seed=config.seed, replicates=config.evaluation.bootstrap)
+    summary = {
+        "schema": 1,
+        "status": "finished",
+        "name": config.name,
+        "task": config.task,
+        "strategy": config.strategy.name,
+        "seed": config.seed,
+        "rounds": config.training.rounds,
+        "clients": clients,
+        "held_out": list(plan.held_out),
+        "final": final,
+        "cross_client": matrix.cross_client(table, metric=PRIMARY[config.task], clients=clients),
+        "bytes_up": progress.bytes_up,
+        "bytes_down": progress.bytes_down,
+        "adapter_sha256": hashes,
+        "wall_seconds": time.time() - started,
+        "virtual_seconds": None,
+        "driver": {},
+        "actors": executor.describe(),
+        "mlflow": None,
+        "numerics": {
+            "device": plan.spec.device,
+            "threads": config.training.threads,
+            "dtype": config.training.dtype,
+            "stack": config.training.stack,
+            "torch": torch.__version__,
+        },
+        "versions": versions(),
+        "config_sha256": config.sha256(),
+        "data_sha256": plan.data_sha256,
+        "patients": {client: {part: len(ids) for part, ids in parts.items()} for client, parts in plan.splits.items()},
+        "base": {"weights": config.model.weights, **plan.about_weights},
+        "parameters": {"sent": sum(v.size for v in broadcasts[plan.clients[0].id].adapter.values()), "frozen": sum(v.size for v in plan.weights.values())},
+        **notes,
+    }
+    if config.task == "segmentation" and config.evaluation.overlays:
+        _overlays(plan, executor, trees, gates, table, config.evaluation.overlays, record.folder)
+    write_json(record.folder / "summary.json", summary)
+    return finite(summary)
+
+
+def _thresholds(rows: Sequence[tuple[Any, ...]], t: int) -> dict[str, float]:
+    """Each model's threshold from its validation cases: a client's own, or those of all clients for the global and the frozen model."""
+    found: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
+    for round, split, model_of, data_of, patient, _, _, metric, value in rows:
+        if split == "validation" and round == t and metric in ("probability", "label"):
+            found.setdefault(model_of, {}).setdefault((data_of, patient), {})[metric] = value
+    return {
+        name: choose_threshold(np.array([c["label"] for c in cases.values()]), np.array([c["probability"] for c in cases.values()]))
+        for name, cases in found.items()
+    }
+
+
+def _write_adapters(
+    plan: Plan, strategy: Strategy, model: StackedModel, progress: Progress, trees: Mapping[str, Tree], gates: Mapping[str, float], folder: Path
+) -> dict[str, str]:
+    """One folder a model: everything that was added to the original base."""
+    kernels = {path: tuple(layer.base.kernel_size) for path, layer in model.layers.items() if hasattr(layer.base, "kernel_size")}
+    about = {"base": plan.config.model.weights or ""}
+    hashes = {}
+    for name in ("global", *([] if strategy.pools_data else [c.id for c in plan.clients])):
+        tree = trees.get(name, trees["global"])
+        pairs, plain = {}, {n: v for n, v in tree.items() if n in model.plain or n.startswith("router.")}
+        if not model.full:
+            first = next(iter(model.layers))
+            adapters = [a for a in strategy.adapters if name != "global" or not a]
+            scalings = {a: plan.config.lora.alpha / len(tree[f"{a}.{first}.lora_A" if a else f"{first}.lora_A"]) for a in adapters}
+            pairs = peft.combined(tree, progress.folded, scalings, {} if name == "global" else gates)
+        hashes[name] = peft.write_folder(folder / name, pairs, plain, kernels, about)
+    return hashes
+
+
+def _overlays(
+    plan: Plan, executor: Executor, trees: Mapping[str, Tree], gates: Mapping[str, float], table: Sequence[matrix.CaseRow], count: int, folder: Path
+) -> None:
+    """Images, predictions and truths of the best, median and worst test patients, for the report's pictures."""
+    import safetensors.numpy
+
+    scores = sorted(
+        {(r.value, r.data_of, r.patient) for r in table if r.split == "test" and r.model_of == r.data_of and r.metric == "dice" and r.structure == "all"}
+    )
+    if not scores:
+        return
+    chosen = sorted({round(i) for i in np.linspace(0, len(scores) - 1, count)}, reverse=True)
+    arrays: dict[str, np.ndarray] = {}
+    for i in chosen:
+        _, client, patient = scores[i]
+        name = client if client in trees else "global"
+        (request,) = _requests({name: trees[name]}, gates, {name: (client,)})
+        for key, value in executor.predictions(request, client, patient).items():
+            arrays[f"{client}/{patient}/{key}"] = np.ascontiguousarray(value)
+    (folder / "plots").mkdir(exist_ok=True)
+    safetensors.numpy.save_file(arrays, folder / "plots" / "overlays.safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Of what computed the numbers."""
+    found = {"raylora": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    for package in ("torch", "numpy", "ray", "peft", "monai", "mlflow", "pyarrow", "nibabel"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit of the code that runs, with "+" if the tree has changes; None outside a checkout."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if dirty else "")

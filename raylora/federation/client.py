@@ -1,0 +1,193 @@
+"""A client's whole round: what it holds, what it is told, what it sends back, what it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from raylora.core.errors import RunError
+from raylora.core.seeds import generator
+from raylora.core.tree import match
+from raylora.core.types import Broadcast, ClientState, ClientUpdate, Tree
+from raylora.models.stacked import StackedModel
+from raylora.training.inference import EvalCase, rating_score
+from raylora.training.local import Job, Loss, Settings, train
+from raylora.training.samples import Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A site's data. Rating cases serve the rating score and nothing else; test cases are touched after the last round only."""
+
+    training: Samples
+    patients: int  # training patients
+    validation: Sequence[EvalCase] = ()
+    rating: Sequence[EvalCase] = ()
+    test: Sequence[EvalCase] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One client."""
+
+    id: str
+    rank: int
+    shard: Shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What all clients of an experiment have in common."""
+
+    task: str  # segmentation | disease
+    seed: int
+    alpha: float
+    max_rank: int  # over the clients: the initial global A is drawn at this rank and cut to the client's
+    settings: Settings
+    loss: Loss
+    depth: int  # slices after padding
+    eval_batch: int
+    gates: Mapping[str, float] = field(default_factory=dict)  # factors on the adapters' outputs in a client's full model
+
+
+def initial_tree(model: StackedModel, protocol: Protocol, client: str, rank: int) -> dict[str, np.ndarray]:
+    """A client's tree before the first broadcast: the global part is everybody's, private adapters are drawn from (seed, client)."""
+    tree = model.initial(generator(protocol.seed, "initial"), generator(protocol.seed, "initial", client=client), protocol.max_rank)
+    for name, value in tree.items():
+        private = any(adapter and name.startswith(f"{adapter}.") for adapter in model.adapters)
+        if not private and rank < protocol.max_rank:
+            if name.endswith(".lora_A"):
+                tree[name] = value[:rank]
+            elif name.endswith(".lora_B"):
+                tree[name] = value[:, :rank]
+    return tree
+
+
+def compose(model: StackedModel, protocol: Protocol, site_id: str, rank: int, state: ClientState | None, adapter: Tree) -> dict[str, np.ndarray]:
+    """A client's model: its initial tree, overlaid by what it kept, overlaid by what it was sent.
+
+    Raises ValueError for a broadcast name that the model does not have.
+    """
+    tree = initial_tree(model, protocol, site_id, rank)
+    kept = state.trees.get("private", {}) if state is not None else {}
+    unknown = sorted((set(adapter) | set(kept)) - set(tree))
+    if unknown:
+        raise ValueError(f"client {site_id} was sent names that its model does not have: {unknown[:5]}")
+    return {**tree, **kept, **adapter}
+
+
+def work(
+    model: StackedModel,
+    protocol: Protocol,
+    sites: Sequence[Site],
+    states: Sequence[ClientState | None],
+    broadcasts: Sequence[Broadcast],
+) -> list[tuple[ClientUpdate, ClientState]]:
+    """One round of the clients that share this pass: receive, score, train, score, split into what is sent and what is kept.
+
+    The base must already be at the broadcasts' version. Raises RunError for a loss or a result that is not finite.
+    """
+    trees = [
+        compose(model, protocol, site.id, site.rank, state, broadcast.adapter)
+        for site, state, broadcast in zip(sites, states, broadcasts, strict=True)
+    ]
+    task = broadcasts[0].task
+    metrics: list[dict[str, float]] = [{} for _ in sites]
+    for site, broadcast, own in zip(sites, broadcasts, metrics, strict=True):
+        for name in broadcast.task.scores:
+            if name in broadcast.extra and site.shard.rating:
+                own[f"score_{name}"] = _shown(model, protocol, site, broadcast.extra[name])
+    if "received" in task.scores:
+        _score(model, protocol, sites, trees, protocol.gates, metrics, "score_received")
+    after: list[Mapping[str, np.ndarray]] = list(trees)
+    steps = [0] * len(sites)
+    controls = [{**b.extra, **({"c_k": s.trees["c_k"]} if s is not None and "c_k" in s.trees else {})} for s, b in zip(states, broadcasts, strict=True)]
+    if task.phases:
+        jobs = [
+            Job(client=site.id, samples=site.shard.training, tree=tree, alpha=protocol.alpha, extra=extra)
+            for site, tree, extra in zip(sites, trees, controls, strict=True)
+        ]
+        results = train(model, jobs, task.phases, protocol.settings, protocol.loss, seed=protocol.seed, round=task.round)
+        after = [result.tree for result in results]
+        for own, result in zip(metrics, results, strict=True):
+            own.update(result.metrics)
+        steps = [result.steps for result in results]
+    if "trained" in task.scores:
+        _score(model, protocol, sites, after, protocol.gates, metrics, "score_trained")
+    return [
+        _split(protocol, site, state, broadcast, tree, result, own, extra, count)
+        for site, state, broadcast, tree, result, own, extra, count in zip(
+            sites, states, broadcasts, trees, after, metrics, controls, steps, strict=True
+        )
+    ]
+
+
+def _split(
+    protocol: Protocol,
+    site: Site,
+    state: ClientState | None,
+    broadcast: Broadcast,
+    received: Tree,
+    trained: Tree,
+    metrics: Mapping[str, float],
+    controls: Mapping[str, Tree],
+    steps: int,
+) -> tuple[ClientUpdate, ClientState]:
+    """What is sent and what is kept."""
+    task = broadcast.task
+    for name, value in trained.items():
+        if not np.isfinite(value).all():
+            raise RunError(f"round {task.round}, client {site.id}: {name} is not finite after training; try a smaller training.lr")
+    uploads = set(match(trained, task.uploads))
+    sent_away = uploads - set(match(trained, task.keeps))
+    trees: dict[str, Tree] = {"private": {name: value for name, value in trained.items() if name not in sent_away}}
+    extra: dict[str, Tree] = {}
+    if task.phases and "control" in task.phases[-1].terms and steps:
+        names = match(trained, task.phases[-1].trains)
+        before = controls.get("c_k", {})
+        server = controls["c"]
+        rate = steps * protocol.settings.rate(task.round)
+        after = {}
+        for name in sorted(names):  # option II of SCAFFOLD: c_k+ = c_k - c + (w_received - w_trained) / (K eta)
+            step = (received[name] - trained[name]) / np.float32(rate)
+            after[name] = (before.get(name, np.float32(0)) - server.get(name, np.float32(0)) + step).astype(np.float32)
+        trees["c_k"] = after
+        extra["delta_c"] = {name: after[name] - before.get(name, np.float32(0)) for name in after}
+    update = ClientUpdate(
+        client_id=site.id,
+        num_examples=site.shard.patients,
+        adapter={name: trained[name] for name in sorted(uploads)},
+        metrics=metrics,
+        extra=extra,
+        scaling=protocol.alpha / site.rank,
+    )
+    return update, ClientState(trees=trees, base_version=broadcast.base_version, round=task.round)
+
+
+def _shown(model: StackedModel, protocol: Protocol, site: Site, other: Tree) -> float:
+    """The score of what this client was shown: the base with another client's pairs of unit scale, and its plain parts."""
+    rank = next(len(value) for name, value in other.items() if name.endswith(".lora_A"))
+    tree = initial_tree(model, protocol, site.id, min(rank, protocol.max_rank))
+    own_scale = np.float32(rank / protocol.alpha)  # the model multiplies by alpha / rank
+    tree |= {name: value * own_scale if name.endswith(".lora_B") else value for name, value in other.items()}
+    model.load([tree], [protocol.alpha], protocol.settings.dtype)
+    model.gate({})
+    return rating_score(model, site.shard.rating, protocol.task, protocol.depth, protocol.eval_batch)
+
+
+def _score(
+    model: StackedModel,
+    protocol: Protocol,
+    sites: Sequence[Site],
+    trees: Sequence[Tree],
+    gates: Mapping[str, float],
+    metrics: list[dict[str, float]],
+    key: str,
+) -> None:
+    for site, tree, own in zip(sites, trees, metrics, strict=True):
+        if site.shard.rating:
+            model.load([tree], [protocol.alpha], protocol.settings.dtype)
+            model.gate(gates)
+            own[key] = rating_score(model, site.shard.rating, protocol.task, protocol.depth, protocol.eval_batch)

@@ -1,0 +1,42 @@
+"""Clients in this process, one after the other: for tests, debugging and the smallest experiments."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from raylora.core.types import ClientState
+from raylora.federation.host import EvalRow, Host, Outcome, Scored
+from raylora.federation.rounds import Stack
+
+
+class InProcess:
+    """An `Executor` over one `Host`."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
+        for stack in stacks:
+            yield from self.host.train([client for client, _ in stack], [broadcast for _, broadcast in stack])
+
+    def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]:
+        return self.host.evaluate(requests, split, full=full)
+
+    def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
+        return self.host.predictions(request, client, patient)
+
+    def set_base(self, weights: Mapping[str, np.ndarray]) -> None:
+        self.host.set_base(weights)
+
+    def restore(self, states: Mapping[str, ClientState]) -> None:
+        self.host.restore(states)
+
+    def describe(self) -> list[dict[str, object]]:
+        return [{"clients": sorted(self.host.sites), "node": platform.node(), "pid": os.getpid(), "cpus": 1.0, "gpus": 0.0, "restarts": 0}]
+
+    def close(self) -> None:
+        """Nothing to give back."""

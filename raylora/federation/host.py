@@ -1,0 +1,105 @@
+"""What one process holds of the federation: one model, and the data and private state of its clients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from raylora.core.types import Broadcast, ClientState, ClientUpdate, Tree
+from raylora.federation.client import Protocol, Site, work
+from raylora.models.stacked import StackedModel
+from raylora.training.inference import Row, evaluate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A client's round, as the driver gets it: only `update` is traffic."""
+
+    update: ClientUpdate
+    state: ClientState
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """One model to be scored on some clients' patients."""
+
+    model_of: str
+    tree: Tree
+    gates: Mapping[str, float] = field(default_factory=dict)
+    data_of: tuple[str, ...] = ()
+
+
+EvalRow = tuple[str, str, str, str, str, str, float]
+"""model_of, data_of, patient, frame, structure, metric, value"""
+
+
+class Host:
+    """Clients that share a process. A round is idempotent: asked again for the same round, a client starts from the same state."""
+
+    def __init__(self, model: StackedModel, protocol: Protocol, sites: Sequence[Site]) -> None:
+        self.model, self.protocol = model, protocol
+        self.sites = {site.id: site for site in sites}
+        self.states: dict[str, ClientState | None] = {site.id: None for site in sites}
+        self.after: dict[str, ClientState] = {}
+        self.original = {name: weight.detach().cpu().numpy() for name, weight in model.weights.items()} if model.layers else {}
+        self.folded: frozenset[str] = frozenset()
+
+    def train(self, clients: Sequence[str], broadcasts: Sequence[Broadcast]) -> list[Outcome]:
+        """One round of clients that share a pass."""
+        round = broadcasts[0].task.round
+        for client in clients:
+            state = self.after.get(client)
+            if state is not None and state.round < round:  # that round is over: what it left is where this one starts
+                self.states[client] = state
+        started = time.perf_counter()
+        results = work(self.model, self.protocol, [self.sites[c] for c in clients], [self.states[c] for c in clients], broadcasts)
+        seconds = (time.perf_counter() - started) / len(clients)
+        for client, broadcast, (_, state) in zip(clients, broadcasts, results, strict=True):
+            if broadcast.task.phases:
+                self.after[client] = state
+        return [Outcome(update=update, state=state, seconds=seconds) for update, state in results]
+
+    def restore(self, states: Mapping[str, ClientState]) -> None:
+        """Take the states that a driver kept (after a restart, or to resume)."""
+        for client, state in states.items():
+            if client in self.sites:
+                self.states[client] = state
+                self.after.pop(client, None)
+
+    def set_base(self, weights: Mapping[str, np.ndarray]) -> None:
+        """The base from now on: the original, with these weights in place of its own."""
+        back = {name: self.original[name] for name in self.folded if name not in weights}
+        self.model.set_base({**back, **weights})
+        self.folded = frozenset(weights)
+
+    def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]:
+        """Rows of every requested model on this host's share of the requested patients."""
+        rows: list[EvalRow] = []
+        for request in requests:
+            here = [client for client in request.data_of if client in self.sites]
+            if not here:
+                continue
+            self.model.load([request.tree], [self.protocol.alpha], self.protocol.settings.dtype)
+            self.model.gate(request.gates)
+            for client in here:
+                cases = getattr(self.sites[client].shard, split)
+                found: list[Row] = evaluate(self.model, cases, self.protocol.task, self.protocol.depth, self.protocol.eval_batch, full=full)
+                rows += [(request.model_of, client, *row) for row in found]
+        return rows
+
+    def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
+        """image, prediction and truth of a test patient on the prepared grid, for pictures: names "<frame>/<image|pred|truth>"."""
+        from raylora.training.inference import segment
+
+        case = next(case for case in self.sites[client].shard.test if case.patient == patient)
+        self.model.load([request.tree], [self.protocol.alpha], self.protocol.settings.dtype)
+        self.model.gate(request.gates)
+        arrays = {}
+        for frame in sorted(case.labels):
+            (pred,) = segment(self.model, [case.images[frame]], self.protocol.depth, 1)
+            arrays |= {f"{frame}/image": case.images[frame], f"{frame}/pred": pred, f"{frame}/truth": case.labels[frame]}
+        return arrays

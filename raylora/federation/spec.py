@@ -1,0 +1,155 @@
+"""A plain description of what a process needs to build its share of the federation, and the building of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raylora.core.errors import InputError
+from raylora.data.shards import PreparedSet, PreparedStudy
+from raylora.data.transforms import Augmentation
+from raylora.federation.client import Protocol, Shard, Site
+from raylora.federation.host import Host
+from raylora.models import zoo
+from raylora.models.stacked import StackedModel, adapted_modules
+from raylora.training.inference import EvalCase
+from raylora.training.local import Settings
+from raylora.training.losses import LOSSES
+from raylora.training.samples import Frames, Samples, Studies
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSpec:
+    """One client as names: its studies are found in the prepared sets."""
+
+    id: str
+    rank: int
+    training: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    rating: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The backbone and what of it is trained."""
+
+    name: str
+    task: str
+    size: str
+    image_size: tuple[int, int, int]
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    checkpointing: bool = False
+    targets: tuple[str, ...] | None = None
+    blocks: str | int | tuple[int, ...] = "all"
+    dropout: float = 0.0
+    plain: tuple[str, ...] = ()  # patterns of the trained plain names: head, decoder
+    adapters: Mapping[str, int | None] = field(default_factory=lambda: {"": None})
+    router: bool = False
+    full: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostSpec:
+    """Everything but the weights."""
+
+    model: ModelSpec
+    sets: tuple[str, ...]  # prepared folders
+    sites: tuple[SiteSpec, ...]
+    diseased: Mapping[str, int]  # study id -> 0 or 1, for disease
+    task: str
+    seed: int
+    alpha: float
+    max_rank: int
+    settings: Settings
+    gates: Mapping[str, float] = field(default_factory=dict)
+    eval_batch: int = 4
+    augmentation: Augmentation | None = None
+    threads: int = 1
+    device: str = "cpu"
+
+    def of(self, clients: Sequence[str]) -> HostSpec:
+        """The same for some of the clients."""
+        return replace(self, sites=tuple(site for site in self.sites if site.id in set(clients)))
+
+
+def build_model(spec: ModelSpec, weights: Mapping[str, np.ndarray] | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> StackedModel:
+    """The backbone with adapters in place. `weights` replace those drawn from the seed; on a CPU they are used in place, never written."""
+    backbone = zoo.build(spec.name, spec.task, spec.size, spec.image_size, spec.sizes, spec.seed)
+    if spec.checkpointing:
+        if not hasattr(backbone, "checkpointing"):
+            raise InputError(f"model.checkpointing: {spec.name} does not offer it")
+        backbone.checkpointing = True
+    targets = zoo.DEFAULT_TARGETS[spec.name] if spec.targets is None else spec.targets
+    modules = () if spec.full else adapted_modules(backbone, targets, spec.blocks)
+    backbone = backbone.to(device=device, dtype=dtype)
+    model = StackedModel(
+        backbone, modules=modules, plain=spec.plain, adapters=spec.adapters, router=spec.router, full=spec.full, dropout=spec.dropout
+    )
+    if weights is not None:
+        model.set_base(weights)
+    return model
+
+
+def protocol_of(spec: HostSpec) -> Protocol:
+    return Protocol(
+        task=spec.task,
+        seed=spec.seed,
+        alpha=spec.alpha,
+        max_rank=spec.max_rank,
+        settings=spec.settings,
+        loss=LOSSES[spec.task],
+        depth=spec.model.image_size[2],
+        eval_batch=spec.eval_batch,
+        gates=spec.gates,
+    )
+
+
+def build_host(spec: HostSpec, weights: Mapping[str, np.ndarray]) -> Host:
+    """The host of the spec's sites: opens their studies memory-mapped and builds the model once."""
+    torch.set_num_threads(spec.threads)
+    model = build_model(spec.model, weights, spec.device, spec.settings.dtype)
+    prepared = [PreparedSet.open(Path(folder)) for folder in spec.sets]
+    where = {row.id: opened for opened in prepared for row in opened.manifest.rows}
+    sites = [Site(id=site.id, rank=site.rank, shard=_shard(site, where, spec)) for site in spec.sites]
+    return Host(model, protocol_of(spec), sites)
+
+
+def _shard(site: SiteSpec, where: Mapping[str, PreparedSet], spec: HostSpec) -> Shard:
+    def cases(ids: Sequence[str]) -> tuple[EvalCase, ...]:
+        return tuple(_eval_case(i, where[i].study(i), spec) for i in ids)
+
+    depth = spec.model.image_size[2]
+    studies = [where[i].study(i) for i in site.training]
+    training: Samples
+    if spec.task == "disease":
+        images = [np.stack([study.frames[frame].image for frame in ("ED", "ES")]) for study in studies]
+        training = Studies(images, [spec.diseased[i] for i in site.training], depth, spec.augmentation)
+    else:
+        frames = [study.frames[frame] for study in studies for frame in sorted(study.frames) if study.frames[frame].label is not None]
+        training = Frames([frame.image for frame in frames], [frame.label for frame in frames], depth, spec.augmentation)
+    return Shard(
+        training=training,
+        patients=len(site.training),
+        validation=cases(site.validation),
+        rating=cases(site.rating),
+        test=cases(site.test),
+    )
+
+
+def _eval_case(patient: str, study: PreparedStudy, spec: HostSpec) -> EvalCase:
+    labelled = {name: frame for name, frame in study.frames.items() if frame.label is not None}
+    return EvalCase(
+        patient=patient,
+        images={name: frame.image for name, frame in study.frames.items()},
+        labels={name: frame.label for name, frame in labelled.items()},
+        native_labels={name: frame.native_label for name, frame in labelled.items()},
+        geometry=study.geometry,
+        diseased=spec.diseased.get(patient),
+    )

@@ -1,0 +1,59 @@
+"""`raylora pretrain`: from a configuration to a safetensors file that says how it was made and what it has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from raylora.config import Pretrain
+from raylora.core.errors import InputError
+from raylora.data import obtain
+from raylora.data.shards import PreparedSet
+from raylora.data.transforms import Augmentation
+from raylora.models import zoo
+from raylora.training import pretrain
+from raylora.training.samples import Frames, Samples, Studies
+
+Say = Callable[[str, int, int], None]
+
+
+def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None) -> Path:
+    """Pre-train the configured network on its population and write `out`. Raises InputError if `out` exists."""
+    if out.exists():
+        raise InputError(f"--output {out}: exists already")
+    torch.set_num_threads(config.threads)
+    folders = obtain.prepared(config.data, say)
+    sets = [PreparedSet.open(folder) for folder in folders]
+    network = zoo.build(config.model.name, config.task, config.model.size, config.data.size, config.model.sizes, config.seed)
+    samples = _samples(config, sets)
+
+    def report(step: int, steps: int, loss: float) -> None:
+        say(f"pre-training, loss {loss:.4f}", step, steps)
+
+    common = {"steps": config.steps, "batch_size": config.batch_size, "lr": config.lr, "weight_decay": config.weight_decay, "seed": config.seed, "report": report}
+    if config.task == "segmentation":
+        pretrain.supervised(network, samples, **common)
+    elif config.model.name == "vit":
+        pretrain.masked(network, samples, mask=config.mask, **common)
+    else:
+        raise InputError(f"model.name: masked auto-encoding is for the vit, found {config.model.name}")
+    weights = zoo.weights_of(network)
+    if config.task == "disease":  # the head has learnt nothing
+        weights = {name: value for name, value in weights.items() if name not in network.head_names}
+    seen = sorted({row.source_sha256 for opened in sets for row in opened.manifest.rows})
+    settings = config.model_dump(mode="json", exclude_defaults=True)
+    zoo.save_weights(out, weights, half=config.half, config=settings, seed=config.seed, seen=seen)
+    return out
+
+
+def _samples(config: Pretrain, sets: list[PreparedSet]) -> Samples:
+    studies = [opened.study(i) for opened in sets for i in opened.ids]
+    augmentation = Augmentation.of_strength(config.augment) if config.augment else None
+    depth = config.data.size[2]
+    if config.task == "disease":
+        return Studies([np.stack([s.frames[f].image for f in ("ED", "ES")]) for s in studies], [0] * len(studies), depth, augmentation)
+    frames = [frame for s in studies for frame in s.frames.values() if frame.label is not None]
+    return Frames([f.image for f in frames], [f.label for f in frames], depth, augmentation)

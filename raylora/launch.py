@@ -1,0 +1,169 @@
+"""A run as the command starts it: checked here, run by a driver actor, followed by MLflow, ended with its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from raylora import config as configuration
+from raylora.config import Config
+from raylora.core.errors import InputError, RunError
+
+Event = Mapping[str, Any]
+
+
+def free_folder(name: str, under: Path = Path("runs")) -> Path:
+    """runs/<name>, or runs/<name>-2, ... : the first that does not exist."""
+    number, folder = 1, under / name
+    while folder.exists():
+        number += 1
+        folder = under / f"{name}-{number}"
+    return folder
+
+
+def claim(folder: Path) -> None:
+    """Make the output folder. Raises InputError if it holds anything already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--output {folder}: already holds {'a run' if (folder / 'config.yaml').exists() else 'something'}; name another folder, or use `raylora resume`")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot be made: {error.strerror}") from None
+
+
+def absolute(config: Config, here: Path) -> Config:
+    """The same with every relative path made absolute: actors may have another working folder."""
+    values = config.as_dict()
+    data, model, tracking = values["data"], values["model"], values["tracking"]
+    sources = data["dataset"] if isinstance(data["dataset"], list) else [data]
+    for source in (*sources, data):
+        if source.get("root") is not None:
+            source["root"] = str((here / Path(source["root"]).expanduser()).resolve())
+    if data["cache"] is not None:
+        data["cache"] = str((here / Path(data["cache"]).expanduser()).resolve())
+    if model["weights"] is not None and (here / model["weights"]).is_file():
+        model["weights"] = str((here / model["weights"]).resolve())
+    if tracking["uri"] is not None:
+        from raylora.tracking.mlflow import resolved
+
+        tracking["uri"] = resolved(tracking["uri"], here)
+    return configuration.from_dict(values)
+
+
+def run(config: Config, out: Path, *, address: str | None = None, on_event: Callable[[Event], None] = lambda event: None, resume: bool = False) -> dict[str, Any]:
+    """Run one experiment into `out` and return its summary. Raises InputError before anything is left behind, RunError afterwards."""
+    from raylora import experiment
+    from raylora.cluster import driver, resources
+
+    config = config if resume else absolute(config, Path.cwd())
+
+    def say(what: str, done: int, total: int) -> None:
+        on_event({"event": "progress", "text": what, "done": done, "total": total})
+
+    if not resume:
+        _refuse_used(out)
+    plan = experiment.make_plan(config, say)
+    if address is None:
+        import ray
+
+        if not ray.is_initialized():
+            driver.request_of(plan, resources.local())
+    made = not out.exists()
+    if not resume:
+        claim(out)
+        (out / "config.yaml").write_text(configuration.dump(config), encoding="utf-8")
+    tracker = _tracker(config, plan)
+    status = "FAILED"
+    try:
+        summary: dict[str, Any] | None = None
+        for event in driver.run(config.as_dict(), out, address=address, resume=resume, notes={}):
+            if event["event"] == "round" and tracker is not None:
+                tracker.rounds(event["lines"])
+            if event["event"] == "done":
+                summary = dict(event["summary"])
+            else:
+                on_event(event)
+        if summary is None:
+            raise RunError("the driver ended without a summary")
+        summary = _finished(out, summary, tracker)
+        on_event({"event": "phase", "text": "writing the report"})
+        from raylora.report.html import write_report
+
+        write_report(out)
+        if tracker is not None:
+            tracker.finish(out, summary)
+        status = "FINISHED"
+        return summary
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    except InputError:
+        if made and not resume:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    finally:
+        if tracker is not None:
+            if status != "FINISHED":
+                tracker.fail(status)
+            missing = tracker.close()
+            if missing:
+                on_event({"event": "note", "text": f"{missing}; `raylora upload {out}` brings the record later"})
+
+
+def _refuse_used(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        claim(out)
+
+
+def _finished(out: Path, summary: dict[str, Any], tracker: Any) -> dict[str, Any]:
+    """The summary with where MLflow keeps the run."""
+    from raylora.tracking.record import write_json
+
+    if tracker is not None and tracker.run_id is not None:
+        summary["mlflow"] = {"tracking_uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.run_id}
+        write_json(out / "summary.json", summary)
+    return summary
+
+
+def _tracker(config: Config, plan: Any) -> Any:
+    if config.tracking.uri is None:
+        return None
+    from raylora.tracking.mlflow import Tracker
+
+    return Tracker(config.tracking.uri, config.tracking.experiment, config.name, config.as_dict(), tags(config, plan.data_sha256), config.tracking.client_runs)
+
+
+def tags(config: Config, data_sha256: str) -> dict[str, str]:
+    """What runs are searched by."""
+    from raylora.experiment import git_commit
+
+    found = {
+        "strategy": config.strategy.name,
+        "task": config.task,
+        "rank": str(config.lora.rank),
+        "blocks": str(config.lora.blocks),
+        "seed": str(config.seed),
+        "config_sha256": config.sha256(),
+        "data_sha256": data_sha256,
+        "mlflow.source.name": "raylora run",
+        "mlflow.user": os.environ.get("USER", ""),
+    }
+    if "temperature" in config.strategy.options:
+        found["temperature"] = str(config.strategy.options["temperature"])
+    if commit := git_commit(Path(__file__).parent):
+        found["mlflow.source.git.commit"] = commit
+    return found
+
+
+def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:
+    """Go on with a run after its last complete round. Raises InputError if the folder holds none, or one that is finished."""
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder}: no run to resume (expected config.yaml in it)")
+    summary = folder / "summary.json"
+    if summary.is_file() and json.loads(summary.read_text()).get("status") == "finished":
+        raise InputError(f"{folder}: this run is finished")
+    return run(configuration.load(folder / "config.yaml"), folder.resolve(), address=address, on_event=on_event, resume=True)

@@ -1,0 +1,115 @@
+"""LoRA for K clients at once: y = base(x) + sum_j gate_j scaling_j B_j A_j x, with a leading client axis on every trained tensor.
+
+The batch holds K clients one after the other, b samples each. The frozen base sees one batch of K b samples; each client's slice meets its
+own factors in a batched product. K = 1 is the ordinary loop. peft supplies the meaning of rank, alpha and targets and is the reference
+that the tests hold this layer to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+
+
+class Adapted(nn.Module):
+    """A frozen linear or convolution layer and the adapters on it.
+
+    ``factors[adapter]`` is the pair (A (K, r, in), B (K, out, r)) and ``scalings[adapter]`` (K,); both are set by `StackedModel`. A
+    convolution's A is a convolution with the base's kernel, stride and padding to r channels, flattened to (r, in * kernel); its B is a
+    1 x 1 convolution.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.factors: dict[str, tuple[Tensor, Tensor]] = {}
+        self.scalings: dict[str, Tensor] = {}
+        self.gates: Mapping[str, float] = {}
+        self.detached: frozenset[str] = frozenset()
+        self.router: Tensor | None = None  # (K, adapters, in)
+        self.dropout = 0.0
+        self.streams: Sequence[torch.Generator] = ()  # one per client while training
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.factors:
+            return self.base(x)
+        if self._mergeable():
+            return self._merged(x)
+        y = self.base(x)
+        mixture = self._mixture(x) if self.router is not None else None
+        dropped = self._drop(x) if self.streams and self.dropout else x
+        for index, (name, (a, b)) in enumerate(self.factors.items()):
+            z = self._linear(dropped, a, b, self.scalings[name]) if isinstance(self.base, nn.Linear) else self._conv(dropped, a, b, self.scalings[name])
+            if name in self.detached:
+                z = z.detach()
+            gate = self.gates.get(name, 1.0)
+            y = y + (z if gate == 1.0 else gate * z) if mixture is None else y + mixture[..., index, None] * z
+        return y
+
+    def _mergeable(self) -> bool:
+        """Whether W + sum_j gate_j scaling_j B_j A_j is the same function: not with dropout, a router or a stop-gradient."""
+        return not (isinstance(self.base, nn.Linear) or self.detached or self.router is not None or (self.streams and self.dropout))
+
+    def _merged(self, x: Tensor) -> Tensor:
+        """One convolution a client with its own W + sum_j gate_j scaling_j B_j A_j. With a U-Net's few channels a convolution is bound by
+        memory, and a second one to r channels costs nearly as much as the first."""
+        base, clients = self.base, len(next(iter(self.factors.values()))[0])
+        delta = sum(torch.bmm(b * (self.gates.get(name, 1.0) * self.scalings[name])[:, None, None], a) for name, (a, b) in self.factors.items())
+        weights = base.weight + delta.reshape(clients, *base.weight.shape)
+        conv = _convolution(base)
+        parts = [conv(part, weight, base.bias, base.stride, base.padding, base.dilation) for part, weight in zip(x.chunk(clients), weights, strict=True)]
+        return parts[0] if clients == 1 else torch.cat(parts)
+
+    def _linear(self, x: Tensor, a: Tensor, b: Tensor, scaling: Tensor) -> Tensor:
+        flat = x.reshape(len(a), -1, x.shape[-1])  # (K, n, in)
+        hidden = torch.bmm(flat, a.transpose(1, 2)) * scaling[:, None, None]  # (K, n, r)
+        return torch.bmm(hidden, b.transpose(1, 2)).reshape(*x.shape[:-1], b.shape[1])
+
+    def _conv(self, x: Tensor, a: Tensor, b: Tensor, scaling: Tensor) -> Tensor:
+        base = self.base
+        conv = _convolution(base)
+        weights = a.reshape(*a.shape[:2], base.in_channels, *base.kernel_size)  # (K, r, in, *kernel)
+        parts = [
+            conv(part, weight, None, base.stride, base.padding, base.dilation) * s for part, weight, s in zip(x.chunk(len(a)), weights, scaling, strict=True)
+        ]
+        ones = (1,) * (x.dim() - 2)
+        return torch.cat([conv(part, right.reshape(*right.shape, *ones)) for part, right in zip(parts, b, strict=True)])
+
+    def _mixture(self, x: Tensor) -> Tensor:
+        """The router's softmax(W_r x) over the adapters, token by token: (..., adapters)."""
+        flat = x.reshape(len(self.router), -1, x.shape[-1])
+        return torch.bmm(flat, self.router.transpose(1, 2)).softmax(-1).reshape(*x.shape[:-1], -1)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        keep = 1.0 - self.dropout
+        parts = x.chunk(len(self.streams))
+        masks = [torch.empty(part.shape).bernoulli_(keep, generator=g).to(part) for part, g in zip(parts, self.streams, strict=True)]
+        return x * torch.cat(masks) / keep
+
+
+def _convolution(base: nn.Module) -> Callable[..., Tensor]:
+    return next(function for kind, function in CONVOLUTIONS.items() if isinstance(base, kind))
+
+
+class PerClient(nn.Module):
+    """A module of which every client has its own weights: a head, a decoder, or (full fine-tuning) the whole model."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.own: dict[str, Tensor] = {}  # parameter name -> (K, *shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.own:
+            return self.module(x)
+        clients = len(next(iter(self.own.values())))
+        if clients == 1:
+            return functional_call(self.module, {name: value[0] for name, value in self.own.items()}, (x,))
+        parts = [functional_call(self.module, {name: value[k] for name, value in self.own.items()}, (part,)) for k, part in enumerate(x.chunk(clients))]
+        return torch.cat(parts)

@@ -1,0 +1,95 @@
+"""Adapter folders in PEFT's format: everything that was added to the original base, as one pair a layer.
+
+The files are written without importing peft (which takes seconds and transformers with it); a test opens them with peft's own loader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from raylora.core import lowrank
+from raylora.core.types import Tree
+
+PREFIX = "base_model.model."
+
+
+def combined(tree: Tree, folded: Tree, scalings: Mapping[str, float], gates: Mapping[str, float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{module: (A, B)} of unit scale: what was folded into the base plus every adapter of the tree, exactly.
+
+    A single unfolded adapter keeps its own A (its B takes the scaling); several are stacked and brought to their numerical rank.
+    """
+    parts: dict[str, list[tuple[float, lowrank.Pair]]] = {}
+    for module, pair in lowrank.pairs(folded).items():
+        parts.setdefault(module, []).append((1.0, pair))
+    for adapter, scaling in scalings.items():
+        for module, pair in lowrank.pairs(tree, adapter).items():
+            if np.any(pair[1]) or not folded:
+                parts.setdefault(module, []).append((scaling * gates.get(adapter, 1.0), pair))
+    result = {}
+    for module, several in parts.items():
+        weights, pairs = [w for w, _ in several], [p for _, p in several]
+        if len(several) == 1:
+            a, b = lowrank.double(pairs[0])
+            b = weights[0] * b
+        else:
+            a, b = lowrank.refactor(pairs, weights)
+        result[module] = np.ascontiguousarray(a, np.float32), np.ascontiguousarray(b, np.float32)
+    return result
+
+
+def write_folder(
+    folder: Path,
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    plain: Tree,
+    kernels: Mapping[str, tuple[int, ...]],
+    about: Mapping[str, Any],
+) -> str:
+    """Write adapter_config.json, adapter_model.safetensors and, beside them, head.safetensors (heads, decoder, whatever is trained as it is).
+
+    `kernels` holds a convolution's kernel size by module: PEFT keeps A as a convolution (r, in, *kernel) and B as (out, r, 1, ...).
+    Returns the SHA-256 over sorted names, shapes and float32 bytes of everything in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, np.ndarray] = {}
+    for module, (a, b) in sorted(pairs.items()):
+        kernel = kernels.get(module, ())
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = a.reshape(len(a), -1, *kernel) if kernel else a
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = b.reshape(*b.shape, *(1 for _ in kernel))
+    if tensors:
+        ranks = {module: len(a) for module, (a, _) in sorted(pairs.items())}
+        config = {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": about.get("base", ""),
+            "r": max(ranks.values()),
+            "lora_alpha": max(ranks.values()),
+            "rank_pattern": {f"^{module}$": rank for module, rank in ranks.items()},
+            "alpha_pattern": {f"^{module}$": rank for module, rank in ranks.items()},
+            "target_modules": sorted(ranks),
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "modules_to_save": None,
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
+        safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
+    if plain:
+        safetensors.numpy.save_file({name: np.ascontiguousarray(value, np.float32) for name, value in sorted(plain.items())}, folder / "head.safetensors")
+    return hash_of({**tensors, **plain})
+
+
+def hash_of(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over sorted names, shapes and float32 bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(np.ascontiguousarray(value, "<f4").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,246 @@
+"""One frozen backbone that carries K clients' trained tensors, and speaks to the outside in trees."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raylora.core.errors import InputError
+from raylora.core.types import Phase, Tree
+from raylora.models.lora import CONVOLUTIONS, Adapted, PerClient
+
+
+def prefixed(adapter: str, name: str) -> str:
+    """The tree's name of an adapter's tensor: the global adapter's names are bare, others stand behind ``<adapter>.``."""
+    return f"{adapter}.{name}" if adapter else name
+
+
+def adapted_modules(backbone: nn.Module, targets: Sequence[str] | None, blocks: str | int | Sequence[int]) -> tuple[str, ...]:
+    """Module paths that get adapters: those that a target's pattern matches inside the chosen blocks, in forward order of the blocks.
+
+    Raises InputError for an unknown target, a block number beyond the model, or a choice that leaves no layer.
+    """
+    known = backbone.adapter_targets
+    chosen = list(backbone.default_targets if targets is None else targets)
+    for target in chosen:
+        if target not in known:
+            raise InputError(f"lora.targets: unknown target {target!r} (this model has: {', '.join(known)})")
+    numbered = backbone.adapter_blocks
+    count = len(numbered)
+    if blocks == "all":
+        wanted = set(range(count))
+    elif isinstance(blocks, int):
+        if blocks > count:
+            raise InputError(f"lora.blocks: the last {blocks} blocks were asked for, the model has {count}")
+        wanted = set(range(count - blocks, count))
+    else:
+        wanted = set(blocks)
+        beyond = sorted(number for number in wanted if number >= count)
+        if beyond or not wanted:
+            raise InputError(f"lora.blocks: expected block numbers from 0 to {count - 1}, found {beyond or 'none'}")
+    inside = [prefix for number in sorted(wanted) for prefix in ([numbered[number]] if isinstance(numbered[number], str) else numbered[number])]
+    paths = []
+    for path, module in backbone.named_modules():
+        in_block = any(path == prefix or path.startswith(prefix + ".") for prefix in inside)
+        if any(re.fullmatch(known[target], path) for target in chosen) and (in_block or not _numbered(path, numbered)):
+            if type(module) not in (nn.Linear, *CONVOLUTIONS) and not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+                raise InputError(f"lora.targets: {path} is a {type(module).__name__}; only linear and (not transposed) convolution layers take LoRA")
+            if getattr(module, "groups", 1) != 1:
+                raise InputError(f"lora.targets: {path} is a grouped convolution, which takes no LoRA")
+            paths.append(path)
+    if not paths:
+        raise InputError(f"lora: targets {chosen} in blocks {blocks!r} match no layer of the model")
+    return tuple(paths)
+
+
+def _numbered(path: str, blocks: Sequence[str | Sequence[str]]) -> bool:
+    prefixes = [prefix for block in blocks for prefix in ([block] if isinstance(block, str) else block)]
+    return any(path == prefix or path.startswith(prefix + ".") for prefix in prefixes)
+
+
+class StackedModel:
+    """A backbone whose chosen layers are adapted and whose plain trained parts are per client.
+
+    `load` fills it with K clients' trees, calling it on (K b, ...) images computes all K models in one pass, `read` gives a client's tree
+    back. The backbone is used in place: its frozen weights are never written, `set_base` replaces them.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        modules: Sequence[str],
+        plain: Sequence[str] = (),
+        adapters: Mapping[str, int | None] | None = None,
+        router: bool = False,
+        full: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        self.adapters = dict({"": None} if adapters is None else adapters)
+        self.weights = dict(backbone.named_parameters())  # original names -> frozen weights
+        self.router = router
+        for weight in self.weights.values():
+            weight.requires_grad_(False)
+        self.backbone = backbone.eval()  # frozen parts have no dropout, no drop-path, no running statistics
+        self.full = full
+        self.parameters: dict[str, Tensor] = {}  # tree name -> (K, *shape), the leaves that are optimised
+        self.ranks: list[dict[str, int]] = []  # per client, per adapter
+        self.layers: dict[str, Adapted] = {}
+        self.owned: dict[str, PerClient] = {}
+        if full:
+            self.plain = tuple(name for name in self.weights)
+            self.owned[""] = PerClient(backbone)
+            return
+        self.plain = tuple(name for name in self.weights if any(fnmatch.fnmatchcase(name, pattern) for pattern in plain))
+        for path in modules:
+            self.layers[path] = Adapted(backbone.get_submodule(path))
+            self.layers[path].dropout = dropout
+            _replace(backbone, path, self.layers[path])
+        for path in sorted({name.rpartition(".")[0] for name in self.plain}):
+            self.owned[path] = PerClient(backbone.get_submodule(path))
+            _replace(backbone, path, self.owned[path])
+
+    # ---- trees
+
+    def initial(self, shared: np.random.Generator, private: np.random.Generator, rank: int) -> dict[str, np.ndarray]:
+        """A client's first tree: A uniform in +-1/sqrt(fan in) (peft's default), B zero, plain parts and router from the base and zero.
+
+        The global adapter and the plain parts follow from `shared`, the others from `private`.
+        """
+        tree: dict[str, np.ndarray] = {name: _numpy(self.weights[name]) for name in self.plain}
+        for adapter, own_rank in self.adapters.items():
+            r = rank if own_rank is None else own_rank
+            rng = private if adapter else shared
+            for path, layer in self.layers.items():
+                columns, rows = _sides(layer.base)
+                bound = columns**-0.5
+                tree[prefixed(adapter, f"{path}.lora_A")] = rng.uniform(-bound, bound, size=(r, columns)).astype(np.float32)
+                tree[prefixed(adapter, f"{path}.lora_B")] = np.zeros((rows, r), np.float32)
+        if self.router:
+            for path, layer in self.layers.items():
+                tree[f"router.{path}.weight"] = np.zeros((len(self.adapters), _sides(layer.base)[0]), np.float32)
+        return dict(sorted(tree.items()))
+
+    def load(self, trees: Sequence[Tree], alphas: Sequence[float], dtype: torch.dtype = torch.float32) -> None:
+        """Take K clients' trees. Different ranks are padded with zeros: a padded direction has no output and no gradient.
+
+        An adapter's scaling is alpha over its own rank. Raises ValueError if a tree's names are not exactly the model's.
+        """
+        expected = self._names()
+        for tree in trees:
+            if set(tree) != expected:
+                missing, extra = sorted(expected - set(tree)), sorted(set(tree) - expected)
+                raise ValueError(f"adapter names do not match the model: missing {missing[:5]}, unexpected {extra[:5]}")
+        device = next(iter(self.weights.values())).device
+        self.parameters = {}
+        for name in sorted(expected):
+            arrays = [tree[name] for tree in trees]
+            shape = np.max([array.shape for array in arrays], axis=0) if arrays[0].ndim else ()
+            stacked = np.zeros((len(arrays), *shape), arrays[0].dtype)
+            for k, array in enumerate(arrays):
+                stacked[(k, *map(slice, array.shape))] = array
+            self.parameters[name] = torch.from_numpy(stacked).to(device=device, dtype=dtype)
+        first = next(iter(self.layers), None)
+        self.ranks = [
+            {adapter: len(tree[prefixed(adapter, f"{first}.lora_A")]) for adapter in self.adapters} if first is not None else {} for tree in trees
+        ]
+        self._alphas = list(alphas)
+        self._connect()
+
+    def read(self, k: int) -> dict[str, np.ndarray]:
+        """Client k's tree, as copies, without padding."""
+        tree = {}
+        for name, value in self.parameters.items():
+            array = _numpy(value[k])
+            adapter = next((a for a in self.adapters if a and name.startswith(f"{a}.")), "")
+            if name.endswith(".lora_A"):
+                array = array[: self.ranks[k][adapter]].copy()
+            elif name.endswith(".lora_B"):
+                array = array[:, : self.ranks[k][adapter]].copy()
+            tree[name] = array
+        return tree
+
+    def keep(self, clients: Sequence[int]) -> None:
+        """Go on with some of the clients only, for example when the others have done their steps."""
+        index = torch.as_tensor(list(clients))
+        self.parameters = {name: value.detach()[index].requires_grad_(value.requires_grad) for name, value in self.parameters.items()}
+        self.ranks = [self.ranks[k] for k in clients]
+        self._alphas = [self._alphas[k] for k in clients]
+        self._connect()
+
+    def _names(self) -> set[str]:
+        names = set(self.plain)
+        for adapter in self.adapters:
+            names |= {prefixed(adapter, f"{path}.lora_{side}") for path in self.layers for side in "AB"}
+        return names | ({f"router.{path}.weight" for path in self.layers} if self.router else set())
+
+    def _connect(self) -> None:
+        """Hand the stacked tensors to the layers."""
+        for path, layer in self.layers.items():
+            layer.factors = {a: tuple(self.parameters[prefixed(a, f"{path}.lora_{side}")] for side in "AB") for a in self.adapters}
+            layer.scalings = {
+                a: torch.tensor([alpha / ranks[a] for alpha, ranks in zip(self._alphas, self.ranks, strict=True)]).to(layer.factors[a][0])
+                for a in self.adapters
+            }
+            layer.router = self.parameters[f"router.{path}.weight"] if self.router else None
+        for path, module in self.owned.items():
+            inside = f"{path}." if path else ""
+            module.own = {name.removeprefix(inside): self.parameters[name] for name in self.plain if name.startswith(inside)}
+
+    # ---- phases of training
+
+    def begin(self, phase: Phase, trained: set[str], streams: Sequence[torch.Generator] = ()) -> dict[str, Tensor]:
+        """Make the named tensors leaves with gradient and set the phase's gates; returns the trained tensors by name."""
+        self.parameters = {name: value.detach().requires_grad_(name in trained) for name, value in self.parameters.items()}
+        for layer in self.layers.values():
+            layer.gates, layer.detached, layer.streams = phase.gates, frozenset(phase.detached), streams
+        self._connect()
+        return {name: self.parameters[name] for name in sorted(trained)}
+
+    def end(self) -> None:
+        """Back to evaluation: no gradient, no dropout, no stop-gradient; gates stay, they are part of the model."""
+        self.parameters = {name: value.detach() for name, value in self.parameters.items()}
+        for layer in self.layers.values():
+            layer.detached, layer.streams = frozenset(), ()
+        self._connect()
+
+    def gate(self, gates: Mapping[str, float]) -> None:
+        """Factors on the adapters' outputs (absent: 1) from now on."""
+        for layer in self.layers.values():
+            layer.gates = gates
+
+    # ---- the base
+
+    def set_base(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Replace some of the frozen weights, by their original names. On a CPU the arrays are used in place, never written."""
+        for name, array in weights.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a read-only array: nothing ever writes to it
+                value = torch.from_numpy(np.asarray(array))
+            weight = self.weights[name]
+            weight.data = value.to(device=weight.device, dtype=weight.dtype)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits (K b, ...) of images (K b, ...), client after client."""
+        return self.owned[""](images) if self.full else self.backbone(images)
+
+
+def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def _sides(layer: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of the flattened weight: a convolution's inputs are channels times kernel."""
+    rows = layer.weight.shape[0]
+    return layer.weight[0].numel(), rows
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().to("cpu", copy=True).numpy()

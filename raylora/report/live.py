@@ -1,0 +1,76 @@
+"""Progress while a command runs: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_EVERY_S = 5.0
+
+
+class Live:
+    """Called with a run's events; prints to standard error, so that standard output holds results only."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, soft_wrap=True)
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+        self.text = ""
+        self.told = 0.0
+
+    def __enter__(self) -> Live:
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self.progress = Progress(*columns, console=self.console, transient=True)
+            self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "progress":
+            self._advance(event["text"], event["done"], event["total"])
+        elif kind == "start":
+            where = f", going on at round {event['round'] + 1}" if event["round"] else ""
+            self.console.print(
+                f"{event['name']}: {len(event['clients'])} clients ({', '.join(event['clients'][:8])}), {event['rounds']} rounds{where}",
+                highlight=False,
+            )
+            self._advance("rounds", event["round"], event["rounds"])
+        elif kind == "round":
+            self.console.print(_round_text(event), highlight=False)
+            if self.progress is not None:
+                self._advance("rounds", event["round"] + 1, event["rounds"])
+        elif kind in ("note", "phase"):
+            self.console.print(str(event["text"]), highlight=False)
+
+    def _advance(self, text: str, done: int, total: int) -> None:
+        if self.progress is None:
+            now = time.monotonic()
+            if text != "rounds" and (now - self.told > PLAIN_EVERY_S or done == total):
+                self.console.print(f"{text}: {done}/{total}", highlight=False)
+                self.told = now
+            return
+        if self.task is None or text != self.text:
+            if self.task is not None:
+                self.progress.remove_task(self.task)
+            self.task, self.text = self.progress.add_task(text, total=total), text
+        self.progress.update(self.task, completed=done, total=total)
+
+
+def _round_text(event: Mapping[str, Any]) -> str:
+    lines = event["lines"]
+    total = next(line for line in lines if line["kind"] == "round")
+    losses = "  ".join(f"{line['client']} {line['loss']:.3f}" for line in lines if line["kind"] == "client" and "loss" in line)
+    scores = "  ".join(f"{name} {value:.3f}" for name, value in total["validation"].items())
+    weights = total.get("weights")
+    rating = f"  weights {' '.join(f'{w:.2f}' for w in weights.values())}" if weights else ""
+    return f"round {event['round'] + 1}/{event['rounds']}  {total['seconds']:.1f} s  loss: {losses}  validation: {scores}{rating}"

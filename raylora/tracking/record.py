@@ -1,0 +1,97 @@
+"""The record of a run: `rounds.jsonl` as it happens, `cases.parquet` at the end, JSON that holds no NaN."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+CASES = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("split", pa.string()),
+        ("model_of", pa.string()),
+        ("data_of", pa.string()),
+        ("patient", pa.string()),
+        ("frame", pa.string()),
+        ("structure", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+
+
+def finite(value: Any) -> Any:
+    """The value with every number that JSON cannot hold as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class Record:
+    """Appends to a run folder. One writer: the driver."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "rounds.jsonl"
+        self.parts = folder / "checkpoints" / "cases"
+        self.parts.mkdir(parents=True, exist_ok=True)
+        self.rows = sum(1 for _ in self.path.open()) if self.path.exists() else 0
+
+    def append(self, objects: Iterable[Mapping[str, Any]]) -> None:
+        """One line an object, flushed to the disk."""
+        lines = [json.dumps(finite(item), allow_nan=False) + "\n" for item in objects]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows += len(lines)
+
+    def rewind(self, rows: int, round: int) -> None:
+        """Forget what came after a checkpoint: lines beyond `rows`, case rows of rounds from `round` on."""
+        if self.path.exists():
+            kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            os.replace(temporary, self.path)
+        self.rows = rows
+        for part in self.parts.glob("*.parquet"):
+            if int(part.stem) >= round:
+                part.unlink()
+
+    def keep_cases(self, round: int, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Validation rows of a round, kept aside until `write_cases`."""
+        _write(self.parts / f"{round:06d}.parquet", rows)
+
+    def write_cases(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """`cases.parquet` of everything kept aside and these last rows; returns all of them."""
+        every: list[tuple[Any, ...]] = []
+        for part in sorted(self.parts.glob("*.parquet")):
+            table = pq.read_table(part)
+            every += list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        every += rows
+        _write(self.folder / "cases.parquet", every)
+        return every
+
+
+def _write(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(CASES)
+    table = pa.table([pa.array(column, field.type) for column, field in zip(columns, CASES, strict=True)], schema=CASES)
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(table, temporary)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Atomically; no NaN or Infinity."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(finite(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
