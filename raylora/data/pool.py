@@ -1,0 +1,36 @@
+"""A mapper over processes of this machine, for `prepare` where there is no cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from raylora.core.errors import RunError
+
+AHEAD = 2  # items under way for each worker: bounds the memory
+
+
+def process_map(workers: int) -> Callable[[Callable, Iterable], Iterator]:
+    """Like ``map``, in ``workers`` processes: results as they come, items taken one by one as workers become free.
+
+    Raises RunError if a worker dies (killed, out of memory).
+    """
+
+    def mapper(function: Callable, items: Iterable) -> Iterator:
+        waiting: set[Future] = set()
+        try:
+            with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+                for item in items:
+                    waiting.add(pool.submit(function, item))
+                    if len(waiting) >= AHEAD * workers:
+                        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                        yield from (future.result() for future in done)
+                while waiting:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+        except BrokenProcessPool:
+            raise RunError("a worker process died (killed, or out of memory): start again, what is done is kept") from None
+
+    return mapper
