@@ -84,7 +84,8 @@ def truncate(pair: Pair, rank: int) -> Pair:
 def compress(pair: Pair, tolerance: float = TOLERANCE) -> Pair:
     """The same product at its numerical rank (1 at least)."""
     u, s, vt = svd(pair)
-    rank = max(1, int(np.count_nonzero(s > tolerance * s[0])))
+    rounding = 1e-13 * np.linalg.norm(pair[0]) * np.linalg.norm(pair[1])  # of float64, where factors cancel
+    rank = max(1, int(np.count_nonzero(s > max(tolerance * s[0], rounding))))
     return vt[:rank], u[:, :rank] * s[:rank]
 
 

@@ -105,6 +105,7 @@ class Weighing:
     """A reduction that is a weighted mean whose weights follow from the distances between the clients."""
 
     weigh: Callable[[np.ndarray, np.ndarray], np.ndarray]  # squared distances (K, K), shares (K,) -> shares (K,) of sum 1
+    needs: int = 1  # clients
 
     def __call__(self, several: Sequence[Tree], weights: Sequence[float]) -> Tree:
         kept, p = present(several, weights)
@@ -115,20 +116,21 @@ class Weighing:
 def multi_krum(f: int, m: int) -> Weighing:
     """The weighted mean of the m clients with the smallest sum of squared distances to their K - f - 2 nearest (Blanchard et al. 2017).
     Raises InputError if fewer than 2f + 3 clients take part, or fewer than m."""
+    needs = max(2 * f + 3, m)
     if f < 0 or m < 1:
         raise InputError(f"reduce multi_krum: expected f >= 0 and m >= 1, found f={f}, m={m}")
 
     def weigh(distances: np.ndarray, p: np.ndarray) -> np.ndarray:
         count = len(p)
-        if count < 2 * f + 3 or count < m:
-            raise InputError(f"reduce krum: expected at least {max(2 * f + 3, m)} clients for f={f}, m={m}, found {count}")
+        if count < needs:
+            raise InputError(f"reduce krum: expected at least {needs} clients for f={f}, m={m}, found {count}")
         nearest = np.sort(distances + np.diag(np.full(count, np.inf)), axis=1)[:, : count - f - 2]
         chosen = np.argsort(nearest.sum(axis=1), kind="stable")[:m]
         kept = np.zeros(count)
         kept[chosen] = p[chosen]
         return normalised(kept.tolist())
 
-    return Weighing(weigh)
+    return Weighing(weigh, needs)
 
 
 def krum(f: int) -> Weighing:
@@ -152,13 +154,16 @@ def geometric_median(eps: float = 1e-6, iterations: int = 10) -> Weighing:
     return Weighing(weigh)
 
 
+def require_weighing(reduce: Reduce, method: str) -> None:
+    """Raise InputError for a reduction by coordinates or with noise: on products it would need the dense matrix."""
+    if reduce is not mean and not isinstance(reduce, Weighing):
+        raise InputError(f"strategy.reduce: {method} adds products, which are never built: expected krum, multi_krum or geometric_median")
+
+
 def weigh_products(reduce: Reduce, several: Sequence[Mapping[str, lowrank.Pair]], weights: Sequence[float]) -> list[float]:
-    """The weights that a reduction gives to the clients' products {module: (A, B)} (unit pairs); the mean leaves them as they are.
-    Raises InputError for a reduction by coordinates or with noise: on products it would need the dense matrix."""
-    if reduce is mean:
-        return list(weights)
+    """The weights that a `Weighing` gives to the clients' products {module: (A, B)} (unit pairs); the mean leaves them as they are."""
     if not isinstance(reduce, Weighing):
-        raise InputError("strategy.reduce: this method adds products, never built: expected krum, multi_krum or geometric_median")
+        return list(weights)
     kept = [k for k, w in enumerate(weights) if w > 0]
     gram = np.array([[sum(lowrank.inner(several[i][m], several[j][m]) for m in several[i]) for j in kept] for i in kept])
     distances = np.maximum(np.diag(gram)[:, None] + np.diag(gram)[None, :] - 2 * gram, 0.0)

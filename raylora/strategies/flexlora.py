@@ -9,7 +9,7 @@ import numpy as np
 
 from raylora.core import lowrank
 from raylora.core import tree as trees
-from raylora.core.reduce import Reduce, by_client, mean, movement, shares, weigh_products
+from raylora.core.reduce import Reduce, by_client, mean, movement, require_weighing, shares, weigh_products
 from raylora.core.types import Broadcast, Client, ClientUpdate, State, Strategy, Task, Tree
 from raylora.strategies import options
 from raylora.strategies.averaging import EVERYTHING
@@ -25,6 +25,7 @@ def flexlora(*, weights: str = "size", head: str = "shared", reduce: Reduce = me
 
 def redistribution(name: str, *, weights: str, head: str, reduce: Reduce, **declared: Any) -> Strategy:
     """Stack the clients' global pairs, keep the best pair of the largest rank, send each client the first rows and columns of it."""
+    require_weighing(reduce, name)
     uploads = trees.shared_names(head)
 
     def init(tree: Tree) -> State:

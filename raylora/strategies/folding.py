@@ -7,7 +7,7 @@ from typing import Any
 
 from raylora.core import lowrank
 from raylora.core import tree as trees
-from raylora.core.reduce import Reduce, by_client, mean, movement, shares, weigh_products
+from raylora.core.reduce import Reduce, by_client, mean, movement, require_weighing, shares, weigh_products
 from raylora.core.seeds import generator
 from raylora.core.types import Broadcast, Client, ClientUpdate, State, Strategy, Task, Tree
 from raylora.strategies.averaging import EVERYTHING
@@ -24,6 +24,7 @@ def folding(
     Down and layer: (sum of the cohort's ranks) (in + out) floats for the base, at most min(in, out) (in + out), and r (in + out) for the
     fresh pair; up: r (in + out).
     """
+    require_weighing(reduce, name)
     uploads = trees.shared_names(head)
 
     def init(tree: Tree) -> State:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import cast
 
 from raylora.core.errors import InputError
-from raylora.core.reduce import REDUCTIONS, Reduce
+from raylora.core.reduce import REDUCTIONS, Reduce, Weighing
 from raylora.core.types import ClientUpdate, State, Strategy
 
 Factory = Callable[..., Strategy]
@@ -30,6 +30,11 @@ def create_from(registry: Mapping[str, Factory], name: str, options: Mapping[str
     given = {**{key: value for key, value in context.items() if key in parameters}, **options}
     if "reduce" in given:
         given["reduce"] = reduction(given["reduce"])
+        if isinstance(given["reduce"], Weighing) and given["reduce"].needs > (clients := int(str(context.get("clients") or 10**9))):
+            raise InputError(f"strategy.reduce: expected at least {given['reduce'].needs} clients, found {clients}")
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD and key not in given:
+            raise InputError(f"strategy.{key}: {name} needs this option, found none")
     strategy = factory(**given)
     if not isinstance(strategy, Strategy):
         raise InputError(f"strategy.name {name}: expected a factory that returns a Strategy, found {type(strategy).__name__}")
@@ -41,7 +46,9 @@ NO_REDUCE = {
     "centralised": "has one client",
     "rate_my_lora": "rates the clients itself",
     "scaffold": "needs the plain mean, for its control variates",
-    "hetlora": "weighs the clients by their norms",
+    "hetlora": "weighs the clients by the norms of their products",
+    "fedex_lora": "needs the plain mean, or its residual would not be exact",
+    "lora_fair": "corrects the plain mean",
 }
 
 
