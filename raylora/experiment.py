@@ -30,6 +30,7 @@ from raylora.federation.spec import HostSpec, ModelSpec, SiteSpec, build_model, 
 from raylora.metrics import matrix
 from raylora.metrics.classification import choose_threshold
 from raylora.models import peft, zoo
+from raylora.models.seen import Seen
 from raylora.models.stacked import StackedModel
 from raylora.strategies import create
 from raylora.tracking.record import Record, finite, write_json
@@ -50,7 +51,7 @@ class Plan:
     homes: tuple[str, ...]  # clients whose patients are scored in-client
     held_out: tuple[str, ...]
     weights: Mapping[str, np.ndarray]  # of the frozen backbone
-    about_weights: Mapping[str, Any]
+    seen_cases: tuple[str, ...]  # validation, rating and test cases that the weights have seen; empty unless overridden
     data_sha256: str
     splits: Mapping[str, Mapping[str, Sequence[str]]]  # client -> part -> study ids
     left_out: Mapping[str, str]  # study id -> why it is in no client
@@ -102,9 +103,10 @@ def make_plan(config: Config, say: Callable[[str, int, int], None] = lambda what
         training = (POOL,)
     model_spec = _model_spec(config, strategy)
     model = build_model(model_spec)
-    about: Mapping[str, Any] = zoo.load_weights(_Named(model), config.model.weights) if config.model.weights else {}
+    seen = zoo.load_weights(model.weights, model.backbone.head_names, config.model.weights) if config.model.weights else Seen()
     weights = {name: value.detach().numpy().copy() for name, value in model.weights.items()}
-    refused = obtain.seen_overlap(about.get("seen", ()), [by_id[i] for s in sites for i in (*s.validation, *s.test)])
+    scored = [by_id[i] for site in sites for i in (*site.validation, *site.rating, *site.test)]
+    refused = [row.id for row in scored if seen.covers(row.dataset, row.split, row.source_sha256)]
     if refused and not config.data.allow_seen:
         raise InputError(f"model.weights: {config.model.weights} has seen {len(refused)} validation or test cases ({refused[0]}, ...); data.allow_seen=true overrides")
     spec = HostSpec(
@@ -119,7 +121,7 @@ def make_plan(config: Config, say: Callable[[str, int, int], None] = lambda what
         settings=_settings(config),
         gates=strategy.gates,
         eval_batch=config.evaluation.batch_size,
-        augmentation=Augmentation.of_strength(config.training.augment) if config.training.augment else None,
+        augmentation=Augmentation(strength=config.training.augment) if config.training.augment else None,
         threads=config.training.threads,
         device=_device(config),
     )
@@ -134,7 +136,7 @@ def make_plan(config: Config, say: Callable[[str, int, int], None] = lambda what
         homes=homes,
         held_out=held_out,
         weights=weights,
-        about_weights=about,
+        seen_cases=tuple(refused),
         data_sha256=obtain.digest(folders),
         splits={client: {part: getattr(split, part) for part in partition.PARTS} for client, split in splits.items()},
         left_out=left_out,
@@ -143,17 +145,6 @@ def make_plan(config: Config, say: Callable[[str, int, int], None] = lambda what
 
 def make_strategy(config: Config, clients: int | None = None) -> Strategy:
     return create(config.strategy.name, config.strategy.options, seed=config.seed, clients=clients)
-
-
-class _Named:
-    """A stacked model's backbone under the original parameter names, for loading weights into it."""
-
-    def __init__(self, model: StackedModel) -> None:
-        self.model = model
-        self.head_names = model.backbone.head_names
-
-    def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from self.model.weights.items()
 
 
 def _model_spec(config: Config, strategy: Strategy) -> ModelSpec:
@@ -441,7 +432,7 @@ def _finish(
         "config_sha256": config.sha256(),
         "data_sha256": plan.data_sha256,
         "patients": {client: {part: len(ids) for part, ids in parts.items()} for client, parts in plan.splits.items()},
-        "base": {"weights": config.model.weights, **plan.about_weights},
+        "base": {"weights": config.model.weights, "has_seen": list(plan.seen_cases)},
         "parameters": {"sent": sum(v.size for v in broadcasts[plan.clients[0].id].adapter.values()), "frozen": sum(v.size for v in plan.weights.values())},
         **notes,
     }

@@ -14,6 +14,7 @@ from raylora.data import obtain
 from raylora.data.shards import PreparedSet
 from raylora.data.transforms import Augmentation
 from raylora.models import zoo
+from raylora.models.seen import Seen
 from raylora.training import pretrain
 from raylora.training.samples import Frames, Samples, Studies
 
@@ -43,15 +44,14 @@ def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None)
     weights = zoo.weights_of(network)
     if config.task == "disease":  # the head has learnt nothing
         weights = {name: value for name, value in weights.items() if name not in network.head_names}
-    seen = sorted({row.source_sha256 for opened in sets for row in opened.manifest.rows})
-    settings = config.model_dump(mode="json", exclude_defaults=True)
-    zoo.save_weights(out, weights, half=config.half, config=settings, seed=config.seed, seen=seen)
+    seen = Seen(cases=frozenset(row.source_sha256 for opened in sets for row in opened.manifest.rows))
+    zoo.save_weights(out, weights, half=config.half, seen=seen, about=config.model_dump(mode="json", exclude_defaults=True))
     return out
 
 
 def _samples(config: Pretrain, sets: list[PreparedSet]) -> Samples:
     studies = [opened.study(i) for opened in sets for i in opened.ids]
-    augmentation = Augmentation.of_strength(config.augment) if config.augment else None
+    augmentation = Augmentation(strength=config.augment) if config.augment else None
     depth = config.data.size[2]
     if config.task == "disease":
         return Studies([np.stack([s.frames[f].image for f in ("ED", "ES")]) for s in studies], [0] * len(studies), depth, augmentation)

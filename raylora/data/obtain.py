@@ -126,9 +126,3 @@ def studies(folders: Sequence[Path]) -> list[Row]:
 def digest(folders: Sequence[Path]) -> str:
     """One hash over the prepared studies."""
     return manifest.sha256_of([PreparedSet.open(folder).manifest.data_sha256 for folder in folders])
-
-
-def seen_overlap(seen: Iterable[str], rows: Sequence[Row]) -> list[str]:
-    """Ids of the rows that base weights have seen: by the hash of their files, or by "<data set>/<official split>"."""
-    known = set(seen)
-    return [row.id for row in rows if row.source_sha256 in known or f"{row.dataset}/{row.split}" in known]

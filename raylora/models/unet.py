@@ -49,7 +49,7 @@ class _Conv(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1), bias: bool = False) -> _Conv:
-    padding = tuple((k - s + 1) // 2 for k, s in zip(kernel, stride, strict=True))
+    padding = tuple(size // 2 for size in kernel)  # odd kernels: the size stays, or is divided by the stride
     return _Conv(nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=bias))
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 import torch
 from torch import nn
@@ -20,6 +19,8 @@ from raylora.core.errors import InputError
 from raylora.core.seeds import seed_of
 from raylora.models import unet, vit
 from raylora.models.draw import draw_weights
+from raylora.models.seen import Seen, read_seen
+from raylora.models.weights import check_tensors, read_tensors
 
 DEFAULT_TARGETS = {"unet": ("conv",), "vit": ("qkv", "out_proj"), "cinema": ("q", "kv")}
 """Adapter targets where the config names none. Attention for transformers, as in Med-DualLoRA; every convolution for a U-Net."""
@@ -80,47 +81,40 @@ def weights_of(backbone: nn.Module) -> dict[str, np.ndarray]:
     return {name: value.detach().to(torch.float32).numpy().copy() for name, value in backbone.named_parameters()}
 
 
-def shipped(name: str) -> Path | None:
-    """The path of weights that come with the package (`phantom_unet`, `phantom_vit`), or None."""
-    path = Path(str(resources.files("raylora.models") / "weights" / f"{name}.safetensors"))
-    return path if path.is_file() and "/" not in name else None
+SHIPPED = Path(str(resources.files("raylora.models"))) / "shipped"
 
 
-def load_weights(backbone: nn.Module, weights: str) -> dict[str, Any]:
-    """Read pre-trained weights (a path, or the name of shipped weights) into the backbone, exactly; only the head may be missing.
-
-    Returns what the file says of itself (`seen`: what it was trained on, ...). Raises InputError naming file and difference.
-    """
-    path = shipped(weights) or Path(weights).expanduser()
+def find(weights: str) -> Path:
+    """The file of weights given as a path or as the name of those that come with the package. Raises InputError."""
+    ours = SHIPPED / f"{weights}.safetensors"
+    if "/" not in weights and ours.is_file():
+        return ours
+    path = Path(weights).expanduser()
     if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in Path(str(resources.files("raylora.models") / "weights")).glob("*.safetensors")))
-        raise InputError(f"model.weights: {weights}: no such file, and not the name of shipped weights ({names or 'none'})")
-    try:
-        arrays = safetensors.numpy.load_file(path)
-        with safetensors.safe_open(path, "np") as opened:
-            about = opened.metadata() or {}
-    except (OSError, safetensors.SafetensorError, ValueError, TypeError) as error:
-        raise InputError(f"model.weights: {path}: not a readable safetensors file: {error}") from None
-    own = dict(backbone.named_parameters())
-    optional = {name for name in own if any(fnmatch.fnmatchcase(name, pattern) for pattern in backbone.head_names)}
-    missing, unexpected = sorted(set(own) - set(arrays) - optional), sorted(set(arrays) - set(own))
-    shapes = [name for name in sorted(set(own) & set(arrays)) if tuple(own[name].shape) != arrays[name].shape]
-    if missing or unexpected or shapes:
-        found = f"missing {missing[:3]}, unexpected {unexpected[:3]}" if missing or unexpected else ""
-        for name in shapes[:1]:
-            found += f"{'; ' if found else ''}{name} is {arrays[name].shape}, expected {tuple(own[name].shape)}"
-        raise InputError(f"model.weights: {path}: weights of another architecture: {found}")
+        names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.safetensors"))) or "none"
+        raise InputError(f"model.weights: {weights}: no such file, and not the name of shipped weights ({names})")
+    return path
+
+
+def load_weights(own: Mapping[str, torch.Tensor], head_names: Sequence[str], weights: str) -> Seen:
+    """Read pre-trained weights into the backbone's parameters, exactly; only the head may be missing, since pre-training may have none.
+
+    Returns what the weights have seen. Raises InputError naming file and difference.
+    """
+    path = find(weights)
+    tensors = read_tensors(path)
+    expected = {name: value for name, value in own.items() if name in tensors or not any(fnmatch.fnmatchcase(name, p) for p in head_names)}
+    check_tensors(expected, tensors, path)
     with torch.no_grad():
-        for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise InputError(f"model.weights: {path}: {name} has values that are not finite")
-            own[name].copy_(torch.from_numpy(array.astype(np.float32)))
-    return {key: json.loads(value) for key, value in about.items() if key in ("seen", "config", "seed")}
+        for name, value in tensors.items():
+            if not value.isfinite().all():
+                raise InputError(f"{path}: {name} has values that are not finite")
+            own[name].copy_(value)
+    return read_seen(path)
 
 
-def save_weights(path: Path, weights: Mapping[str, np.ndarray], *, half: bool = False, **about: Any) -> None:
-    """Write weights and what is to be said of them; `half` stores float16."""
-    dtype = np.float16 if half else np.float32
+def save_weights(path: Path, weights: Mapping[str, np.ndarray], *, half: bool, seen: Seen, about: Mapping[str, Any]) -> None:
+    """Write weights, what they have seen and how they were made; `half` stores float16."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(array, dtype) for name, array in sorted(weights.items())}
-    safetensors.numpy.save_file(arrays, path, metadata={key: json.dumps(value) for key, value in about.items()})
+    arrays = {name: np.ascontiguousarray(array, np.float16 if half else np.float32) for name, array in sorted(weights.items())}
+    safetensors.numpy.save_file(arrays, path, metadata={**seen.metadata(), "made_by": json.dumps(about, sort_keys=True)})

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -37,13 +38,14 @@ DARK = Theme("#161b22", "#e6edf3", "#3d444d", ("#4DA3E0", "#F0B23E", "#2CC79A", 
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure of a report; `name` is its file's, `data` what it shows."""
+    """One figure of a report; `name` is its file's, `data` what it shows. With a theme of its own it looks the same on every page."""
 
     name: str
     title: str
     alt: str
     draw: Callable[[Theme], Figure]
     data: Table
+    theme: Theme | None = None
 
 
 def figure(
@@ -58,11 +60,14 @@ def figure(
 
 def png(picture: Picture, theme: Theme) -> bytes:
     """The picture as a PNG of 256 colours (a third of the size), without anything that changes from one day to the next."""
-    drawn, small = io.BytesIO(), io.BytesIO()
+    theme = picture.theme or theme
     with mpl.rc_context(_settings(theme)):
-        picture.draw(theme).savefig(drawn, format="png", dpi=150, metadata={"Software": None})
-    with Image.open(drawn) as image:
-        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+        made = picture.draw(theme)
+        made.set_dpi(150)
+        made.canvas.draw()
+        image = Image.fromarray(np.asarray(made.canvas.buffer_rgba())[..., :3])
+    small = io.BytesIO()
+    image.quantize(256, dither=Image.Dither.NONE).save(small, format="png")
     return small.getvalue()
 
 

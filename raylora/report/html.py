@@ -55,7 +55,7 @@ def save_pictures(pictures: Sequence[Picture], folder: Path | None) -> list[dict
                 "title": picture.title,
                 "alt": picture.alt,
                 "light": data_uri(light),
-                "dark": data_uri(png(picture, DARK)),
+                "dark": None if picture.theme else data_uri(png(picture, DARK)),
                 "data": table_context(picture.data),
             }
         )

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from raylora.core.errors import InputError
 from raylora.metrics.rows import patient_scores
 from raylora.metrics.segmentation import STRUCTURES
-from raylora.report.figures import STRUCTURE_COLOURS, Picture, Theme, figure
+from raylora.report.figures import DARK, STRUCTURE_COLOURS, Picture, Theme, figure
 from raylora.report.runs import Run
 from raylora.report.table import Table, decimal, words
 
@@ -101,7 +101,7 @@ def _picture(model: str, ranked: Sequence[tuple[str, Overlay]]) -> Picture:
     said = "; ".join(f"{rank.lower()}: {o.patient}" + ("" if o.dice is None else f", Dice {o.dice:.3f}") for rank, o in ranked)
     data = Table(title, (words("Rank"), words("Patient"), decimal("Dice")), tuple((rank, o.patient, o.dice) for rank, o in ranked))
     alt = f"Short-axis slices with contours of prediction (solid) and truth (dotted) for {said}."
-    return Picture(f"overlays_{model}", title, alt, draw, data)
+    return Picture(f"overlays_{model}", title, alt, draw, data, theme=DARK)
 
 
 def _panel(axes: Axes, arrays: Mapping[str, np.ndarray] | None, level: int, theme: Theme) -> None:
@@ -143,7 +143,7 @@ def _window(mask: np.ndarray) -> tuple[slice, slice]:
 
 
 def _keys(theme: Theme) -> list[Line2D]:
-    """What the lines mean. Truth is white on the image, so its key is drawn in ink."""
+    """What the lines mean."""
     named = {"LV": "LV cavity", "MYO": "epicardium", "RV": "RV cavity"}
     lines = [Line2D([], [], color=colour, label=f"{named[name]}, prediction") for name, colour in STRUCTURE_COLOURS.items()]
-    return [*lines, Line2D([], [], color=theme.ink, linestyle=(0, (1, 1.2)), label="truth (white)")]
+    return [*lines, Line2D([], [], color=theme.ink, linestyle=(0, (1, 1.2)), label="truth")]

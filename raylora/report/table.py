@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from rich import box
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 MISSING = "n/a"
@@ -35,6 +38,7 @@ class Column:
     text: Callable[[Cell], str] = str
     number: bool = True
     essential: bool = True  # shown on a terminal, not only on the page
+    brief: str = ""  # its name on a terminal, where an estimate then goes without its interval
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     marked: frozenset[int] = frozenset()  # rows that are emphasised
+    essential: bool = False  # shown on a terminal, not only on the page
 
     def texts(self) -> Iterator[list[str]]:
         """Every row as it reads."""
@@ -75,13 +80,13 @@ def signed(name: str, digits: int = 3, *, essential: bool = True) -> Column:
     return Column(name, text=lambda cell: estimate_text(cell, f"+.{digits}f"), essential=essential)
 
 
-def estimate(name: str, digits: int = 3, *, essential: bool = True) -> Column:
+def estimate(name: str, digits: int = 3, *, essential: bool = True, brief: str = "") -> Column:
     """A mean with its interval: 0.873 [0.861, 0.885]."""
-    return Column(name, text=lambda cell: estimate_text(cell, f".{digits}f"), essential=essential)
+    return Column(name, text=lambda cell: estimate_text(cell, f".{digits}f"), essential=essential, brief=brief)
 
 
-def p_value(name: str) -> Column:
-    return Column(name, text=p_text)
+def p_value(name: str, *, essential: bool = True) -> Column:
+    return Column(name, text=p_text, essential=essential)
 
 
 def size(name: str, *, essential: bool = True) -> Column:
@@ -127,15 +132,33 @@ def seconds_text(cell: Cell) -> str:
 
 
 def rich_table(table: Table) -> RichTable:
-    """For a terminal: the essential columns."""
-    shown = RichTable(title=table.title, caption=table.note or None, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    """For a terminal: the essential columns, and the first sentence of the note."""
+    shown = RichTable(
+        title=table.title, caption=table.note.split(". ")[0] or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    shown.title_justify = shown.caption_justify = "left"
     keep = [i for i, column in enumerate(table.columns) if column.essential]
-    for i in keep:
+    rows = [[_brief(table.columns[i], row[i]) for i in keep] for row in table.rows]
+    for place, i in enumerate(keep):
         column = table.columns[i]
-        shown.add_column(column.name, justify="right" if column.number else "left", no_wrap=column.number, overflow="fold")
-    for number, row in enumerate(table.texts()):
-        shown.add_row(*(row[i].replace("[", r"\[") for i in keep), style="bold" if number in table.marked else None)
+        widest = max((len(row[place]) for row in rows), default=0)
+        narrowest = widest if column.number else min(widest, 18)
+        side = "right" if column.number else "left"
+        shown.add_column(column.brief or column.name, justify=side, no_wrap=column.number, overflow="fold", min_width=narrowest)
+    for number, row in enumerate(rows):
+        shown.add_row(*map(escape, row), style="bold" if number in table.marked else None)
     return shown
+
+
+def terminal() -> Console:
+    """Standard output; where it is no terminal (a file, a pipe) lines may be wide."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def _brief(column: Column, cell: Cell) -> str:
+    if column.brief and isinstance(cell, Estimate):
+        cell = Estimate(cell.value)
+    return MISSING if _missing(cell) else column.text(cell)
 
 
 def to_csv(table: Table) -> str:
@@ -167,9 +190,9 @@ def estimate_of(block: Mapping[str, object] | None) -> Estimate:
     return Estimate(block.get("mean"), low, high, block.get("n"))
 
 
-def names(tables: Sequence[Table]) -> list[str]:
-    """File names for tables, from their titles."""
-    return ["".join(c if c.isalnum() else "_" for c in t.title.lower()).strip("_") for t in tables]
+def file_name(table: Table) -> str:
+    """A file's name from the table's title."""
+    return "".join(c if c.isalnum() else "_" for c in table.title.lower()).strip("_")
 
 
 def _missing(cell: Cell) -> bool:

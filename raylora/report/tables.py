@@ -20,6 +20,7 @@ from raylora.report.table import (
     rich_table,
     seconds_text,
     signed,
+    terminal,
     whole,
     words,
 )
@@ -46,13 +47,13 @@ def final_table(final: Final, task: str) -> Table:
             rows.append((metric_words(metric, arrow=True), estimate_of(block), frozen, change, block.get("pooled"), block.get("n")))
     columns = (
         words("Metric"),
-        estimate("Mean over clients [95 %]"),
-        decimal("Frozen model"),
+        estimate("Mean [95 %]"),
+        decimal("Frozen"),
         signed("Change"),
-        decimal("Pooled over patients", essential=False),
-        whole("Patients"),
+        decimal("Pooled", essential=False),
+        whole("n"),
     )
-    note = "Each client's own model on its own test patients"
+    note = "Means over clients of each one's own model on its own test patients (n); pooled: over all patients; frozen: before training"
     note += ", at 0.5 and at the threshold chosen on validation patients." if task == "disease" else ", on the native grid."
     if any(lower_is_better(metric) for metric in reported_metrics(task)):
         note += " ↓: lower is better."
@@ -105,7 +106,7 @@ def headline(summary: Mapping[str, Any], final: Final) -> str:
 
 def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the result of a run: one sentence and the table of scores."""
-    console = console or Console()
+    console = console or terminal()
     final = summary.get("final") or {}
     console.print(headline(summary, final), highlight=False)
     if final:

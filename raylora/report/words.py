@@ -3,7 +3,7 @@
 _WORDS = {
     "dice": "Dice",
     "hd95_mm": "HD95 (mm)",
-    "lv_ef_error": "LV ejection fraction error (points)",
+    "lv_ef_error": "LVEF error (points)",
     "volume_ml": "Volume (ml)",
     "volume_true_ml": "True volume (ml)",
     "volume_error_ml": "Volume error (ml)",
@@ -17,9 +17,9 @@ _WORDS = {
 
 
 def metric_words(metric: str, *, arrow: bool = False) -> str:
-    """`dice_lv` reads "Dice, LV"; `balanced_accuracy_tuned` "Balanced accuracy, tuned threshold"; an arrow down: lower is better."""
+    """`dice_lv` reads "Dice, LV"; `balanced_accuracy_tuned` "Balanced accuracy, tuned"; an arrow down: lower is better."""
     base = metric.removesuffix("_tuned")
-    said = _WORDS.get(base, base) + (", tuned threshold" if metric != base else "")
+    said = _WORDS.get(base, base) + (", tuned" if metric != base else "")
     for structure in ("lv", "myo", "rv"):
         if base.endswith(f"_{structure}") and base.removesuffix(f"_{structure}") in _WORDS:
             said = f"{_WORDS[base.removesuffix(f'_{structure}')]}, {structure.upper()}"

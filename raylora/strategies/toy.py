@@ -42,7 +42,8 @@ class Game:
     strategy: Strategy
     initial: Tree  # the seeded tree at the largest rank, all adapters included
     state: State
-    deltas: tuple[Tree, ...] = ()  # base deltas in the order of their versions
+    base: Mapping[str, np.ndarray] = field(default_factory=dict)  # dense sum of the base deltas so far
+    version: int = 0  # how many of them there are
     kept: Mapping[str, Tree] = field(default_factory=dict)  # client -> names that it keeps
     updates: tuple[ClientUpdate, ...] = ()  # of the last round
 
@@ -72,20 +73,25 @@ def start(strategy: Strategy, rank: int, seed: int = 0, initial: Tree | None = N
 def seat(game: Game, client: Client) -> Seat:
     """What a client sees if it takes part in the next round. Raises ValueError for a name or a shape that its model does not have."""
     broadcast = game.strategy.broadcast(game.state, client)
-    deltas = (*game.deltas, broadcast.base_delta) if broadcast.base_version > len(game.deltas) else game.deltas
-    if broadcast.base_version != len(deltas):
-        raise ValueError(f"base version {broadcast.base_version} after {len(deltas)} base deltas")
+    base, version = folded(game, broadcast)
+    if broadcast.base_version != version:
+        raise ValueError(f"base version {broadcast.base_version} after {version} base deltas")
     has = {**shared_cut(game.initial, client.rank), **game.kept.get(client.id, {})}
     for name, array in broadcast.adapter.items():
         if name not in has or has[name].shape != array.shape:
             raise ValueError(
                 f"broadcast {name} {array.shape} to client {client.id}, which has {has[name].shape if name in has else 'no such name'}"
             )
-    base: dict[str, np.ndarray] = {}
-    for delta in deltas:
-        for module, pair in lowrank.pairs(delta).items():
-            base[module] = base.get(module, 0.0) + lowrank.product(pair)
     return Seat(client=client, tree={**has, **broadcast.adapter}, base=base, broadcast=replace(broadcast, base_delta={}))
+
+
+def folded(game: Game, broadcast: Broadcast) -> tuple[Mapping[str, np.ndarray], int]:
+    """The base and its version once the delta of a broadcast is in it; a client that missed earlier ones is sent them too."""
+    if broadcast.base_version == game.version:
+        return game.base, game.version
+    pairs = lowrank.pairs(broadcast.base_delta)
+    changed = {module: game.base.get(module, 0.0) + lowrank.product(pair) for module, pair in pairs.items()}
+    return {**game.base, **changed}, game.version + 1
 
 
 def shared_cut(tree: Tree, rank: int) -> Tree:
@@ -118,9 +124,9 @@ def play(game: Game, cohort: Sequence[Client], learn: Learn) -> Game:
         asked = [game.strategy.review(game.state, updates, client) for client in cohort]
         replies = [{} if b is None else scores(b.task, client) for b, client in zip(asked, cohort, strict=True)]
         updates = [replace(update, metrics={**update.metrics, **reply}) for update, reply in zip(updates, replies, strict=True)]
-    sent = game.strategy.broadcast(game.state, cohort[0])
-    deltas = (*game.deltas, sent.base_delta) if sent.base_version > len(game.deltas) else game.deltas
-    return replace(game, state=game.strategy.aggregate(game.state, updates), deltas=deltas, kept=kept, updates=tuple(updates))
+    base, version = folded(game, game.strategy.broadcast(game.state, cohort[0]))
+    state = game.strategy.aggregate(game.state, updates)
+    return replace(game, state=state, base=base, version=version, kept=kept, updates=tuple(updates))
 
 
 def scores(task: Task, client: Client) -> dict[str, float]:

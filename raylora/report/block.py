@@ -1,0 +1,123 @@
+"""All runs of one task on the same data: scores, pairs, winners and what must be said beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from raylora.metrics.matrix import PRIMARY
+from raylora.report.groups import Group, baseline_of, frozen_group, groups_of, varied_keys
+from raylora.report.pairs import Pair, SelfTest, pairs_of, self_test
+from raylora.report.runs import Run
+from raylora.report.scores import Score, frozen_score, score_of
+from raylora.report.words import inside
+
+Blocks = Mapping[tuple[str, str], Sequence[Run]]  # (task, data hash) -> runs
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The configuration of a strategy that validation patients chose."""
+
+    strategy: str
+    score: Score
+    tried: int  # configurations of this strategy, pruned and failed ones included
+    overall: bool
+
+
+@dataclass(frozen=True)
+class Block:
+    """All runs of one task on the same data."""
+
+    task: str
+    metric: str  # the one primary metric; all others are exploratory
+    data_sha256: str
+    varied: tuple[str, ...]
+    runs: tuple[Run, ...]
+    scores: tuple[Score, ...]
+    frozen: Score | None
+    pairs: tuple[Pair, ...]
+    a_a: SelfTest
+    winners: tuple[Winner, ...]
+    remarks: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.task.capitalize()}, data {self.data_sha256[:8] or 'without a hash'}"
+
+    def findings(self) -> list[str]:
+        """The sentences, most important first: what validation chose, A/A, every pair."""
+        said = []
+        for winner in self.winners:
+            if winner.overall and winner.score.validation.value is not None:
+                test = winner.score.in_client
+                tried = sum(w.tried for w in self.winners)
+                reached = "n/a" if test.value is None else f"{test.value:.3f}"
+                said.append(
+                    f"Of {tried} configuration{'s' if tried > 1 else ''} tried, {winner.score.label} has the best {inside(self.metric)} "
+                    f"on validation patients ({winner.score.validation.value:.3f}); on test patients it reaches {reached}."
+                )
+        return [*said, self.a_a.sentence, *(pair.sentence for pair in self.pairs)]
+
+
+def make_block(by_block: Blocks, task: str, data: str, baseline: str | None, root_seed: int, replicates: int) -> Block:
+    """Score, test and word one of the blocks; the others are mentioned where they are of the same task."""
+    runs = by_block[task, data]
+    finished = [run for run in runs if run.finished]
+    metric = PRIMARY[task]
+    groups, remarks = groups_of(finished)
+    tried, _ = groups_of(runs)
+    base = baseline_of(groups, baseline)
+    if baseline and base is None:
+        remarks.append(f"No configuration of this block is called {baseline}: A/A is not available.")
+    a_a = self_test(base, metric)
+    scores = tuple(score_of(group, metric, root_seed, replicates) for group in groups)
+    with_frozen = frozen_group(groups)
+    return Block(
+        task=task,
+        metric=metric,
+        data_sha256=data,
+        varied=tuple(varied_keys(finished)),
+        runs=tuple(runs),
+        scores=scores,
+        frozen=frozen_score(with_frozen, metric, root_seed, replicates) if with_frozen else None,
+        pairs=tuple(pairs_of(groups, metric, a_a, root_seed, replicates)),
+        a_a=a_a,
+        winners=tuple(_winners(scores, tried)),
+        remarks=tuple([*remarks, *_remarks(by_block, task, data, groups)]),
+    )
+
+
+def _winners(scores: Sequence[Score], tried: Sequence[Group]) -> list[Winner]:
+    """For each strategy the configuration with the best validation score (the first of equals); one of them is the best of all."""
+    chosen: dict[str, Score] = {}
+    for score in scores:
+        known = chosen.get(score.strategy)
+        if known is None or _validated(score) > _validated(known):
+            chosen[score.strategy] = score
+    best = max(chosen.values(), key=_validated)
+    counts = {strategy: sum(group.strategy == strategy for group in tried) for strategy in chosen}
+    return [Winner(strategy, score, counts[strategy], score is best) for strategy, score in chosen.items()]
+
+
+def _validated(score: Score) -> float:
+    return -math.inf if score.validation.value is None else score.validation.value
+
+
+def _remarks(by_block: Blocks, task: str, data: str, groups: Sequence[Group]) -> list[str]:
+    """What a reader must know beside the numbers."""
+    runs = by_block[task, data]
+    said = sorted({remark for run in runs for remark in run.remarks()})
+    for run in runs:
+        if not run.finished:
+            said.append(f"{run.folder} is {run.summary['status']}: it counts as tried and is not compared.")
+    others = [other for of, other in by_block if of == task and other != data]
+    if others:
+        said.append(f"Other runs of this task were on other data ({', '.join(o[:8] for o in others)}): they are not tested against these.")
+    seeds = sorted({len(group.runs) for group in groups})
+    if seeds == [1]:
+        said.append("One seed each: the intervals are over patients only and do not say what another seed would give.")
+    elif len(seeds) > 1:
+        said.append(f"Configurations have {seeds[0]} to {seeds[-1]} seeds.")
+    return said

@@ -1,0 +1,145 @@
+"""Runs side by side: what differs, who is better on the same patients, at what cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from raylora.core.errors import InputError
+from raylora.metrics.bootstrap import REPLICATES
+from raylora.report.block import Block, Blocks, make_block
+from raylora.report.compare_plots import block_pictures
+from raylora.report.compare_tables import block_tables
+from raylora.report.groups import blocks_of
+from raylora.report.html import render, save_pictures, table_context, write_page
+from raylora.report.runs import find_runs
+from raylora.report.table import Table, file_name, rich_table, terminal, to_csv
+from raylora.report.words import metric_words
+
+MOST_SENTENCES = 12  # on a terminal; the page has all of them
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `raylora compare` found, one block for each task and data set."""
+
+    blocks: tuple[Block, ...]
+
+    def tables(self) -> list[Table]:
+        return [table for block in self.blocks for table in block_tables(block)]
+
+    def show(self, console: Console | None = None) -> None:
+        """Print the essential tables and sentences."""
+        console = console or terminal()
+        for block in self.blocks:
+            console.rule(f"{block.title}: {metric_words(block.metric)} on test patients", align="left")
+            for table in block_tables(block):
+                if table.essential:
+                    console.print(rich_table(table))
+            findings = block.findings()
+            for sentence in findings[:MOST_SENTENCES]:
+                console.print(f"- {sentence}", highlight=False, markup=False)
+            if len(findings) > MOST_SENTENCES:
+                console.print(f"- and {len(findings) - MOST_SENTENCES} more sentences on the page (--output FILE.html)", highlight=False)
+            for remark in block.remarks:
+                console.print(f"! {remark}", highlight=False, markup=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values; numbers are finite or None."""
+        return {"schema": 1, "blocks": [_block_dict(block) for block in self.blocks]}
+
+    def write_csv(self, folder: Path) -> list[Path]:
+        """One CSV file a table. Returns their paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for block in self.blocks:
+            for table in block_tables(block):
+                path = folder / f"{block.task}_{block.data_sha256[:8]}_{file_name(table)}.csv"
+                path.write_text(to_csv(table), encoding="utf-8")
+                paths.append(path)
+        return paths
+
+    def write_html(self, path: Path) -> Path:
+        """One self-contained page. Returns its path."""
+        blocks = []
+        for number, block in enumerate(self.blocks):
+            blocks.append(
+                {
+                    "id": f"block_{number}",
+                    "title": block.title,
+                    "metric": metric_words(block.metric),
+                    "findings": block.findings(),
+                    "remarks": block.remarks,
+                    "tables": [table_context(table) for table in block_tables(block) if table.rows],
+                    "pictures": save_pictures(block_pictures(block), None),
+                }
+            )
+        runs = sum(len(block.runs) for block in self.blocks)
+        return write_page(Path(path), render("comparison.html", title="Comparison", runs=runs, blocks=blocks))
+
+
+def compare(run_dirs: Sequence[Path], *, baseline: str | None = None, root_seed: int = 0, replicates: int = REPLICATES) -> Comparison:
+    """Compare run folders (and sweep folders, by their trials).
+
+    Args:
+        run_dirs: folders; runs of different tasks or data come into separate blocks and are not tested against each other.
+        baseline: the label or strategy of the A/A row; by default FedIT, else the first.
+        root_seed: of the bootstrap.
+
+    Raises InputError if a folder holds no run, if no run is finished, or if runs of one task can nowhere be compared because each was on
+    other data.
+    """
+    found = find_runs(run_dirs)
+    if not any(run.finished for run in found):
+        raise InputError(f"compare: expected finished runs, found none in {', '.join(str(d) for d in run_dirs)}")
+    by_block = {key: runs for key, runs in blocks_of(found).items() if any(run.finished for run in runs)}
+    _refuse_incomparable(by_block)
+    blocks = [make_block(by_block, task, data, baseline, root_seed, replicates) for task, data in by_block]
+    return Comparison(tuple(sorted(blocks, key=lambda b: b.task != "segmentation")))
+
+
+def _refuse_incomparable(by_block: Blocks) -> None:
+    """Runs of one task, each on data of its own: there is nothing to compare."""
+    for task in {task for task, _ in by_block}:
+        mine = {data: [r for r in runs if r.finished] for (of, data), runs in by_block.items() if of == task}
+        if len(mine) > 1 and all(len(runs) == 1 for runs in mine.values()):
+            (one, *_), (other, *_) = list(mine.values())[:2]
+            raise InputError(
+                f"compare: {one.folder} and {other.folder} were on different data (data_sha256 {one.summary['data_sha256'][:8]} and "
+                f"{other.summary['data_sha256'][:8]}): a comparison needs the same patients"
+            )
+
+
+def _block_dict(block: Block) -> dict[str, Any]:
+    return {
+        "task": block.task,
+        "metric": block.metric,
+        "data_sha256": block.data_sha256,
+        "varied": list(block.varied),
+        "runs": [str(run.folder) for run in block.runs],
+        "configurations": [_plain(score) for score in block.scores],
+        "frozen": None if block.frozen is None else _plain(block.frozen),
+        "pairs": [_plain(pair) for pair in block.pairs],
+        "a_a": {**_plain(block.a_a), "sentence": block.a_a.sentence},
+        "winners": [{"strategy": w.strategy, "label": w.score.label, "tried": w.tried, "overall": w.overall} for w in block.winners],
+        "findings": block.findings(),
+        "remarks": list(block.remarks),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only; the bootstrap replicates stay behind."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: _plain(v) for key, v in asdict(value).items() if key != "replicates"}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(value)
+    return value

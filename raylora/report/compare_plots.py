@@ -1,0 +1,199 @@
+"""The pictures of a comparison: scores with intervals, score against cost, the objective against each varied key, rank by blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from raylora.report.block import Block
+from raylora.report.figures import Picture, Theme, colours, figure, legend_outside, listing, markers
+from raylora.report.groups import value_text
+from raylora.report.plots import heat_map
+from raylora.report.scores import Score, mean_estimate
+from raylora.report.table import Estimate, Table, bytes_text, decimal, estimate, seconds, seconds_text, size, whole, words
+from raylora.report.words import metric_words
+
+WIDE = 20.0  # an axis is logarithmic if its values span more than this factor
+
+
+def block_pictures(block: Block) -> list[Picture]:
+    """Every picture that this block allows, in reading order."""
+    made: list[Picture | None] = [
+        scores_picture(block),
+        cost_picture(block, "bytes", "Bytes sent, both directions", lambda s: s.bytes_total, bytes_text),
+        cost_picture(block, "seconds", "Wall time of a run", lambda s: s.seconds, seconds_text),
+        *(key_picture(block, key) for key in numeric_keys(block)),
+        *(rank_by_blocks(block, strategy) for strategy in dict.fromkeys(s.strategy for s in block.scores)),
+    ]
+    return [picture for picture in made if picture is not None]
+
+
+def scores_picture(block: Block) -> Picture | None:
+    """In-client and cross-client score of each configuration with its interval."""
+    shown = [s for s in (*([block.frozen] if block.frozen else []), *block.scores) if s.in_client.value is not None]
+    if not shown:
+        return None
+    metric = metric_words(block.metric)
+    title = f"{metric} on test patients, with 95 % intervals"
+
+    def draw(theme: Theme) -> Figure:
+        made, (axes,) = figure(theme, 7.6, 1.3 + 0.42 * len(shown))
+        for name, colour, marker, shift, read in (
+            ("in-client", theme.lines[0], "o", -0.12, lambda s: s.in_client),
+            ("cross-client", theme.lines[1], "s", 0.12, lambda s: s.cross_client),
+        ):
+            points = [(i + shift, read(s)) for i, s in enumerate(shown) if read(s).value is not None]
+            if points:
+                places, estimates = zip(*points, strict=True)
+                axes.errorbar([e.value for e in estimates], places, xerr=_bars(estimates), fmt=marker, color=colour, capsize=3, label=name)
+        axes.set_yticks(range(len(shown)), [s.label for s in shown])
+        axes.set(xlabel=metric)
+        axes.invert_yaxis()
+        legend_outside(axes)
+        return made
+
+    rows = tuple((s.label, s.in_client, s.cross_client, s.in_client.n) for s in shown)
+    data = Table(title, (words("Configuration"), estimate("In-client"), estimate("Cross-client"), whole("n")), rows)
+    alt = f"{title}: {listing((f'{s.label} {s.in_client.value:.3f}' for s in shown), 12)}, in-client."
+    return Picture(f"{block.task}_scores", title, alt, draw, data)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which (cost, score) points no other point beats: cheaper or as cheap, and better or as good, once strictly."""
+    return [not any(c <= cost and s >= score and (c < cost or s > score) for c, s in points) for cost, score in points]
+
+
+def cost_picture(
+    block: Block, name: str, label: str, cost: Callable[[Score], float | None], text: Callable[[float], str]
+) -> Picture | None:
+    """Score against a cost, with the Pareto front."""
+    shown = [s for s in block.scores if s.in_client.value is not None and cost(s) is not None]
+    if len(shown) < 2:
+        return None
+    points = [(float(cost(s)), float(s.in_client.value)) for s in shown]
+    front = pareto(points)
+    metric = metric_words(block.metric)
+    title = f"{metric} against {label[0].lower()}{label[1:]}"
+
+    def draw(theme: Theme) -> Figure:
+        made, (axes,) = figure(theme, 7.6, 3.6)
+        best = sorted(p for p, on in zip(points, front, strict=True) if on)
+        axes.step(*zip(*best, strict=True), where="post", color=theme.ink, linestyle=":", linewidth=1.2, label="Pareto front", zorder=1)
+        strategies = list(dict.fromkeys(s.strategy for s in shown))
+        for strategy, colour, marker in zip(strategies, colours(theme, len(strategies)), markers(len(strategies)), strict=True):
+            mine = [(p, s.in_client, on) for p, s, on in zip(points, shown, front, strict=True) if s.strategy == strategy]
+            x, y = [p[0] for p, _, _ in mine], [p[1] for p, _, _ in mine]
+            axes.errorbar(x, y, yerr=_bars([e for _, e, _ in mine]), fmt="none", ecolor=colour, alpha=0.45, capsize=2)
+            faces = [colour if on else theme.paper for _, _, on in mine]
+            axes.scatter(x, y, marker=marker, s=46, facecolors=faces, edgecolors=colour, linewidths=1.4, label=strategy, zorder=3)
+        axes.set(xlabel=label, ylabel=f"{metric}, in-client")
+        _scale(axes, [p[0] for p in points], text)
+        legend_outside(axes)
+        return made
+
+    rows = tuple((s.label, p[0], s.in_client, "yes" if on else "no") for s, p, on in zip(shown, points, front, strict=True))
+    column = size(label) if name == "bytes" else seconds(label)
+    data = Table(title, (words("Configuration"), column, estimate(f"{metric}, in-client"), words("On the front")), rows)
+    alt = f"{title}. On the Pareto front (filled): {listing((s.label for s, on in zip(shown, front, strict=True) if on), 8)}."
+    return Picture(f"{block.task}_{name}", title, alt, draw, data)
+
+
+def numeric_keys(block: Block) -> list[str]:
+    """The varied keys with two numbers or more among their values."""
+    return [key for key in block.varied if len({v for s in block.scores if _number(v := s.settings.get(key))}) > 1]
+
+
+def key_picture(block: Block, key: str) -> Picture | None:
+    """The score against one key: for each strategy the mean over the configurations with a value, and the band of that mean."""
+    series: dict[str, list[tuple[object, Estimate]]] = {}
+    for strategy in dict.fromkeys(s.strategy for s in block.scores):
+        mine = [s for s in block.scores if s.strategy == strategy and s.in_client.value is not None and s.settings.get(key) is not None]
+        values = sorted({_hashable(s.settings[key]) for s in mine}, key=_order)
+        if len(values) > 1:
+            series[strategy] = [(v, mean_estimate([s for s in mine if _hashable(s.settings[key]) == v])) for v in values]
+    if not series:
+        return None
+    metric = metric_words(block.metric)
+    title = f"{metric} against {key}"
+    every = sorted({v for points in series.values() for v, _ in points}, key=_order)
+    as_numbers = len(every) > 8 and all(_number(v) and math.isfinite(v) for v in every)
+
+    def draw(theme: Theme) -> Figure:
+        made, (axes,) = figure(theme, 7.2, 3.4)
+        for (strategy, points), colour, marker in zip(series.items(), colours(theme, len(series)), markers(len(series)), strict=True):
+            x = [v if as_numbers else every.index(v) for v, _ in points]
+            axes.plot(x, [e.value for _, e in points], color=colour, marker=marker, label=strategy)
+            axes.fill_between(x, [e.low for _, e in points], [e.high for _, e in points], color=colour, alpha=0.18, linewidth=0)
+        axes.set(xlabel=key, ylabel=f"{metric}, in-client")
+        if as_numbers:
+            _scale(axes, every, value_text)
+        else:
+            axes.set_xticks(range(len(every)), [value_text(v) for v in every])
+        legend_outside(axes)
+        return made
+
+    rows = tuple((strategy, value_text(v), e) for strategy, points in series.items() for v, e in points)
+    data = Table(title, (words("Strategy"), words(key), estimate(f"{metric}, in-client [95 %]")), rows)
+    best = {strategy: max(points, key=lambda p: p[1].value) for strategy, points in series.items()}
+    said = listing((f"{strategy} {e.value:.3f} at {value_text(v)}" for strategy, (v, e) in best.items()), 8)
+    return Picture(f"{block.task}_by_{key.replace('.', '_')}", title, f"{title}. Highest: {said}.", draw, data)
+
+
+def rank_by_blocks(block: Block, strategy: str) -> Picture | None:
+    """Mean score of each pair of rank and adapted blocks, where a strategy was run with several of both."""
+    mine = [s for s in block.scores if s.strategy == strategy and s.in_client.value is not None]
+    ranks, blocks = (sorted({_hashable(s.settings.get(f"lora.{k}")) for s in mine}, key=_order) for k in ("rank", "blocks"))
+    if len(ranks) < 2 or len(blocks) < 2:
+        return None
+    cells: dict[tuple[object, object], list[Score]] = {}
+    for s in mine:
+        cells.setdefault((_hashable(s.settings["lora.rank"]), _hashable(s.settings["lora.blocks"])), []).append(s)
+    means = {place: float(np.mean([s.in_client.value for s in found])) for place, found in cells.items()}
+    values = np.array([[means.get((r, b), np.nan) for b in blocks] for r in ranks])
+    metric = metric_words(block.metric)
+    title = f"{metric} by rank and blocks, {strategy}"
+
+    def draw(theme: Theme) -> Figure:
+        made, (axes,) = figure(theme, 2.6 + 0.9 * len(blocks), 1.5 + 0.45 * len(ranks))
+        heat_map(axes, values, [value_text(r) for r in ranks], [value_text(b) for b in blocks], theme)
+        axes.set(xlabel="lora.blocks", ylabel="lora.rank")
+        return made
+
+    rows = tuple((value_text(r), *(means.get((r, b)) for b in blocks)) for r in ranks)
+    data = Table(title, (words("lora.rank"), *(decimal(f"blocks {value_text(b)}") for b in blocks)), rows)
+    (rank, at), top = max(means.items(), key=lambda item: item[1])
+    alt = f"{title}, in-client. Highest: {top:.3f} at rank {value_text(rank)}, blocks {value_text(at)}."
+    return Picture(f"{block.task}_rank_by_blocks_{strategy}", title, alt, draw, data)
+
+
+def _bars(estimates: Sequence[Estimate]) -> np.ndarray:
+    """Distances (2, n) from each value down and up to the ends of its interval; none where there is no interval."""
+    low = [e.value - e.low if e.low is not None else 0.0 for e in estimates]
+    high = [e.high - e.value if e.high is not None else 0.0 for e in estimates]
+    return np.clip(np.array([low, high]), 0, None)
+
+
+def _scale(axes: Axes, values: Sequence[float], text: Callable[[float], str]) -> None:
+    """A logarithmic axis where values span a wide range."""
+    if min(values) > 0 and max(values) / min(values) > WIDE:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _hashable(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _order(value: object) -> tuple[int, float, str]:
+    """Numbers first, by size; then words."""
+    return (0, float(value), "") if _number(value) else (1, 0.0, str(value))
