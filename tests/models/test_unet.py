@@ -8,7 +8,7 @@ import torch
 from raylora.core.errors import InputError
 from raylora.models import unet
 from raylora.models.draw import draw_weights
-from raylora.models.stages import first_trained, run_stages
+from raylora.models.stages import Stage, first_trained, run_stages
 
 TINY = {"channels": (4, 6, 8, 10), **unet.anisotropic(4)}
 
@@ -17,8 +17,8 @@ def drawn(seed: int = 0, **arguments) -> unet.UNet:
     return draw_weights(unet.UNet(**arguments), torch.Generator().manual_seed(seed)).eval()
 
 
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+def noise(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.slow  # importing MONAI takes seconds
@@ -35,8 +35,8 @@ def test_outputs_equal_those_of_monai_dynunet(arguments):
     from raylora.models.monai_twin import monai_unet
 
     model = drawn(**arguments)
-    for parameter in model.parameters():  # norms too: at one and zero a swap of two of them would not show
-        parameter.data += 0.1 * noise(*parameter.shape)
+    for seed, parameter in enumerate(model.parameters()):  # norms too: at one and zero a swap of two of them would not show
+        parameter.data += 0.1 * noise(*parameter.shape, seed=seed)
     image = noise(2, arguments.get("in_channels", 1), 16, 24, 6)
     with torch.no_grad():
         assert (monai_unet(model)(image) - model(image)).abs().max() < 1e-6
@@ -77,6 +77,12 @@ def test_first_trained_stage():
     assert first_trained(stages, []) == len(stages)
     with pytest.raises(ValueError, match="encoder"):
         first_trained(stages, ["encoder.weight"])
+
+
+def test_a_stage_holds_whole_names_only():
+    stage = Stage(name="second", modules=("blocks.1", "token"), run=lambda tensors: tensors)
+    assert stage.holds("blocks.1.norm.weight") and stage.holds("token") and stage.holds("router.blocks.1.attn.weight")
+    assert not stage.holds("blocks.10.norm.weight") and not stage.holds("tokens")
 
 
 def test_targets_match_convolutions_and_no_transposed_one():
