@@ -167,3 +167,22 @@ def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Even
     if summary.is_file() and json.loads(summary.read_text()).get("status") == "finished":
         raise InputError(f"{folder}: this run is finished")
     return run(configuration.load(folder / "config.yaml"), folder.resolve(), address=address, on_event=on_event, resume=True)
+
+
+def upload(folder: Path, uri: str | None = None) -> str:
+    """Put a finished run into an MLflow server; returns the run's id there. Raises InputError for a folder without a finished run."""
+    from raylora.tracking import mlflow
+
+    if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder}: no finished run (expected config.yaml and summary.json in it)")
+    config = configuration.load(folder / "config.yaml")
+    where = uri or config.tracking.uri
+    if where is None:
+        raise InputError("--uri: expected a tracking server or database, the run's own tracking.uri is null")
+    summary = json.loads((folder / "summary.json").read_text())
+    try:
+        return mlflow.upload(folder, mlflow.resolved(where, Path.cwd()), config.tracking.experiment, config.tracking.client_runs, config.as_dict(), tags(config, summary["data_sha256"]))
+    except InputError:
+        raise
+    except Exception as error:
+        raise RunError(f"MLflow at {where}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None

@@ -15,7 +15,6 @@ from raylora.core.errors import InputError
 from raylora.data import acdc, manifest, mnms, mnms2, phantom
 from raylora.data.manifest import PrepareOptions, Row
 from raylora.data.prepare import prepare
-from raylora.data.shards import PreparedSet
 
 if TYPE_CHECKING:
     from raylora.config import Data, Source
@@ -60,7 +59,7 @@ def _one(source: Source, data: Data, say: Say) -> Path:
 
 def _matching(root: Path, options: PrepareOptions) -> None:
     """A prepared folder must have been made with the options that the experiment asks for."""
-    found = PreparedSet.open(root).manifest.options
+    found = manifest.read_manifest(root).options
     for name in ("spacing_mm", "size", "crop"):
         if tuple(_listed(getattr(found, name))) != tuple(_listed(getattr(options, name))):
             raise InputError(f"data.{name}: expected {getattr(found, name)} as {root} was prepared, found {getattr(options, name)}")
@@ -116,7 +115,7 @@ def studies(folders: Sequence[Path]) -> list[Row]:
     """Every prepared study of the folders. Raises InputError for an id that two of them have."""
     rows: dict[str, Row] = {}
     for folder in folders:
-        for row in PreparedSet.open(folder).manifest.rows:
+        for row in manifest.read_manifest(folder).rows:
             if row.id in rows:
                 raise InputError(f"two studies with the id {row.id}: in {row.dataset} and {rows[row.id].dataset}")
             rows[row.id] = row
@@ -125,4 +124,4 @@ def studies(folders: Sequence[Path]) -> list[Row]:
 
 def digest(folders: Sequence[Path]) -> str:
     """One hash over the prepared studies."""
-    return manifest.sha256_of([PreparedSet.open(folder).manifest.data_sha256 for folder in folders])
+    return manifest.sha256_of([manifest.read_manifest(folder).data_sha256 for folder in folders])
