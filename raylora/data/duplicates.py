@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-SIDE, LEVELS = 16, 3  # of the thumbnail: in-plane, along z
-SAME = 0.95  # correlation; 44 real patients of three sets reach 0.86 between two of them
+SIDE, LEVELS = 24, 3  # of the thumbnail: in-plane, along z
+SAME = 0.965  # correlation; two of 44 real patients of three sets reach 0.83, two phantoms 0.93, ED and ES of one patient mostly 0.98
 
 
 class Fingerprinted(Protocol):

@@ -86,7 +86,7 @@ def assign_clients(
 
 
 def split_client(
-    rows: Sequence[Patient], split_seed: int, fractions: Sequence[float] = (0.6, 0.1, 0.1, 0.2), pairs: Iterable[tuple[str, str]] = ()
+    rows: Sequence[Patient], split_seed: int | str, fractions: Sequence[float] = (0.6, 0.1, 0.1, 0.2), pairs: Iterable[tuple[str, str]] = ()
 ) -> Split:
     """One client's patients, stratified by data set and group: in every stratum each part is within one of its exact share.
 
@@ -96,7 +96,7 @@ def split_client(
 
 
 def split_official(
-    rows: Sequence[Patient], split_seed: int, fractions: Sequence[float] = (0.6, 0.1, 0.1, 0.2), pairs: Iterable[tuple[str, str]] = ()
+    rows: Sequence[Patient], split_seed: int | str, fractions: Sequence[float] = (0.6, 0.1, 0.1, 0.2), pairs: Iterable[tuple[str, str]] = ()
 ) -> Split:
     """The data sets' own split. Its validation set gives validation and rating cases; where it has none, its training set does.
 
