@@ -115,6 +115,8 @@ def inspect(study: Study) -> dict[Path, nifti.Header]:
                 raise InputError(f"{path}: shape {header.shape}, expected {grid} as {study.frames['ED'].image.name} has")
             if frame.index is None and header.frames != 1:
                 raise InputError(f"{path}: expected one frame (3-D), found {header.frames}")
+            if path is frame.label and header.frames != headers[frame.image].frames:
+                raise InputError(f"{path}: {header.frames} frames, expected {headers[frame.image].frames} as {frame.image.name} has")
             if frame.index is not None and not 0 <= frame.index < header.frames:
                 raise InputError(f"{path}: {name} is frame {frame.index} (zero-based), the file has {header.frames}")
     for header in headers.values():

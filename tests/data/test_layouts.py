@@ -125,6 +125,13 @@ def test_a_frame_beyond_the_cine_is_refused(tmp_path, write):
         cases.read(mnms.scan(tmp_path)[0])
 
 
+def test_a_label_with_other_frames_than_its_image_is_refused(tmp_path, write):
+    folder = write.mnms(tmp_path)
+    write.save(folder / "A0S9V9_sa_gt.nii.gz", np.zeros((24, 28, 4, 9), np.uint8))
+    with pytest.raises(InputError, match=r"A0S9V9_sa_gt.nii.gz: 9 frames, expected 3 as A0S9V9_sa.nii.gz has"):
+        cases.read(mnms.scan(tmp_path)[0])
+
+
 def test_two_studies_with_one_id_are_refused(tmp_path, write):
     write.mnms(tmp_path)
     folder = tmp_path / "OpenDataset"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import nibabel
@@ -257,6 +258,13 @@ def test_a_damaged_shard_is_made_again_when_the_manifest_is_gone(tmp_path, studi
     done = []
     prepare(studies, out, SMALL, mapper=counting(done))
     assert done == ["patient002"]
+
+
+def test_two_at_once_do_the_work_once(tmp_path, studies):
+    done = []
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: prepare(studies, tmp_path / "out", SMALL, mapper=counting(done)), range(2))
+    assert first == second and len(done) == 4
 
 
 @pytest.mark.slow

@@ -45,7 +45,8 @@ def test_the_split_by_hand():
 
     dcm, nor = ordered(range(5)), ordered(range(5, 12))
     # DCM, five: exact 3, 0.5, 0.5, 1: one left over, a tie, to validation.
-    # NOR, seven: exact 4.2, 0.7, 0.7, 1.4: floors 4, 0, 0, 1; behind are train 0.2, validation 0.2, rating 1.2, test 0.4: to rating and test.
+    # NOR, seven: exact 4.2, 0.7, 0.7, 1.4: floors 4, 0, 0, 1, two left over; behind are train 0.2, validation 0.2, rating 1.2, test 0.4:
+    # to rating and test.
     assert splits["Siemens"].train == tuple(sorted(dcm[:3] + nor[:4]))
     assert splits["Siemens"].validation == (dcm[3],)
     assert splits["Siemens"].rating == (nor[4],)
