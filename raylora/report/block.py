@@ -46,19 +46,23 @@ class Block:
     def title(self) -> str:
         return f"{self.task.capitalize()}, data {self.data_sha256[:8] or 'without a hash'}"
 
+    @property
+    def chosen(self) -> Winner | None:
+        """The configuration with the best validation score of all; None where nothing was validated."""
+        return next((w for w in self.winners if w.overall and w.score.validation.value is not None), None)
+
     def findings(self) -> list[str]:
-        """The sentences, most important first: what validation chose, A/A, every pair."""
-        said = []
-        for winner in self.winners:
-            if winner.overall and winner.score.validation.value is not None:
-                test = winner.score.in_client
-                tried = sum(w.tried for w in self.winners)
-                reached = "n/a" if test.value is None else f"{test.value:.3f}"
-                said.append(
-                    f"Of {tried} configuration{'s' if tried > 1 else ''} tried, {winner.score.label} has the best {inside(self.metric)} "
-                    f"on validation patients ({winner.score.validation.value:.3f}); on test patients it reaches {reached}."
-                )
-        return [*said, self.a_a.sentence, *(pair.sentence for pair in self.pairs)]
+        """The sentences, most important first: what validation chose, A/A, the chosen one's pairs, all other pairs."""
+        if self.chosen is None:
+            return [self.a_a.sentence, *(pair.sentence for pair in self.pairs)]
+        score, tried = self.chosen.score, sum(w.tried for w in self.winners)
+        reached = "n/a" if score.in_client.value is None else f"{score.in_client.value:.3f}"
+        first = (
+            f"Of {tried} configuration{'s' if tried > 1 else ''} tried, {score.label} has the best {inside(self.metric)} on validation "
+            f"patients ({score.validation.value:.3f}); on test patients it reaches {reached}."
+        )
+        pairs = sorted(self.pairs, key=lambda p: score.label not in (p.a, p.b))
+        return [first, self.a_a.sentence, *(pair.sentence for pair in pairs)]
 
 
 def make_block(by_block: Blocks, task: str, data: str, baseline: str | None, root_seed: int, replicates: int) -> Block:

@@ -14,14 +14,14 @@ from raylora.core.errors import InputError
 from raylora.metrics.bootstrap import REPLICATES
 from raylora.report.block import Block, Blocks, make_block
 from raylora.report.compare_plots import block_pictures
-from raylora.report.compare_tables import block_tables
+from raylora.report.compare_tables import block_tables, terminal_tables
 from raylora.report.groups import blocks_of
 from raylora.report.html import render, save_pictures, table_context, write_page
 from raylora.report.runs import find_runs
 from raylora.report.table import Table, file_name, rich_table, terminal, to_csv
 from raylora.report.words import metric_words
 
-MOST_SENTENCES = 12  # on a terminal; the page has all of them
+MOST_SENTENCES = 8  # on a terminal; the page has all of them
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,8 @@ class Comparison:
         console = console or terminal()
         for block in self.blocks:
             console.rule(f"{block.title}: {metric_words(block.metric)} on test patients", align="left")
-            for table in block_tables(block):
-                if table.essential:
-                    console.print(rich_table(table))
+            for table in terminal_tables(block):
+                console.print(rich_table(table))
             findings = block.findings()
             for sentence in findings[:MOST_SENTENCES]:
                 console.print(f"- {sentence}", highlight=False, markup=False)

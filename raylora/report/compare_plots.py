@@ -18,7 +18,7 @@ from raylora.report.scores import Score, mean_estimate
 from raylora.report.table import Estimate, Table, bytes_text, decimal, estimate, seconds, seconds_text, size, whole, words
 from raylora.report.words import metric_words
 
-WIDE = 20.0  # an axis is logarithmic if its values span more than this factor
+WIDE = 10.0  # an axis is logarithmic if its values span more than this factor
 
 
 def block_pictures(block: Block) -> list[Picture]:
@@ -52,8 +52,7 @@ def scores_picture(block: Block) -> Picture | None:
                 places, estimates = zip(*points, strict=True)
                 axes.errorbar([e.value for e in estimates], places, xerr=_bars(estimates), fmt=marker, color=colour, capsize=3, label=name)
         axes.set_yticks(range(len(shown)), [s.label for s in shown])
-        axes.set(xlabel=metric)
-        axes.invert_yaxis()
+        axes.set(xlabel=metric, ylim=(len(shown) - 0.5, -0.5))
         legend_outside(axes)
         return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from raylora.report.block import Block
 from raylora.report.groups import value_text
@@ -22,6 +23,9 @@ from raylora.report.table import (
 )
 from raylora.report.words import lower_is_better, metric_words
 
+MOST_PAIRS = 15  # on a terminal
+ITSELF = "itself, other seeds"
+
 
 def block_tables(block: Block) -> list[Table]:
     """All tables of one block, in reading order."""
@@ -29,6 +33,21 @@ def block_tables(block: Block) -> list[Table]:
     if block.task == "disease":
         made.append(decisions_table(block))
     return [*made, exploratory_table(block), clients_table(block), settings_table(block), runs_table(block)]
+
+
+def terminal_tables(block: Block) -> list[Table]:
+    """What a terminal shows: the scores, winners where something was chosen, and the pairs (of many, those of the chosen configuration)."""
+    made = [scores_table(block)]
+    if any(w.tried > 1 for w in block.winners):
+        made.append(winners_table(block))
+    if not block.pairs:
+        return made
+    pairs = pairs_table(block)
+    if len(block.pairs) > MOST_PAIRS:
+        chosen = {block.chosen.score.label if block.chosen else block.a_a.baseline}
+        kept = tuple(row for row in pairs.rows if row[1] == ITSELF or {row[0], row[1]} & chosen)
+        pairs = replace(pairs, title=f"Pairs with {', '.join(chosen)} (all {len(block.pairs)}: on the page)", rows=kept)
+    return [*made, pairs]
 
 
 def scores_table(block: Block) -> Table:
@@ -59,7 +78,7 @@ def scores_table(block: Block) -> Table:
         f"{metric} is the primary metric: means over seeds, clients and a client's test patients (n in all). In-client: each client's own "
         "model at home; cross-client: the others' models, private parts included, on its patients. Bytes: of a whole run, up and down."
     )
-    return Table(f"{metric} and cost", tuple(columns), tuple(rows), note, marked=_best(block), essential=True)
+    return Table(f"{metric} and cost", tuple(columns), tuple(rows), note, marked=_best(block))
 
 
 def winners_table(block: Block) -> Table:
@@ -68,7 +87,7 @@ def winners_table(block: Block) -> Table:
     rows = tuple((w.strategy, w.tried, w.score.label, w.score.validation.value, w.score.in_client) for w in block.winners)
     marked = frozenset(i for i, w in enumerate(block.winners) if w.overall)
     note = "The validation score of the best of many is too good; the test score, which chose nothing, is the one to quote."
-    return Table("Winners", columns, rows, note, marked, essential=any(w.tried > 1 for w in block.winners))
+    return Table("Winners", columns, rows, note, marked)
 
 
 def pairs_table(block: Block) -> Table:
@@ -88,7 +107,7 @@ def pairs_table(block: Block) -> Table:
     a_a = block.a_a
     shown = "not available" if a_a.resolvable is None else f"limit {a_a.resolvable:.3f}"
     rows: list[tuple[Cell, ...]] = [
-        (a_a.baseline, "itself, other seeds", a_a.largest, None, None, None, a_a.resolvable, shown, None, "A/A"),
+        (a_a.baseline, ITSELF, a_a.largest, None, None, None, a_a.resolvable, shown, None, "A/A"),
     ]
     for p in block.pairs:
         low, high = p.ci95 or (None, None)
@@ -98,7 +117,7 @@ def pairs_table(block: Block) -> Table:
         f"{metric_words(block.metric)} on the same test patients, averaged over seeds first; intervals draw patients within clients, then "
         "seeds. Effect: matched-pairs rank-biserial correlation, -1 to 1. A/A limit: what the baseline differs by under other seeds."
     )
-    return Table("Pairs", columns, tuple(rows), note, essential=bool(block.pairs))
+    return Table("Pairs", columns, tuple(rows), note)
 
 
 def decisions_table(block: Block) -> Table:
@@ -161,5 +180,4 @@ def _all(block: Block) -> Sequence[Score]:
 
 def _best(block: Block) -> frozenset[int]:
     """The row of the configuration that validation chose; test patients choose nothing."""
-    chosen = [w.score.label for w in block.winners if w.overall and w.score.validation.value is not None]
-    return frozenset(i for i, s in enumerate(_all(block)) if s.label in chosen)
+    return frozenset(i for i, s in enumerate(_all(block)) if block.chosen and s is block.chosen.score)

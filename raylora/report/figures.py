@@ -17,6 +17,7 @@ from PIL import Image
 
 from raylora.report.table import Table
 
+DPI, CSS_DPI = 150, 100
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STRUCTURE_COLOURS = {"MYO": "#3DDC97", "LV": "#E69F00", "RV": "#56B4E9"}
 
@@ -63,7 +64,7 @@ def png(picture: Picture, theme: Theme) -> bytes:
     theme = picture.theme or theme
     with mpl.rc_context(_settings(theme)):
         made = picture.draw(theme)
-        made.set_dpi(150)
+        made.set_dpi(DPI)
         made.canvas.draw()
         image = Image.fromarray(np.asarray(made.canvas.buffer_rgba())[..., :3])
     small = io.BytesIO()
@@ -73,6 +74,11 @@ def png(picture: Picture, theme: Theme) -> bytes:
 
 def data_uri(image: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(image).decode("ascii")
+
+
+def shown_width(image: bytes) -> int:
+    """How wide a PNG of `png` is shown, in CSS pixels: finer than a plain screen, for screens that are."""
+    return round(int.from_bytes(image[16:20], "big") * CSS_DPI / DPI)
 
 
 def colours(theme: Theme, count: int) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
-from raylora.report.figures import DARK, LIGHT, Picture, data_uri, png
+from raylora.report.figures import DARK, LIGHT, Picture, data_uri, png, shown_width
 from raylora.report.overlays import overlay_pictures
 from raylora.report.plots import run_pictures
 from raylora.report.runs import read_run
@@ -55,6 +55,7 @@ def save_pictures(pictures: Sequence[Picture], folder: Path | None) -> list[dict
                 "title": picture.title,
                 "alt": picture.alt,
                 "light": data_uri(light),
+                "width": shown_width(light),
                 "dark": None if picture.theme else data_uri(png(picture, DARK)),
                 "data": table_context(picture.data),
             }

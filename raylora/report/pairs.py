@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-import numpy as np
-
 from raylora.metrics.bootstrap import REPLICATES
 from raylora.metrics.panel import Panel
 from raylora.metrics.significance import (
@@ -48,7 +46,7 @@ class SelfTest:
 
 @dataclass(frozen=True)
 class Pair:
-    """A minus B on the same patients, scores averaged over seeds."""
+    """A minus B on the same patients, scores averaged over seeds. A is the one that is ahead."""
 
     a: str
     b: str
@@ -62,7 +60,7 @@ class Pair:
     resolvable: float | None = None  # the A/A limit for as many seeds as these two have
     auc: Difference | None = None  # DeLong; disease only, exploratory
     mcnemar_p: float | None = None  # of the first common seed; disease only, exploratory
-    verdict: str = "not tested"  # A better, B better, no difference shown, not resolvable here, not tested
+    verdict: str = "not tested"  # A better, no difference shown, not resolvable, not tested
     sentence: str = ""
 
 
@@ -84,6 +82,8 @@ def pairs_of(groups: Sequence[Group], metric: str, a_a: SelfTest, root_seed: int
     pairs = []
     for a, b in combinations(groups, 2):
         one, other = common(panels[a.label], panels[b.label])
+        if (one.point or 0.0) < (other.point or 0.0):
+            a, b, one, other = b, a, other, one
         limit = resolvable_difference(list(a_a.scores.values()), len(a.seeds), len(b.seeds))
         pair = replace(_tested(a.label, b.label, one, other, metric, root_seed, replicates), resolvable=limit)
         if probability and pair.difference is not None:
@@ -127,29 +127,26 @@ def _worded(pair: Pair, metric: str, family: int, baseline: str) -> Pair:
     if pair.difference is None:
         why = "they share fewer than two test patients" if pair.n < 2 else "a score is missing"
         return replace(pair, sentence=f"{pair.a} and {pair.b} were not tested: {why}.")
-    d = pair.difference
-    better, worse = (pair.a, pair.b) if d >= 0 else (pair.b, pair.a)
+    d, a, b = pair.difference, pair.a, pair.b
     evidence = _evidence(pair, family)
-    if pair.resolvable is not None and abs(d) < pair.resolvable:
+    if pair.resolvable is not None and d < pair.resolvable:
         said = (
-            f"Not resolvable here: {pair.a} and {pair.b} differ by {abs(d):.3f} in {inside(metric)}, "
+            f"Not resolvable here: {a} and {b} differ by {d:.3f} in {inside(metric)}, "
             f"and {baseline} differs from itself by as much as {pair.resolvable:.3f} under other seeds ({evidence})."
         )
-        return replace(pair, verdict="not resolvable here", sentence=said)
-    if pair.p_holm is not None and pair.p_holm < LEVEL and pair.ci95 is not None and (pair.ci95[0] > 0 or pair.ci95[1] < 0):
+        return replace(pair, verdict="not resolvable", sentence=said)
+    if pair.p_holm is not None and pair.p_holm < LEVEL and pair.ci95 is not None and pair.ci95[0] > 0:
         here = "In these runs " if pair.resolvable is None else ""  # without A/A another seed might say otherwise
-        said = f"{here}{better} is better than {worse} by {abs(d):.3f} in {inside(metric)} ({evidence})."
-        return replace(pair, verdict="A better" if d > 0 else "B better", sentence=said)
-    said = f"No difference shown between {pair.a} and {pair.b} in {inside(metric)}: {better} is ahead by {abs(d):.3f} ({evidence})."
+        said = f"{here}{a} is better than {b} by {d:.3f} in {inside(metric)} ({evidence})."
+        return replace(pair, verdict="A better", sentence=said)
+    said = f"No difference shown between {a} and {b} in {inside(metric)}: {a} is ahead by {d:.3f} ({evidence})."
     return replace(pair, verdict="no difference shown", sentence=said)
 
 
 def _evidence(pair: Pair, family: int) -> str:
-    sign = 1 if pair.difference >= 0 else -1
     parts = []
     if pair.ci95 is not None:
-        low, high = sorted(sign * np.array(pair.ci95))
-        parts.append(f"95 % interval {low:+.3f} to {high:+.3f}")
+        parts.append(f"95 % interval {pair.ci95[0]:+.3f} to {pair.ci95[1]:+.3f}")
     if pair.p_holm is not None:
         p = p_text(pair.p_holm)
         corrected = f" after Holm over {family} pairs" if family > 1 else ""

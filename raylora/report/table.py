@@ -50,7 +50,6 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     marked: frozenset[int] = frozenset()  # rows that are emphasised
-    essential: bool = False  # shown on a terminal, not only on the page
 
     def texts(self) -> Iterator[list[str]]:
         """Every row as it reads."""
@@ -142,7 +141,7 @@ def rich_table(table: Table) -> RichTable:
     for place, i in enumerate(keep):
         column = table.columns[i]
         widest = max((len(row[place]) for row in rows), default=0)
-        narrowest = widest if column.number else min(widest, 18)
+        narrowest = widest if column.number else min(widest, 16)
         side = "right" if column.number else "left"
         shown.add_column(column.brief or column.name, justify=side, no_wrap=column.number, overflow="fold", min_width=narrowest)
     for number, row in enumerate(rows):

@@ -53,8 +53,9 @@ def final_table(final: Final, task: str) -> Table:
         decimal("Pooled", essential=False),
         whole("n"),
     )
-    note = "Means over clients of each one's own model on its own test patients (n); pooled: over all patients; frozen: before training"
-    note += ", at 0.5 and at the threshold chosen on validation patients." if task == "disease" else ", on the native grid."
+    note = "Means over clients of each one's own model on its own test patients (n), "
+    note += "at 0.5 and at the threshold chosen on validation" if task == "disease" else "on the native grid"
+    note += "; frozen: before training; pooled: over all patients."
     if any(lower_is_better(metric) for metric in reported_metrics(task)):
         note += " ↓: lower is better."
     return Table("Test scores, in-client", columns, tuple(rows), note, marked=frozenset({0} if rows else ()))
