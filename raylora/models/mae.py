@@ -1,63 +1,81 @@
-"""Masked auto-encoding (He et al. 2022, arXiv 2111.06377) of a ViT: what the pre-training on unlabelled studies minimises."""
+"""Masked auto-encoding (He et al. 2022, arXiv 2111.06377): pre-training of the vision transformer without labels.
+
+Most patches are hidden, the encoder sees the rest, and a small decoder, thrown away afterwards, predicts the hidden pixels.
+"""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from raylora.models.vit import Block, ViTClassifier
+from raylora.models.vit import Block, Triple, ViTClassifier
 
-DECODER = {"width": 64, "depth": 2, "heads": 4}
+HIDDEN = 0.75
+"""The share of patches that is hidden."""
 
 
 class MAEDecoder(nn.Module):
-    """Tokens of the visible patches to the pixels of all patches (b, n, pixels); thrown away after the pre-training."""
+    """The encoder's visible tokens to pixels of every patch; learned positions, one token that stands for every hidden patch."""
 
-    def __init__(self, vit: ViTClassifier, width: int = DECODER["width"], depth: int = DECODER["depth"], heads: int = DECODER["heads"]):
+    def __init__(self, vit: ViTClassifier, width: int = 64, depth: int = 2, heads: int = 4):
         super().__init__()
-        tokens, encoder_width = vit.patch_embedding.position_embeddings.shape[1:]
-        self.embed = nn.Linear(encoder_width, width)
+        conv, positions = vit.patch_embedding.patch_embeddings, vit.patch_embedding.position_embeddings
+        self.embed = nn.Linear(conv.out_channels, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.position_embeddings = nn.Parameter(torch.zeros(1, tokens, width))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + positions.shape[1], width))
         self.blocks = nn.ModuleList(Block(width, heads, 4 * width, qkv_bias=True) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.pixels = nn.Linear(width, vit.patch_embedding.patch_embeddings.in_channels * math.prod(vit.patch))
+        self.pixels = nn.Linear(width, conv.in_channels * math.prod(vit.patch))
 
-    def forward(self, visible: Tensor, where: Tensor) -> Tensor:
-        """visible (b, v, encoder width) and the numbers of its patches (b, v)."""
-        b, n = len(visible), self.position_embeddings.shape[1]
-        tokens = self.mask_token.expand(b, n, -1)
-        embedded = self.embed(visible)
-        tokens = tokens.scatter(1, where[..., None].expand(-1, -1, embedded.shape[-1]), embedded) + self.position_embeddings
+    def forward(self, encoded: Tensor, visible: Tensor) -> Tensor:
+        """Encoded cls and visible tokens (b, 1 + v, width of the encoder), their patch numbers (b, v), to pixels (b, n, pixels)."""
+        encoded = self.embed(encoded)
+        b, _, width = encoded.shape
+        tokens = self.mask_token.expand(b, self.position_embeddings.shape[1] - 1, width).to(encoded)
+        tokens = tokens.scatter(1, visible[..., None].expand(-1, -1, width), encoded[:, 1:])  # (b, n, width)
+        x = torch.cat((encoded[:, :1], tokens), dim=1) + self.position_embeddings
         for block in self.blocks:
-            tokens = block(tokens)
-        return self.pixels(self.norm(tokens))
+            x = block(x)
+        return self.pixels(self.norm(x)[:, 1:])
 
 
-def patches(images: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """(b, c, x, y, z) to (b, patches, c px py pz), in the order of the patch embedding's tokens."""
-    b, c = images.shape[:2]
-    (x, px), (y, py), (z, pz) = ((size // step, step) for size, step in zip(images.shape[2:], patch, strict=True))
-    cut = images.reshape(b, c, x, px, y, py, z, pz).permute(0, 2, 4, 6, 1, 3, 5, 7)  # (b, x, y, z, c, px, py, pz)
-    return cut.reshape(b, x * y * z, c * px * py * pz)
+def choose_visible(batch: int, patches: int, generator: torch.Generator, hidden: float = HIDDEN) -> Tensor:
+    """For each image the numbers of the patches that stay visible, in random order: (b, v); at least one."""
+    noise = torch.rand(batch, patches, generator=generator)
+    return noise.argsort(dim=1)[:, : max(1, round((1.0 - hidden) * patches))]
 
 
-def mae_loss(vit: ViTClassifier, decoder: MAEDecoder, images: Tensor, generator: torch.Generator, mask: float = 0.75) -> Tensor:
-    """Mean squared error on the hidden patches, each normalised by its own mean and deviation (the paper's normalised pixels).
+def split_patches(images: Tensor, patch: Triple) -> Tensor:
+    """(b, c, x, y, z) to (b, n, pixels), patches in the order of the ViT's tokens."""
+    b, c, *sizes = images.shape
+    split = [part for size, step in zip(sizes, patch, strict=True) for part in (size // step, step)]
+    return images.reshape(b, c, *split).permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(b, math.prod(split[::2]), -1)
 
-    `mask` is the share of patches that is hidden; which ones is drawn from `generator`, image by image.
-    """
-    truth = patches(images, vit.patch)  # (b, n, p)
-    b, n = truth.shape[:2]
-    visible_count = max(1, round(n * (1 - mask)))
-    order = torch.rand(b, n, generator=generator).argsort(dim=1).to(images.device)
-    where, hidden = order[:, :visible_count], order[:, visible_count:]
+
+def normalise(patches: Tensor) -> Tensor:
+    """Every patch to mean 0 and variance 1: contrast instead of brightness is what is to be predicted. Flat patches become 0."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (patches - mean) / (variance + 1e-6).sqrt()
+
+
+def encode_visible(vit: ViTClassifier, images: Tensor, visible: Tensor) -> Tensor:
+    """The encoder on the cls token and the visible patches alone: (b, 1 + v, width). Hidden patches do not enter."""
     tokens = vit.patch_embedding(images)
-    tokens = tokens.gather(1, where[..., None].expand(-1, -1, tokens.shape[-1]))  # (b, v, width)
-    tokens = vit.with_cls(tokens)
+    x = vit.with_cls(tokens.gather(1, visible[..., None].expand(-1, -1, tokens.shape[-1])))
     for block in vit.blocks:
-        tokens = block(tokens)
-    predicted = decoder(vit.norm(tokens)[:, 1:], where)
-    truth = (truth - truth.mean(-1, keepdim=True)) / (truth.var(-1, keepdim=True) + 1e-6).sqrt()
-    wrong = (predicted - truth).square().mean(-1)  # (b, n)
-    return wrong.gather(1, hidden).mean()
+        x = block(x)
+    return vit.norm(x)
+
+
+def hidden_error(predicted: Tensor, target: Tensor, visible: Tensor) -> Tensor:
+    """Mean squared error (scalar) over the patches that are not visible; both (b, n, pixels)."""
+    error = (predicted - target).square().mean(dim=-1)  # (b, n)
+    weight = torch.ones_like(error).scatter(1, visible, 0.0)
+    return (error * weight).sum() / weight.sum()
+
+
+def mae_loss(vit: ViTClassifier, decoder: MAEDecoder, images: Tensor, generator: torch.Generator) -> Tensor:
+    """The loss (scalar) of one batch (b, c, x, y, z); the hidden patches are drawn from `generator`, on the CPU."""
+    target = normalise(split_patches(images, vit.patch))
+    visible = choose_visible(len(images), target.shape[1], generator).to(images.device)
+    return hidden_error(decoder(encode_visible(vit, images, visible), visible), target, visible)
