@@ -72,6 +72,16 @@ def test_visible_tokens_stand_at_their_own_places(vit, decoder):
     assert not torch.allclose(predictions[0], decoder(mae.encode_visible(vit, images, visible), shuffled), atol=1e-5)
 
 
+def test_predictions_stand_at_the_places_of_their_patches(vit):
+    """Without attention and positions, every hidden patch is predicted the same, and only the visible ones differ."""
+    decoder = draw_weights(mae.MAEDecoder(vit, width=16, depth=0), seeded(1))
+    decoder.position_embeddings.data.zero_()
+    visible = torch.tensor([[1, 5, 11]])
+    predicted = decoder(mae.encode_visible(vit, pictures(1), visible), visible)
+    differs = (predicted[0] != predicted[0, 0]).any(dim=-1)
+    assert differs.nonzero().flatten().tolist() == [1, 5, 11]
+
+
 def test_only_hidden_patches_are_scored():
     target, visible = torch.zeros(1, 4, 3), torch.tensor([[1, 2]])
     predicted = torch.tensor([1.0, 100.0, 100.0, 3.0]).view(1, 4, 1).expand(1, 4, 3)
