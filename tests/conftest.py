@@ -4,8 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from small_studies import Writer, cohort
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first, then the slow ones, those that start Ray last: what is broken shows early."""
+    items.sort(key=lambda item: 2 if item.get_closest_marker("ray") else 1 if item.get_closest_marker("slow") else 0)
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +21,36 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared folder at {folder} (set RAYLORA_SHARED)")
     return folder
+
+
+@pytest.fixture
+def write() -> Writer:
+    return Writer()
+
+
+@pytest.fixture(scope="session")
+def cohort_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny four-vendor cohort as NIfTI files in the M&Ms layout. Read it, never write to it."""
+    return cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="session")
+def prepared_folder(cohort_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, prepared for the configurations of `small_runs`."""
+    from small_runs import GRID
+
+    from raylora.data import mnms
+    from raylora.data.manifest import PrepareOptions
+    from raylora.data.prepare import prepare
+
+    out = tmp_path_factory.mktemp("prepared") / "mnms"
+    prepare(mnms.scan(cohort_folder), out, PrepareOptions(spacing_mm=tuple(GRID["spacing_mm"]), size=tuple(GRID["size"])))
+    return out
+
+
+@pytest.fixture(scope="session")
+def runs(prepared_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """`runs(task, **overrides)`: a finished in-process run, each one made once for all tests. Read its folder, never write to it."""
+    from small_runs import Runs
+
+    return Runs(prepared_folder, tmp_path_factory.mktemp("runs"))

@@ -1,10 +1,11 @@
 """Tiny studies written as real NIfTI files, in each data set's layout."""
 
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel
 import numpy as np
-import pytest
 
 OBLIQUE = np.array([[-0.8, 0.6, 0.0, 10.0], [0.6, 0.8, 0.0, -20.0], [0.0, 0.0, 1.0, 5.0], [0.0, 0.0, 0.0, 1.0]])
 
@@ -71,6 +72,25 @@ class Writer:
         return folder
 
 
-@pytest.fixture
-def write() -> Writer:
-    return Writer()
+
+COHORT: Mapping[str, int] = {"Siemens": 10, "Philips": 8, "GE": 6, "Canon": 8}
+"""Vendor -> number of studies, half of them normal (NOR), half dilated (DCM)."""
+
+
+def cohort(root: Path, vendors: Mapping[str, int] = COHORT) -> Path:
+    """A cohort in the M&Ms layout in which no two studies are alike: noise by study, contrast by vendor, a wider cavity in DCM."""
+    top = root / "OpenDataset"
+    lines = ["External code,VendorName,Vendor,Centre,ED,ES,Age,Pathology,Sex,Height,Weight"]
+    for centre, (vendor, count) in enumerate(vendors.items(), 1):
+        for number in range(count):
+            code, group = f"{vendor[0]}{number}V{centre}", ("NOR", "DCM")[number % 2]
+            rng = np.random.default_rng(zlib.crc32(code.encode()))
+            images, masks = zip(*(heart(shrink=s - (group == "DCM")) for s in (0.0, 0.5, 1.0)), strict=True)
+            masks = [np.choose(mask, (0, 3, 2, 1)).astype(np.uint8) for mask in masks]
+            masks[1] = np.zeros_like(masks[1])
+            noisy = [(image / centre + rng.normal(0, 30, image.shape)).astype(np.int16) for image in images]
+            save(top / "Training" / "Labeled" / code / f"{code}_sa.nii.gz", np.stack(noisy, -1))
+            save(top / "Training" / "Labeled" / code / f"{code}_sa_gt.nii.gz", np.stack(masks, -1))
+            lines.append(f"{code},{vendor},A,{centre},0,2,50,{group},F,170,70")
+    (top / "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv").write_text("\n".join(lines) + "\n")
+    return root

@@ -1,0 +1,112 @@
+"""Experiments of a few seconds on the tiny cohort, in process: what most tests of the federation look at."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raylora import config as configuration
+from raylora import experiment
+from raylora.config import Config
+from raylora.core.types import Broadcast, ClientUpdate
+from raylora.federation.executor import InProcess
+from raylora.federation.host import Outcome
+from raylora.federation.rounds import Stack
+from raylora.federation.spec import build_host
+
+GRID = {"spacing_mm": [2.25, 2.25, 10.0], "size": [16, 16, 4]}
+UNET = {"channels": [4, 6, 8], "kernels": [[3, 3, 1], [3, 3, 1], [3, 3, 3]], "strides": [[1, 1, 1], [2, 2, 1], [2, 2, 1]]}
+VIT = {"patch": [8, 8, 2], "width": 16, "depth": 2, "heads": 2}
+TASKS: Mapping[str, dict[str, Any]] = {
+    "segmentation": {"model": {"name": "unet", "sizes": UNET}},
+    "disease": {"model": {"name": "vit", "sizes": VIT}},
+}
+COMMON = {
+    "name": "tiny",
+    "lora": {"rank": 1, "alpha": 2.0},
+    "training": {"rounds": 2, "local_steps": 2, "batch_size": 3, "lr": 0.02},
+    "evaluation": {"bootstrap": 50, "overlays": 0},
+    "tracking": {"uri": None},
+}
+
+
+def settings(root: Path, task: str = "segmentation", **overrides: Any) -> dict[str, Any]:
+    """The tiny experiment as a mapping for YAML; overrides are dotted keys with "__" for the dot."""
+    values = {**COMMON, **TASKS[task], "task": task, "data": {"dataset": "mnms", "root": str(root), "fractions": [0.5, 0.125, 0.125, 0.25], **GRID}}
+    values = json.loads(json.dumps(values))
+    for key, value in overrides.items():
+        *parents, last = key.split("__")
+        target = values
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = value
+    return values
+
+
+def tiny(root: Path, task: str = "segmentation", **overrides: Any) -> Config:
+    return configuration.from_dict(settings(root, task, **overrides))
+
+
+class Watched(InProcess):
+    """The in-process executor, with a copy of every message that crosses."""
+
+    def __init__(self, host) -> None:
+        super().__init__(host)
+        self.sent: list[tuple[str, Broadcast]] = []
+        self.received: list[ClientUpdate] = []
+
+    def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
+        self.sent += [item for stack in stacks for item in stack]
+        for outcome in super().train(stacks):
+            self.received.append(outcome.update)
+            yield outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A run and what it said on the way."""
+
+    folder: Path
+    config: Config
+    plan: experiment.Plan
+    summary: dict[str, Any]
+    sent: list[tuple[str, Broadcast]] = field(repr=False)
+    received: list[ClientUpdate] = field(repr=False)
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        return self.summary["adapter_sha256"]
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "rounds.jsonl").read_text().splitlines()]
+
+
+def run(config: Config, out: Path, **options: Any) -> Finished:
+    """Run an experiment in this process."""
+    plan = experiment.make_plan(config)
+    executors: list[Watched] = []
+
+    def executor(plan: experiment.Plan) -> Watched:
+        executors.append(Watched(build_host(plan.spec, plan.weights)))
+        return executors[-1]
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(configuration.dump(config))
+    *_, last = experiment.run_experiment(plan, out, executor, **options)
+    return Finished(folder=out, config=config, plan=plan, summary=last["summary"], sent=executors[0].sent, received=executors[0].received)
+
+
+class Runs:
+    """Each configuration is run once."""
+
+    def __init__(self, prepared: Path, folder: Path) -> None:
+        self.prepared, self.folder = prepared, folder
+        self.done: dict[str, Finished] = {}
+
+    def __call__(self, task: str = "segmentation", **overrides: Any) -> Finished:
+        key = json.dumps([task, overrides], sort_keys=True)
+        if key not in self.done:
+            self.done[key] = run(tiny(self.prepared, task, **overrides), self.folder / str(len(self.done)))
+        return self.done[key]
