@@ -74,8 +74,8 @@ def hidden_error(predicted: Tensor, target: Tensor, visible: Tensor) -> Tensor:
     return (error * weight).sum() / weight.sum()
 
 
-def mae_loss(vit: ViTClassifier, decoder: MAEDecoder, images: Tensor, generator: torch.Generator) -> Tensor:
+def mae_loss(vit: ViTClassifier, decoder: MAEDecoder, images: Tensor, generator: torch.Generator, hidden: float = HIDDEN) -> Tensor:
     """The loss (scalar) of one batch (b, c, x, y, z); the hidden patches are drawn from `generator`, on the CPU."""
     target = normalise(split_patches(images, vit.patch))
-    visible = choose_visible(len(images), target.shape[1], generator).to(images.device)
+    visible = choose_visible(len(images), target.shape[1], generator, hidden).to(images.device)
     return hidden_error(decoder(encode_visible(vit, images, visible), visible), target, visible)
