@@ -66,6 +66,15 @@ def test_a_prepared_folder_is_checked_too(tmp_path, write):
     assert len(report.problems) == 1 and "patient002.arrow: damaged" in report.problems[0]
 
 
+def test_a_broken_table_does_not_hide_the_other_sets(tmp_path, write):
+    write.acdc(tmp_path / "a")
+    write.mnms2(tmp_path / "b")
+    (tmp_path / "b" / "MnM2" / "dataset_information.csv").write_text("SUBJECT_CODE,DISEASE\n1,NOR\n")
+    report = check(tmp_path)
+    assert [study.id for study in report.studies] == ["patient001"]
+    assert len(report.problems) == 1 and "dataset_information.csv: missing column VENDOR, SCANNER, FIELD" in report.problems[0]
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(InputError, match="none of acdc, mnms, mnms2 found in it"):
         check(tmp_path)

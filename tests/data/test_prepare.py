@@ -150,7 +150,7 @@ def test_an_interrupted_change_of_options_does_not_pass_for_complete(tmp_path, s
 
     with pytest.raises(Killed):
         prepare(studies, out, replace(SMALL, size=(20, 20, 6)), mapper=dies)
-    with pytest.raises(InputError, match="interrupted"):
+    with pytest.raises(InputError, match="its preparation was interrupted"):
         PreparedSet.open(out)
 
 
@@ -167,7 +167,7 @@ def tick(done, total):
 prepare(acdc.scan(Path({str(tmp_path / "raw")!r})), Path({str(tmp_path / "out")!r}), PrepareOptions(size=(16, 16, 6)), progress=tick)
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -signal.SIGKILL
-    with pytest.raises(InputError, match="interrupted"):
+    with pytest.raises(InputError, match="its preparation was interrupted"):
         PreparedSet.open(tmp_path / "out")
     done = []
     prepare(studies, tmp_path / "out", SMALL, mapper=counting(done))
@@ -250,6 +250,25 @@ def test_damaged_folders_are_refused(tmp_path, studies):
     prepare(studies, out, SMALL)
 
 
+def test_lost_and_cut_shards_are_made_again_and_litter_is_removed(tmp_path, studies):
+    out, done = tmp_path / "out", []
+    prepare(studies, out, SMALL)
+    shard_path(out, "patient001").unlink()
+    shard_path(out, "patient002").write_bytes(shard_path(out, "patient002").read_bytes()[:-1])
+    (out / "studies" / ".patient001.arrow.99.part").write_bytes(b"half")
+    prepare(studies, out, SMALL, mapper=counting(done))
+    assert done == ["patient001", "patient002"]
+    assert not list(out.rglob("*.part")) and len(PreparedSet.open(out).ids) == 4
+
+
+def test_after_a_bad_study_no_other_is_begun(tmp_path, studies, write):
+    spoil_label(studies[1], write)
+    done = []
+    with pytest.raises(InputError, match="patient002"):
+        prepare(studies, tmp_path / "out", SMALL, mapper=counting(done))
+    assert done == ["patient001", "patient002"]
+
+
 def test_a_damaged_shard_is_made_again_when_the_manifest_is_gone(tmp_path, studies):
     out = tmp_path / "out"
     prepare(studies, out, SMALL)
@@ -281,6 +300,13 @@ def test_an_image_smaller_than_the_crop_is_padded_on_both_sides(tmp_path, studie
     assert image[4:28, 1:29].min() == 0.0 and image.max() == 1.0
     back = native.to_native(prepared.frames["ED"].label, prepared.geometry)
     assert np.array_equal(back, prepared.frames["ED"].native_label)
+
+
+def test_a_crop_is_shifted_at_the_border():
+    whole = (40, 40, 5)
+    assert grid.start_around((3, 20), whole, (16, 16)) == (0, 12, 0)
+    assert grid.start_around((38, 35), whole, (16, 16)) == (24, 24, 0)
+    assert grid.start_around(grid.image_centre(whole), whole, (16, 17)) == (12, 12, 0)
 
 
 def test_a_crop_that_cuts_the_heart_says_so(tmp_path, studies):

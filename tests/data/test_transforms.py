@@ -13,6 +13,19 @@ FULL = Augmentation(probability=1.0)
 STILL = replace(FULL, rotation_deg=0, scale=0, translation=0, gamma=0, brightness=0, contrast=0, noise=0)
 
 
+class Half:
+    """A generator that draws shift_x = 0.5 and shift_y = -1 and no noise."""
+
+    def random(self, n=None):
+        return 0.0 if n is None else np.zeros(n)
+
+    def uniform(self, low, high, n):
+        return np.array([0, 0, 0.5, -1.0, 0, 0, 0])
+
+    def standard_normal(self, shape, dtype):
+        return np.zeros(shape, dtype)
+
+
 @pytest.fixture
 def heart():
     x, y = np.meshgrid(np.arange(64) - 31.5, np.arange(64) - 31.5, indexing="ij")
@@ -51,18 +64,21 @@ def test_a_known_translation():
     image[0, 2, 3, 0] = 1.0
     moved = replace(STILL, translation=0.25)
 
-    class Half:  # shift_x = 0.5, shift_y = -1: by one voxel and by minus two
-        def random(self, n=None):
-            return 0.0 if n is None else np.zeros(n)
-
-        def uniform(self, low, high, n):
-            return np.array([0, 0, 0.5, -1.0, 0, 0, 0])
-
-        def standard_normal(self, shape, dtype):
-            return np.zeros(shape, dtype)
-
     new, label = augment(image, (image[0] > 0).astype(np.uint8), Half(), moved)
     assert np.argwhere(new[0] > 0.5).tolist() == [[3, 1, 0]] == np.argwhere(label).tolist()
+
+
+def test_a_known_rotation():
+    """By 90 degrees about the middle: a voxel keeps its distance from it, whatever the direction."""
+    image = np.zeros((1, 9, 9, 1), np.float32)
+    image[0, 7, 4, 0] = image[0, 7, 5, 0] = 1.0
+
+    class Quarter(Half):
+        def uniform(self, low, high, n):
+            return np.array([1.0, 0, 0, 0, 0, 0, 0])
+
+    new, _ = augment(image, None, Quarter(), replace(STILL, rotation_deg=90))
+    assert np.argwhere(new[0, ..., 0] > 0.5).tolist() == [[4, 7], [3, 7]][::-1]
 
 
 def test_padding_stays_zero_and_values_stay_between_0_and_1(heart):
