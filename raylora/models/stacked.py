@@ -185,7 +185,7 @@ class StackedModel:
         for path, layer in self.layers.items():
             layer.factors = {a: tuple(self.parameters[prefixed(a, f"{path}.lora_{side}")] for side in "AB") for a in self.adapters}
             layer.scalings = {
-                a: torch.tensor([alpha / ranks[a] for alpha, ranks in zip(self._alphas, self.ranks, strict=True)]).to(layer.factors[a][0])
+                a: layer.factors[a][0].new_tensor([alpha / ranks[a] for alpha, ranks in zip(self._alphas, self.ranks, strict=True)])
                 for a in self.adapters
             }
             layer.router = self.parameters[f"router.{path}.weight"] if self.router else None
