@@ -33,7 +33,12 @@ COMMON = {
 
 def settings(root: Path, task: str = "segmentation", **overrides: Any) -> dict[str, Any]:
     """The tiny experiment as a mapping for YAML; overrides are dotted keys with "__" for the dot."""
-    values = {**COMMON, **TASKS[task], "task": task, "data": {"dataset": "mnms", "root": str(root), "fractions": [0.5, 0.125, 0.125, 0.25], **GRID}}
+    values = {
+        **COMMON,
+        **TASKS[task],
+        "task": task,
+        "data": {"dataset": "mnms", "root": str(root), "fractions": [0.5, 0.125, 0.125, 0.25], **GRID},
+    }
     values = json.loads(json.dumps(values))
     for key, value in overrides.items():
         *parents, last = key.split("__")

@@ -72,7 +72,6 @@ class Writer:
         return folder
 
 
-
 COHORT: Mapping[str, int] = {"Siemens": 10, "Philips": 8, "GE": 6, "Canon": 8}
 """Vendor -> number of studies, half of them normal (NOR), half dilated (DCM)."""
 
