@@ -64,7 +64,7 @@ def final_table(final: Final, task: str) -> Table:
 def client_table(final: Final, task: str, clients: Sequence[str]) -> Table:
     """The main scores of each client."""
     shown = [m for m in reported_metrics(task) if m in final and not m.startswith(("hd95_mm_", "volume"))]
-    rows = tuple((client, *((final[m].get("per_client") or {}).get(client) for m in shown)) for client in clients)
+    rows = tuple((client, *((final[m].get("per_client") or {}).get(client) for m in shown)) for client in clients if shown)
     return Table("Test scores by client", (words("Client"), *(decimal(metric_words(m, arrow=True)) for m in shown)), rows)
 
 
@@ -98,7 +98,7 @@ def headline(summary: Mapping[str, Any], final: Final) -> str:
     metric = PRIMARY[summary["task"]]
     block = final.get(metric) or {}
     if block.get("mean") is None:
-        return f"This run is {summary['status']}: it has no test score."
+        return f"This run has no test score (status: {summary['status']})."
     score = estimate_of(block)
     said = f"After {summary.get('rounds')} rounds the mean {inside(metric)} over {len(summary['clients'])} clients is "
     said += f"{score.value:.3f}{interval_words(score)} on {score.n} test patients"

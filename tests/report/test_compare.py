@@ -1,0 +1,213 @@
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from make_run import SITES, make_run
+from page_reader import Page, assert_self_contained
+from rich.console import Console
+
+from raylora.core.errors import InputError
+from raylora.metrics.significance import holm, resolvable_difference, wilcoxon
+from raylora.report.compare import compare
+
+FEW = 200  # bootstrap replicates
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two strategies with three seeds each and one with private parts, for segmentation; two for disease."""
+    root = tmp_path_factory.mktemp("compare")
+    made = {}
+    for seed in (0, 1, 2):
+        made["fedit", seed] = make_run(root / f"fedit{seed}", seed=seed, rounds=2)
+        made["rate", seed] = make_run(root / f"rate{seed}", strategy="rate_my_lora", seed=seed, quality=0.9, rounds=2)
+    made["dual", 0] = make_run(root / "dual", strategy="med_duallora", own_models=True, rounds=2)
+    disease = {"task": "disease", "rounds": 2, "patients": 8}
+    made["disease fedit", 0] = make_run(root / "d0", quality=0.7, **disease)
+    made["disease dual", 0] = make_run(root / "d1", strategy="med_duallora", quality=0.9, own_models=True, **disease)
+    return made
+
+
+@pytest.fixture(scope="module")
+def both(folders):
+    return compare(list(folders.values()), replicates=FEW)
+
+
+def _summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_tasks_are_separate_blocks_and_seeds_are_repeats(both):
+    segmentation, disease = both.blocks
+    assert (segmentation.task, disease.task) == ("segmentation", "disease")
+    assert [(s.label, s.seeds) for s in segmentation.scores] == [("fedit", (0, 1, 2)), ("rate_my_lora", (0, 1, 2)), ("med_duallora", (0,))]
+    assert len(segmentation.pairs) == 3 and len(disease.pairs) == 1
+    assert segmentation.varied == ("strategy.name",)
+
+
+def test_scores_are_means_over_seeds_of_what_the_summaries_say(both, folders):
+    fedit = both.blocks[0].scores[0]
+    finals = [_summary(folders["fedit", seed])["final"] for seed in (0, 1, 2)]
+    assert fedit.in_client.value == pytest.approx(np.mean([f["dice"]["mean"] for f in finals]))
+    assert fedit.exploratory["hd95_mm"].value == pytest.approx(np.mean([f["hd95_mm"]["mean"] for f in finals]))
+    assert fedit.per_client["ge"] == pytest.approx(np.mean([f["dice"]["per_client"]["ge"] for f in finals]))
+    assert both.blocks[0].frozen.in_client.value == pytest.approx(finals[0]["dice"]["frozen"])
+    assert fedit.bytes_up == _summary(folders["fedit", 0])["bytes_up"]
+    assert fedit.in_client.n == 24 and fedit.in_client.low < fedit.in_client.value < fedit.in_client.high
+
+
+def test_cross_client_is_the_mean_off_the_diagonal(both, folders):
+    dual = both.blocks[0].scores[2]
+    matrix = _summary(folders["dual", 0])["cross_client"]
+    values = np.array([matrix["values"][matrix["rows"].index(client)] for client in SITES])
+    assert dual.cross_client.value == pytest.approx(values[~np.eye(4, dtype=bool)].mean())
+    assert dual.in_client.value == pytest.approx(np.diag(values).mean())
+    assert dual.shared.value == pytest.approx(np.mean(matrix["values"][matrix["rows"].index("global")]))
+    fedit = both.blocks[0].scores[0]
+    assert fedit.cross_client.value == pytest.approx(fedit.in_client.value)  # one model for all: abroad is home
+
+
+def test_pairs_are_tested_on_patients_averaged_over_seeds(both, folders):
+    from raylora.metrics.rows import patient_scores
+    from raylora.report.runs import read_run
+
+    def by_patient(name):
+        runs = [read_run(folders[name, seed]).test.patients for seed in (0, 1, 2)]
+        return {p: np.mean([patient_scores(r["global", c], "dice")[p] for r in runs]) for c in SITES for p in runs[0]["global", c]}
+
+    fedit, rate = by_patient("fedit"), by_patient("rate")
+    differences = np.array([rate[p] - fedit[p] for p in sorted(fedit)])
+    pair = next(p for p in both.blocks[0].pairs if {p.a, p.b} == {"fedit", "rate_my_lora"})
+    assert (pair.a, pair.n, pair.test) == ("rate_my_lora", 24, "Wilcoxon")
+    assert pair.p_value == pytest.approx(wilcoxon(differences))
+    assert pair.difference == pytest.approx(differences.mean())  # six patients in every client
+    assert pair.effect == 1.0 and pair.verdict == "A better"
+    assert pair.sentence.startswith("rate_my_lora is better than fedit by 0.0") and "after Holm over 3 pairs; 24 patients" in pair.sentence
+    assert [p.p_holm for p in both.blocks[0].pairs] == pytest.approx(holm([p.p_value for p in both.blocks[0].pairs]))
+
+
+def test_the_baseline_against_itself(both, folders):
+    a_a = both.blocks[0].a_a
+    scores = [_summary(folders["fedit", seed])["final"]["dice"]["mean"] for seed in (0, 1, 2)]
+    assert a_a.baseline == "fedit" and list(a_a.scores.values()) == pytest.approx(scores)
+    assert a_a.largest == pytest.approx(max(scores) - min(scores))
+    assert a_a.resolvable == pytest.approx(resolvable_difference(scores, 3, 3))
+    one = next(p for p in both.blocks[0].pairs if "med_duallora" in (p.a, p.b) and "fedit" in (p.a, p.b))
+    assert one.resolvable == pytest.approx(resolvable_difference(scores, 3, 1))  # three seeds against one
+    assert "A/A is not available: it needs two seeds of the baseline (fedit), there is 1" in both.blocks[1].a_a.sentence
+
+
+def test_a_difference_below_the_a_a_limit_is_not_resolvable(tmp_path):
+    runs = [make_run(tmp_path / f"f{s}", seed=s, spread=0.03, rounds=1) for s in (0, 1)]
+    runs += [make_run(tmp_path / f"r{s}", strategy="local", seed=s, quality=0.87, rounds=1) for s in (0, 1)]
+    (pair,) = compare(runs, replicates=FEW).blocks[0].pairs
+    assert pair.p_holm < 0.05 and pair.difference < pair.resolvable
+    assert pair.verdict == "not resolvable" and pair.sentence.startswith("Not resolvable here: ")
+
+
+def test_equal_runs_show_no_difference(tmp_path):
+    one = make_run(tmp_path / "one", rounds=1)
+    twin = make_run(tmp_path / "twin", rounds=1)
+    config = (twin / "config.yaml").read_text().replace("lr: 0.001", "lr: 0.01")
+    (twin / "config.yaml").write_text(config)
+    block = compare([one, twin], replicates=FEW).blocks[0]
+    assert [s.label for s in block.scores] == ["fedit lr=0.001", "fedit lr=0.01"]
+    assert block.pairs[0].difference == 0 and block.pairs[0].p_value == 1.0
+    assert block.pairs[0].verdict == "no difference shown"
+
+
+def test_disease_has_delong_and_mcnemar_beside_its_primary_test(both):
+    (pair,) = both.blocks[1].pairs
+    assert (pair.a, pair.test) == ("med_duallora", "paired bootstrap")
+    assert pair.auc.difference > 0 and 0 < pair.auc.p_value <= 1 and 0 < pair.mcnemar_p <= 1
+    assert pair.sentence.startswith("In these runs ") or pair.verdict == "no difference shown"
+
+
+def test_placement_and_names_do_not_make_a_difference_and_repeats_are_said(tmp_path):
+    runs = [make_run(tmp_path / "a", rounds=1, config={"placement.cpus_per_client": n, "data.root": str(n)}) for n in (1,)]
+    runs.append(make_run(tmp_path / "b", rounds=1, config={"placement.cpus_per_client": 4, "data.root": "elsewhere", "name": "other"}))
+    block = compare(runs, replicates=FEW).blocks[0]
+    assert len(block.scores) == 1 and block.varied == ()
+    assert any("repeats" in remark and str(runs[1]) in remark for remark in block.remarks)
+
+
+def test_different_data_are_never_tested_against_each_other(tmp_path):
+    here = [make_run(tmp_path / f"h{i}", strategy=s, rounds=1, patients=2) for i, s in enumerate(("fedit", "local"))]
+    there = make_run(tmp_path / "there", strategy="local", data="another cohort", rounds=1, patients=2)
+    with pytest.raises(InputError, match="were on different data") as caught:
+        compare([here[0], there])
+    assert str(here[0]) in str(caught.value) and str(there) in str(caught.value) and "\n" not in str(caught.value)
+    blocks = compare([*here, there], replicates=FEW).blocks
+    assert [len(b.pairs) for b in blocks] == [1, 0]
+    assert any("other data" in remark for remark in blocks[0].remarks)
+
+
+def test_only_shared_patients_are_paired(tmp_path):
+    runs = [make_run(tmp_path / "many", patients=6, rounds=1), make_run(tmp_path / "few", strategy="local", patients=3, rounds=1)]
+    (pair,) = compare(runs, replicates=FEW).blocks[0].pairs
+    assert pair.n == 12
+    apart = make_run(tmp_path / "apart", strategy="local", clients=("x", "y"), patients=3, rounds=1)
+    (pair,) = compare([runs[0], apart], replicates=FEW).blocks[0].pairs
+    assert pair.verdict == "not tested" and pair.sentence.endswith("they share fewer than two test patients.")
+
+
+def test_folders_that_are_no_runs_and_runs_without_an_end(tmp_path):
+    with pytest.raises(InputError, match="expected a run folder"):
+        compare([tmp_path / "nothing"])
+    failed = make_run(tmp_path / "failed", status="failed", rounds=1, patients=2)
+    with pytest.raises(InputError, match="expected finished runs, found none"):
+        compare([failed])
+
+
+def test_winners_are_chosen_on_validation_and_say_how_many_were_tried(tmp_path):
+    runs = [make_run(tmp_path / f"r{r}", quality=0.8 + r / 100, rounds=1, patients=2, config={"lora.rank": r}) for r in (2, 4, 8)]
+    runs.append(make_run(tmp_path / "pruned", status="pruned", rounds=1, patients=2, config={"lora.rank": 16}))
+    block = compare(runs, replicates=FEW).blocks[0]
+    (winner,) = block.winners
+    validation = [s.validation.value for s in block.scores]
+    assert winner.tried == 4 and winner.score.validation.value == max(validation) and winner.overall
+    assert f"Of 4 configurations tried, {winner.score.label} has the best Dice on validation patients" in block.findings()[0]
+    assert any("pruned" in remark for remark in block.remarks)
+
+
+def test_the_dictionary_is_json_and_the_tables_are_csv(both, tmp_path):
+    text = json.dumps(both.as_dict(), allow_nan=False)
+    block = json.loads(text)["blocks"][0]
+    assert block["metric"] == "dice" and block["configurations"][0]["in_client"]["n"] == 24
+    assert block["a_a"]["resolvable"] > 0 and block["pairs"][0]["verdict"]
+    paths = both.write_csv(tmp_path / "csv")
+    rows = list(csv.DictReader(io.StringIO(paths[0].read_text())))
+    assert [row["Configuration"] for row in rows] == ["frozen model", "fedit", "rate_my_lora", "med_duallora"]
+    assert float(rows[1]["In-client [95 %]"]) == pytest.approx(both.blocks[0].scores[0].in_client.value)
+    assert len(paths) == len({p.name for p in paths}) == 15
+
+
+def test_infinite_settings_stay_json(tmp_path):
+    configs = [{"strategy.temperature": t} for t in (0.1, float("inf"))]
+    runs = [make_run(tmp_path / str(i), strategy="rate_my_lora", rounds=1, patients=2, config=c) for i, c in enumerate(configs)]
+    found = compare(runs, replicates=FEW)
+    block = json.loads(json.dumps(found.as_dict(), allow_nan=False))["blocks"][0]
+    assert [c["settings"]["strategy.temperature"] for c in block["configurations"]] == [0.1, "inf"]
+    assert [c["label"] for c in block["configurations"]] == ["rate_my_lora temperature=0.1", "rate_my_lora temperature=inf"]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_terminal_shows_names_scores_and_sentences(both, width):
+    console = Console(width=width, record=True, file=io.StringIO())
+    both.show(console)
+    text = console.export_text()
+    fedit = both.blocks[0].scores[0].in_client
+    assert f"{fedit.value:.3f} [{fedit.low:.3f}, {fedit.high:.3f}]" in text
+    assert "frozen model" in text and "rate_my_lora" in text and "itself" in text and "A/A" in text
+
+
+@pytest.mark.slow
+def test_the_page_is_whole_and_alone(both, tmp_path):
+    page = Page(both.write_html(tmp_path / "page.html"))
+    assert_self_contained(page)
+    for sentence in both.blocks[0].findings():
+        assert " ".join(sentence.split()) in page.text
+    assert "AUC and decisions" in page.text and "exploratory" in page.text.lower()
+    assert len(page.all("img")) == 6  # for each task: scores, against bytes, against seconds

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from make_run import make_run
+
+from raylora.report.compare import compare
+from raylora.report.compare_plots import block_pictures, numeric_keys, pareto
+
+
+def test_the_pareto_front_by_hand():
+    #          cheap, bad   dominated   better    same cost, worse   dear, best
+    points = [(1.0, 0.5), (2.0, 0.4), (2.0, 0.7), (2.0, 0.6), (9.0, 0.9)]
+    assert pareto(points) == [True, False, True, False, True]
+    assert pareto([(1.0, 0.5), (1.0, 0.5)]) == [True, True]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    root = tmp_path_factory.mktemp("swept")
+    runs = []
+    for rank in (2, 8):
+        for blocks in (1, "all"):
+            quality = 0.8 + rank / 100 + (blocks == "all") / 20
+            name = f"{rank}_{blocks}"
+            config = {"lora.rank": rank, "lora.blocks": blocks, "training.lr": 0.001 * rank}
+            runs.append(make_run(root / name, quality=quality, rounds=1, patients=3, config=config))
+    return compare(runs, replicates=200).blocks[0]
+
+
+def test_keys_with_numbers_are_drawn_and_rank_meets_blocks(swept):
+    assert numeric_keys(swept) == ["lora.rank", "training.lr"]  # blocks has one number only
+    names = [p.name for p in block_pictures(swept)]
+    assert names == [
+        "segmentation_scores",
+        "segmentation_bytes",
+        "segmentation_seconds",
+        "segmentation_by_lora_rank",
+        "segmentation_by_training_lr",
+        "segmentation_rank_by_blocks_fedit",
+    ]
+
+
+def test_a_key_shows_the_mean_over_the_configurations_with_each_value(swept):
+    picture = next(p for p in block_pictures(swept) if p.name == "segmentation_by_lora_rank")
+    by_rank = {rank: [s.in_client.value for s in swept.scores if s.settings["lora.rank"] == rank] for rank in (2, 8)}
+    found = {row[1]: row[2] for row in picture.data.rows}
+    assert {r: found[str(r)].value for r in (2, 8)} == pytest.approx({r: np.mean(v) for r, v in by_rank.items()})
+    assert all(e.low < e.value < e.high for e in found.values())
+
+
+def test_the_heat_map_holds_every_cell(swept):
+    picture = next(p for p in block_pictures(swept) if "rank_by_blocks" in p.name)
+    scores = {(s.settings["lora.rank"], s.settings["lora.blocks"]): s.in_client.value for s in swept.scores}
+    assert picture.data.rows == (("2", scores[2, 1], scores[2, "all"]), ("8", scores[8, 1], scores[8, "all"]))
+    assert "Highest: " in picture.alt and "rank 8, blocks all" in picture.alt

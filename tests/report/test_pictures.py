@@ -1,0 +1,102 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from make_run import make_run
+from PIL import Image
+
+from raylora.core.errors import InputError
+from raylora.report.figures import DARK, LIGHT, png, shown_width
+from raylora.report.overlays import overlay_pictures, read_overlays, slices_to_draw
+from raylora.report.plots import run_pictures
+from raylora.report.runs import read_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return read_run(make_run(tmp_path_factory.mktemp("pictures") / "run", strategy="rate_my_lora", pictures=True))
+
+
+def _pixels(image: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
+
+
+def test_a_run_has_its_four_pictures_with_words_and_data(run):
+    pictures = {p.name: p for p in run_pictures(run)}
+    assert list(pictures) == ["learning_curves", "weights", "cross_client", "bytes"]
+    assert all(p.alt and p.data.rows for p in pictures.values())
+    last = run.records("round")[-1]["weights"]
+    assert f"canon {last['canon']:.3f}" in pictures["weights"].alt and pictures["weights"].title.startswith("Rating")
+    assert pictures["bytes"].data.rows[-1] == (4, 5 * 4 * 1_800_000, 5 * 4 * 3_600_000)
+    assert "36 MB up and 72 MB down" in pictures["bytes"].alt
+    assert pictures["cross_client"].data.rows[0][1:] == tuple(run.summary["cross_client"]["values"][0])
+
+
+def test_pictures_are_themed_and_the_same_every_time(run):
+    weights = next(p for p in run_pictures(run) if p.name == "weights")
+    light, dark = png(weights, LIGHT), png(weights, DARK)
+    assert _pixels(light)[0, 0].min() == 255 and _pixels(dark)[0, 0].max() < 60
+    assert png(weights, LIGHT) == light
+    assert shown_width(light) == round(_pixels(light).shape[1] / 1.5)
+
+
+def test_a_missing_cell_is_drawn_as_not_available(run):
+    holes = json.loads(json.dumps(run.summary))
+    holes["cross_client"]["values"][0][0] = None
+    other = read_run(run.folder)
+    object.__setattr__(other, "summary", holes)
+    picture = next(p for p in run_pictures(other) if p.name == "cross_client")
+    assert next(iter(picture.data.texts()))[1] == "n/a"
+    assert not np.array_equal(_pixels(png(picture, LIGHT)), _pixels(png(run_pictures(run)[2], LIGHT)))
+
+
+def test_many_clients_become_a_bundle_with_a_mean(run):
+    many = read_run(run.folder)
+    records = [{"kind": "client", "round": t, "client": f"c{i:02d}", "loss": i + t, "validation": {}} for t in range(2) for i in range(30)]
+    object.__setattr__(many, "rounds", records)
+    curves = run_pictures(many)[0]
+    assert curves.name == "learning_curves" and curves.alt.endswith("Training loss in the last round: mean 15.500 over 30 clients.")
+    assert _pixels(png(curves, LIGHT)).shape[0] > 100
+
+
+def test_a_run_without_records_has_no_curves(run):
+    empty = read_run(run.folder)
+    object.__setattr__(empty, "rounds", [])
+    assert [p.name for p in run_pictures(empty)] == ["cross_client"]
+
+
+def test_overlays_rank_patients_by_their_dice(run):
+    (picture,) = overlay_pictures(run)
+    assert picture.name == "overlays_global"
+    assert [row[0] for row in picture.data.rows] == ["Best", "Median", "Worst"]
+    dice = [row[2] for row in picture.data.rows]
+    assert dice == sorted(dice, reverse=True)
+    assert picture.data.rows[0][1] in picture.alt
+
+
+@pytest.mark.slow
+def test_overlays_show_colours_of_contours_on_dark_paper_for_every_page(run):
+    (picture,) = overlay_pictures(run)
+    pixels = _pixels(png(picture, LIGHT)).reshape(-1, 3).astype(int)
+    assert np.array_equal(_pixels(png(picture, DARK)).reshape(-1, 3), pixels)
+    for colour in ((230, 159, 0), (61, 220, 151), (86, 180, 233), (255, 255, 255)):
+        assert (np.abs(pixels - colour).max(1) < 40).sum() > 50
+
+
+def test_slices_are_basal_mid_apical_whichever_way_the_stack_runs():
+    label = np.zeros((8, 8, 12), np.uint8)
+    for z, side in zip(range(1, 10), (7, 7, 6, 6, 5, 4, 3, 2, 1), strict=True):
+        label[:side, :side, z] = 3
+    assert slices_to_draw(label) == (2, 5, 8)
+    assert slices_to_draw(label[:, :, ::-1]) == (9, 6, 3)
+    assert slices_to_draw(np.zeros_like(label)) == (1, 6, 10)
+
+
+def test_overlays_that_cannot_be_read_are_named(tmp_path):
+    folder = make_run(tmp_path / "run", patients=1)
+    assert read_overlays(read_run(folder)) == []
+    (folder / "plots").mkdir()
+    (folder / "plots" / "overlays.safetensors").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"overlays\.safetensors: cannot be read"):
+        read_overlays(read_run(folder))

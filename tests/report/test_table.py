@@ -1,0 +1,69 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from raylora.report.table import (
+    Estimate,
+    Table,
+    bytes_text,
+    decimal,
+    estimate,
+    file_name,
+    p_text,
+    rich_table,
+    seconds_text,
+    signed,
+    to_csv,
+    whole,
+    words,
+)
+
+TABLE = Table(
+    "Scores & more",
+    (words("Name"), estimate("Dice"), decimal("Hidden", essential=False), estimate("Cross [95 %]", brief="Cross"), whole("n")),
+    (("a [b]", Estimate(0.8731, 0.8612, 0.8849, 20), 0.5, Estimate(0.8, 0.7, 0.9), 20), ("c", Estimate(None), float("nan"), None, None)),
+    note="First. Second.",
+)
+
+
+def test_texts_and_missing_values():
+    assert list(TABLE.texts()) == [
+        ["a [b]", "0.873 [0.861, 0.885]", "0.500", "0.800 [0.700, 0.900]", "20"],
+        ["c", "n/a", "n/a", "n/a", "n/a"],
+    ]
+
+
+def test_csv_keeps_full_numbers_and_leaves_missing_cells_empty():
+    assert to_csv(TABLE).splitlines() == [
+        "Name,Dice,Dice low,Dice high,Dice n,Hidden,Cross [95 %],Cross [95 %] low,Cross [95 %] high,Cross [95 %] n,n",
+        "a [b],0.8731,0.8612,0.8849,20,0.5,0.8,0.7,0.9,,20",
+        "c,,,,,,,,,,",
+    ]
+
+
+def test_terminal_shows_essential_columns_and_brackets_as_they_are():
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(rich_table(TABLE))
+    text = console.export_text()
+    assert "a [b]" in text and "0.873 [0.861, 0.885]" in text and "n/a" in text and "First" in text
+    assert "Hidden" not in text and "[0.700, 0.900]" not in text and "Second" not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (999, "999 B"), (1_800_000, "1.8 MB"), (28_000_000, "28 MB"), (1_008_000_000, "1.01 GB"), (2.5e12, "2.5 TB")],
+)
+def test_bytes_in_decimal_units(value, text):
+    assert bytes_text(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.234, "1.2 s"), (61.5, "62 s"), (150, "2.5 min"), (7300, "2.0 h")])
+def test_seconds(value, text):
+    assert seconds_text(value) == text
+
+
+def test_p_values_signs_and_file_names():
+    assert p_text(0.0004) == "< 0.001" and p_text(0.0312) == "0.031"
+    assert signed("d").text(Estimate(0.01, -0.002, 0.022)) == "+0.010 [-0.002, +0.022]"
+    assert file_name(TABLE) == "scores___more"
