@@ -37,11 +37,14 @@ def averaging(
     task: round to what is asked of the clients; its uploads are among `shared`. declared: further fields of Strategy.
     """
 
+    own_rank = declared.get("adapters", {"": None}).get("", 0) is None  # else the strategy gives the rank, or there is no global pair
+
     def init(tree: Tree) -> State:
         return State(trees={"adapter": trees.freeze(trees.select(tree, shared))}, values={"round": 0})
 
     def broadcast(state: State, client: Client) -> Broadcast:
-        lowrank.require_rank(state.trees["adapter"], client.id, client.rank, name)
+        if own_rank:
+            lowrank.require_rank(state.trees["adapter"], client.id, client.rank, name)
         return Broadcast(adapter=state.trees["adapter"], task=task(state.round))
 
     def aggregate(state: State, updates: Sequence[ClientUpdate]) -> State:
@@ -53,7 +56,7 @@ def averaging(
         moved = {**state.trees, **server(state, step)}
         return State(trees={key: trees.freeze(tree) for key, tree in moved.items()}, values={**state.values, "round": state.round + 1})
 
-    return Strategy(init=init, broadcast=broadcast, aggregate=aggregate, name=name, **{"mixed_ranks": False, **declared})
+    return Strategy(init=init, broadcast=broadcast, aggregate=aggregate, name=name, mixed_ranks=not own_rank, **declared)
 
 
 def in_units(strategy: Strategy) -> Strategy:

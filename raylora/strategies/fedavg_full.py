@@ -19,5 +19,4 @@ def fedavg_full(*, weights: str = "size", reduce: Reduce = mean) -> Strategy:
         reduce=reduce,
         trains="all",
         adapters={},
-        mixed_ranks=True,
     )

@@ -76,7 +76,8 @@ def seat(game: Game, client: Client) -> Seat:
     base, version = folded(game, broadcast)
     if broadcast.base_version != version:
         raise ValueError(f"base version {broadcast.base_version} after {version} base deltas")
-    has = {**shared_cut(game.initial, client.rank), **game.kept.get(client.id, {})}
+    own_rank = None if game.strategy.adapters.get("") is not None else client.rank
+    has = {**shared_cut(game.initial, own_rank), **game.kept.get(client.id, {})}
     for name, array in broadcast.adapter.items():
         if name not in has or has[name].shape != array.shape:
             raise ValueError(
@@ -94,8 +95,10 @@ def folded(game: Game, broadcast: Broadcast) -> tuple[Mapping[str, np.ndarray], 
     return {**game.base, **changed}, game.version + 1
 
 
-def shared_cut(tree: Tree, rank: int) -> Tree:
-    """The global pairs cut to a client's rank; private ones, heads and routers as they are."""
+def shared_cut(tree: Tree, rank: int | None) -> Tree:
+    """The global pairs cut to a client's rank (None: one rank for all); private ones, heads and routers as they are."""
+    if rank is None:
+        return tree
     shared = trees.select(tree, (trees.LORA, "!local.*", "!rest.*"))
     return {**tree, **lowrank.cut(shared, min(rank, lowrank.rank_of(shared)))}
 

@@ -102,7 +102,9 @@ def test_pairs_by_adapter_and_back() -> None:
     both = {**lowrank.named(lowrank.pairs(tree)), **lowrank.named(lowrank.pairs(tree, "local"), "local")}
     assert both.keys() == {name for name in tree if "lora" in name}
     assert all(both[name] is tree[name] for name in both)
-    assert lowrank.rank_of(tree) == 2 and lowrank.rank_of({"q.lora_B": np.zeros((9, 5))}) == 5 and lowrank.rank_of({"head": np.zeros(3)}) == 0
+    assert (
+        lowrank.rank_of(tree) == 2 and lowrank.rank_of({"q.lora_B": np.zeros((9, 5))}) == 5 and lowrank.rank_of({"head": np.zeros(3)}) == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_cut_and_pad() -> None:
     np.testing.assert_array_equal(lowrank.product(wide), lowrank.product((a, b)))
     with pytest.raises(InputError, match=r"lora.rank: expected at most 3, the rank of the initial adapter, found 4"):
         lowrank.cut(tree, 4)
-    with pytest.raises(InputError, match="fedit: expected one lora.rank for all clients, found 2 at x and 3"):
+    with pytest.raises(InputError, match=r"fedit: expected one lora.rank for all clients, found 2 at x and 3"):
         lowrank.require_rank(tree, "x", 2, "fedit")
 
 

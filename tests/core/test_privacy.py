@@ -27,9 +27,7 @@ PUBLISHED = [
 def test_epsilon_as_published(
     sigma: float, rounds: int, cohort: int, population: int, delta: float, sampling: str, accountant: str, expected: float, within: float
 ) -> None:
-    found = epsilon(
-        sigma=sigma, rounds=rounds, cohort=cohort, population=population, delta=delta, sampling=sampling, accountant=accountant
-    )
+    found = epsilon(sigma=sigma, rounds=rounds, cohort=cohort, population=population, delta=delta, sampling=sampling, accountant=accountant)
     assert found == pytest.approx(expected, rel=within)
 
 
