@@ -63,9 +63,11 @@ def case_table(rows: Iterable[CaseRow], split: str = "test") -> CaseTable:
                 thresholds[row.model_of] = row.round, row.value
         elif row.split == split:
             last[row.model_of] = max(row.round, last.get(row.model_of, row.round))
+    keys: dict[tuple[str, str, str], tuple[str, str, str]] = {}  # one object a key, not one a row: tables of hundreds of runs are kept
     for row in rows:
         if row.split == split and row.metric != "threshold" and row.round == last[row.model_of]:
-            kept[row.model_of, row.data_of][row.patient][row.frame, row.structure, row.metric] = float(row.value)
+            key = row[5:8]
+            kept[row.model_of, row.data_of][row.patient][keys.setdefault(key, key)] = float(row.value)
     return CaseTable(patients=kept, thresholds={model: value for model, (_, value) in thresholds.items()})
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from raylora.core.errors import InputError
-from raylora.metrics.rows import patient_scores
+from raylora.metrics.rows import FROZEN, patient_scores
 from raylora.metrics.segmentation import STRUCTURES
 from raylora.report.figures import DARK, STRUCTURE_COLOURS, Picture, Theme, figure
 from raylora.report.runs import Run
@@ -34,11 +34,16 @@ class Overlay:
 
 
 def overlay_pictures(run: Run) -> list[Picture]:
-    """One picture for each model in `plots/overlays.safetensors`; none without that file."""
-    by_model: dict[str, list[Overlay]] = {}
-    for overlay in read_overlays(run):
-        by_model.setdefault(overlay.model, []).append(overlay)
-    return [_picture(model, _ranked(overlays)) for model, overlays in sorted(by_model.items())]
+    """The trained models in one picture, the frozen one in another, as far as `plots/overlays.safetensors` holds them."""
+    overlays = read_overlays(run)
+    trained = [o for o in overlays if o.model != FROZEN]
+    frozen = [o for o in overlays if o.model == FROZEN]
+    made = []
+    if trained:
+        made.append(_picture("overlays", "Prediction and truth on test patients", _ranked(trained)))
+    if frozen:
+        made.append(_picture("overlays_frozen", "The frozen model's prediction on test patients", _ranked(frozen)))
+    return made
 
 
 def read_overlays(run: Run) -> list[Overlay]:
@@ -79,9 +84,8 @@ def _ranked(overlays: Sequence[Overlay]) -> list[tuple[str, Overlay]]:
     return list(zip(ranks, ordered, strict=True))
 
 
-def _picture(model: str, ranked: Sequence[tuple[str, Overlay]]) -> Picture:
+def _picture(name: str, title: str, ranked: Sequence[tuple[str, Overlay]]) -> Picture:
     frames = [frame for frame in ("ED", "ES") if any(frame in o.frames for _, o in ranked)]
-    title = f"Prediction and truth on test patients, model: {model}"
 
     def draw(theme: Theme) -> Figure:
         columns = len(frames) * len(LEVELS)
@@ -99,9 +103,10 @@ def _picture(model: str, ranked: Sequence[tuple[str, Overlay]]) -> Picture:
         return made
 
     said = "; ".join(f"{rank.lower()}: {o.patient}" + ("" if o.dice is None else f", Dice {o.dice:.3f}") for rank, o in ranked)
-    data = Table(title, (words("Rank"), words("Patient"), decimal("Dice")), tuple((rank, o.patient, o.dice) for rank, o in ranked))
+    rows = tuple((rank, o.patient, o.model, o.dice) for rank, o in ranked)
+    data = Table(title, (words("Rank"), words("Patient"), words("Model of"), decimal("Dice")), rows)
     alt = f"Short-axis slices with contours of prediction (solid) and truth (dotted) for {said}."
-    return Picture(f"overlays_{model}", title, alt, draw, data, theme=DARK)
+    return Picture(name, title, alt, draw, data, theme=DARK)
 
 
 def _panel(axes: Axes, arrays: Mapping[str, np.ndarray] | None, level: int, theme: Theme) -> None:

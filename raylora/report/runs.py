@@ -49,9 +49,9 @@ class Run:
     def finished(self) -> bool:
         return self.summary.get("status") == "finished"
 
-    @cached_property
+    @property
     def cases(self) -> list[CaseRow]:
-        """The rows of cases.parquet; none if the file is not there (a run that failed early)."""
+        """The rows of cases.parquet, read anew each time (only the tables below are kept); none without the file."""
         path = self.folder / "cases.parquet"
         if not path.is_file():
             return []

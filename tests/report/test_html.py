@@ -30,7 +30,7 @@ def test_the_page_of_a_run_is_whole_and_alone(tmp_path):
     assert f"After 5 rounds the mean Dice over 4 clients is {final['mean']:.3f} (95 % interval {low:.3f} to {high:.3f})" in page.text
     assert f"{final['mean']:.3f} [{low:.3f}, {high:.3f}]" in page.text
     assert "Synthetic hearts" in page.text
-    names = {"learning_curves", "weights", "cross_client", "bytes", "overlays_global"}
+    names = {"learning_curves", "weights", "cross_client", "bytes", "overlays"}
     assert {p.stem for p in (folder / "plots").glob("*.png")} == names
     assert len(page.all("img")) == 5 and len(page.all("source")) == 4
     assert not list(folder.glob(".*.part"))

@@ -68,9 +68,10 @@ def test_a_run_without_records_has_no_curves(run):
 
 def test_overlays_rank_patients_by_their_dice(run):
     (picture,) = overlay_pictures(run)
-    assert picture.name == "overlays_global"
+    assert picture.name == "overlays"
     assert [row[0] for row in picture.data.rows] == ["Best", "Median", "Worst"]
-    dice = [row[2] for row in picture.data.rows]
+    assert {row[2] for row in picture.data.rows} == {"global"}
+    dice = [row[3] for row in picture.data.rows]
     assert dice == sorted(dice, reverse=True)
     assert picture.data.rows[0][1] in picture.alt
 
