@@ -14,11 +14,11 @@ from raylora.strategies.averaging import EVERYTHING, averaging, in_units
 
 
 def fedex_lora(*, residual_rank: int | None = None, weights: str = "size", head: str = "shared") -> Strategy:
-    """A = sum_k p_k A_k, B = sum_k p_k B_k, and W_0 += sum_k p_k B_k A_k - B A at every client (unit pairs). The residual is
-    sum_k p_k (B_k - B)(A_k - A), sent as stacked factors. The published code has uniform weights.
+    """A = sum_k p_k A_k, B = sum_k p_k B_k, and W_0 += sum_k p_k B_k A_k - B A at every client (unit pairs). Since sum_k p_k (B_k - B) = 0,
+    the residual is sum_{k < K} p_k (B_k - B)(A_k - A_K), sent as stacked factors. The published code has uniform weights.
 
-    residual_rank: its best approximation of that rank (None: exact). Down and layer: r (in + out) and K r (in + out) floats, the second
-    at most min(in, out) (in + out); up: r (in + out).
+    residual_rank: its best approximation of that rank (None: exact). Down and layer: r (in + out) and (K - 1) r (in + out) floats, the
+    second at most min(in, out) (in + out); up: r (in + out).
     """
     options.check(weights=weights, head=head)
     options.whole("residual_rank", residual_rank, 1)
@@ -42,12 +42,20 @@ def fedex_lora(*, residual_rank: int | None = None, weights: str = "size", head:
     def aggregate(state: State, updates: Sequence[ClientUpdate]) -> State:
         updates = by_client(updates)
         after = inner.aggregate(state, updates)
-        centre, p = lowrank.pairs(after.trees["adapter"]), shares(updates, weights)
-        apart = [lowrank.pairs(trees.subtract(u.adapter, after.trees["adapter"])) for u in updates]
-        stacked = {module: lowrank.stack([pairs[module] for pairs in apart], p) for module in centre}
-        delta = {m: lowrank.truncate(pair, residual_rank) if residual_rank else lowrank.thin(pair) for m, pair in stacked.items()}
+        p = shares(updates, weights)
+        delta = residual([u for u, share in zip(updates, p, strict=True) if share], [x for x in p if x], after.trees["adapter"])
+        if residual_rank:
+            delta = {module: lowrank.truncate(pair, residual_rank) for module, pair in delta.items()}
         version = int(str(state.values["base_version"])) + 1
         kept = {**after.trees, "delta": trees.freeze(lowrank.named(delta))}
         return replace(after, trees=kept, values={**after.values, "base_version": version})
 
     return in_units(replace(inner, init=init, broadcast=broadcast, aggregate=aggregate))
+
+
+def residual(updates: Sequence[ClientUpdate], p: Sequence[float], mean: Tree) -> dict[str, lowrank.Pair]:
+    """{module: sum_k p_k B_k A_k - B A}, thin; nothing if there is one client."""
+    pairs, centre = [lowrank.pairs(update.adapter) for update in updates], lowrank.pairs(mean)
+    last = {module: lowrank.double(pair)[0] for module, pair in pairs[-1].items()}
+    apart = {m: [(pair[m][0] - last[m], pair[m][1] - lowrank.double(centre[m])[1]) for pair in pairs[:-1]] for m in centre}
+    return {module: lowrank.thin(lowrank.stack(several, p[:-1])) for module, several in apart.items() if several}

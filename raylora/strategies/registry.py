@@ -20,25 +20,41 @@ def create_from(registry: Mapping[str, Factory], name: str, options: Mapping[str
     """`strategies.create` over any registry. context: values that a factory gets if it has parameters of these names."""
     factory = imported(name) if ":" in name else known(registry, name)
     parameters = inspect.signature(factory).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    public = [key for key in parameters if key not in context]
-    for key in options:
-        if key == "reduce" and "reduce" not in parameters and not takes_any:
-            raise InputError(f"strategy.reduce: {name} {NO_REDUCE.get(name, 'has no reduction to replace')}, found {options[key]}")
-        if key not in parameters and not takes_any:
-            raise InputError(f"strategy.{key}: {name} has no such option{nearest(key, public)}")
+    require_known(name, options, parameters, hidden=tuple(context))
     given = {**{key: value for key, value in context.items() if key in parameters}, **options}
     if "reduce" in given:
         given["reduce"] = reduction(given["reduce"])
-        if isinstance(given["reduce"], Weighing) and given["reduce"].needs > (clients := int(str(context.get("clients") or 10**9))):
-            raise InputError(f"strategy.reduce: expected at least {given['reduce'].needs} clients, found {clients}")
-    for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD and key not in given:
-            raise InputError(f"strategy.{key}: {name} needs this option, found none")
+        require_clients(given["reduce"], context.get("clients"))
+    missing = [key for key, p in parameters.items() if p.default is p.empty and p.kind in NAMED and key not in given]
+    if missing:
+        raise InputError(f"strategy.{missing[0]}: {name} needs this option, found none")
     strategy = factory(**given)
     if not isinstance(strategy, Strategy):
         raise InputError(f"strategy.name {name}: expected a factory that returns a Strategy, found {type(strategy).__name__}")
     return skipping_empty_rounds(replace(strategy, name=strategy.name or name))
+
+
+NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def require_known(
+    name: str, options: Mapping[str, object], parameters: Mapping[str, inspect.Parameter], hidden: Sequence[str] = ()
+) -> None:
+    """Raise InputError for an option that the factory does not have, with the nearest one (none of the hidden ones), or with the reason
+    why the method takes no reduction."""
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for key in options:
+        if key == "reduce" and key not in parameters:
+            raise InputError(f"strategy.reduce: {name} {NO_REDUCE.get(name, 'has no reduction to replace')}, found {options[key]}")
+        if key not in parameters:
+            raise InputError(f"strategy.{key}: {name} has no such option{nearest(key, [k for k in parameters if k not in hidden])}")
+
+
+def require_clients(reduce: Reduce, clients: object) -> None:
+    """Raise InputError if a reduction needs more clients than there are (None: not known)."""
+    if isinstance(reduce, Weighing) and isinstance(clients, int) and reduce.needs > clients:
+        raise InputError(f"strategy.reduce: expected at least {reduce.needs} clients, found {clients}")
 
 
 NO_REDUCE = {

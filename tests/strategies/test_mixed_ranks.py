@@ -1,0 +1,113 @@
+"""Ranks 2, 4, 8, 16 over four clients: a method that allows them is right, another refuses in one line."""
+
+import numpy as np
+import pytest
+
+from raylora.core import lowrank
+from raylora.core.errors import InputError
+from raylora.core.types import Client
+from raylora.strategies import STRATEGIES, create, toy
+from raylora.strategies.compare import best, pooled, relative
+
+RANKS = (2, 4, 8, 16)
+SITES = tuple(Client(id=str(rank), num_examples=17 - rank, rank=rank, scaling=16 / rank) for rank in RANKS)
+MODULES = {"q": (40, 24), "conv": (18, 54)}
+ALLOWED = {name for name, factory in STRATEGIES.items() if factory().mixed_ranks}
+
+
+def start(name: str) -> toy.Game:
+    strategy = create(name)
+    return toy.start(strategy, 16, initial=toy.initial_tree(strategy, 16, 0, MODULES))
+
+
+def test_which_methods_allow_them() -> None:
+    assert ALLOWED == {"local", "fedavg_full", "flora", "hetlora", "flexlora", "sdflora", "rate_my_lora"}
+
+
+@pytest.mark.parametrize("name", sorted(ALLOWED - {"local", "fedavg_full"}))
+def test_every_client_gets_its_rank(name: str) -> None:
+    game = start(name)
+    for _ in range(3):
+        for site in SITES:
+            pairs = lowrank.pairs(toy.seat(game, site).broadcast.adapter)
+            assert {a.shape[0] for a, _ in pairs.values()} == {site.rank}
+        game = toy.play(game, SITES, toy.at_random)
+
+
+@pytest.mark.parametrize(("name", "exact"), [("flora", True), ("flexlora", False), ("sdflora", False)])
+def test_products_with_their_own_scalings(name: str, exact: bool) -> None:
+    """FLoRA: sum p_k s_k B_k A_k at every client; FlexLoRA: its best approximation of the client's rank."""
+    game = start(name)
+    for _ in range(2):
+        seats = [toy.seat(game, site) for site in SITES]
+        expected = pooled([toy.replace(seat, tree=toy.at_random(seat)[0]) for seat in seats])
+        game = toy.play(game, SITES, toy.at_random)
+        for site in SITES:
+            found = toy.global_part(toy.seat(game, site))
+            for module, dense in expected.items():
+                assert relative(found[module], dense if exact else best(dense, site.rank)) < 2e-6
+
+
+def test_hetlora_pads_and_weighs_by_norm() -> None:
+    """Rows that only the rank-16 client has come from it alone, weighted by its share of the norms."""
+    game = start("hetlora")
+    after = toy.play(game, SITES, toy.at_random)
+    pairs = {update.client_id: lowrank.pairs(update.adapter)["q"] for update in after.updates}
+    norms = {site.id: site.scaling * np.linalg.norm(lowrank.product(pairs[site.id])) for site in SITES}
+    a, _ = lowrank.pairs(after.state.trees["adapter"])["q"]
+    np.testing.assert_allclose(a[8:], norms["16"] / sum(norms.values()) * pairs["16"][0][8:], rtol=1e-5)
+    by_hand = sum(norms[site.id] * pairs[site.id][0][:2] for site in SITES) / sum(norms.values())
+    np.testing.assert_allclose(a[:2], by_hand, rtol=1e-5)
+
+
+def test_hetlora_keeps_rows_that_nobody_brought() -> None:
+    game = toy.play(start("hetlora"), SITES, toy.at_random)
+    before = lowrank.pairs(game.state.trees["adapter"])["q"]
+    after = lowrank.pairs(toy.play(game, SITES[:2], toy.at_random).state.trees["adapter"])["q"]
+    np.testing.assert_array_equal(after[0][4:], before[0][4:])
+    assert not np.array_equal(after[0][:4], before[0][:4])
+
+
+def test_hetlora_prunes_a_client_whose_tail_shrinks() -> None:
+    """gamma 1/2: a client that halves the columns beyond half of its rank goes on with that half; one that grows them does not."""
+    strategy = create("hetlora", {"gamma": 0.5, "lam": 0.1})
+    game = toy.play(toy.start(strategy, 16, initial=toy.initial_tree(strategy, 16, 0, MODULES)), SITES, toy.at_random)
+    assert game.state.values["ranks"] == {}
+    assert strategy.broadcast(game.state, SITES[0]).task.phases[0].terms == {"het_prune": 0.1, "het_gamma": 0.5}
+
+    def shrink(seat: toy.Seat) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+        half, factor = seat.client.rank // 2, 0.5 if seat.client.rank in (4, 16) else 1.5
+        tree = {name: array.copy() for name, array in seat.tree.items()}
+        for name in tree:
+            if name.endswith("lora_B"):
+                tree[name][:, half:] *= factor
+        return tree, {}
+
+    game = toy.play(game, SITES, shrink)
+    assert game.state.values["ranks"] == {"4": 2, "16": 8}
+    sent = [lowrank.rank_of(strategy.broadcast(game.state, site).adapter) for site in SITES]
+    assert sent == [2, 2, 8, 8]
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - ALLOWED))
+def test_the_others_refuse(name: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"{'fedit' if name == 'centralised' else name}: expected one lora.rank for all clients"
+    ) as refused:
+        toy.play(start(name), SITES, toy.at_random)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_rank_above_the_initial_adapters_is_refused() -> None:
+    game = start("flora")
+    with pytest.raises(InputError, match="expected at most 16, the rank of the initial adapter, found 17"):
+        game.strategy.broadcast(game.state, Client(id="x", num_examples=1, rank=17))
+
+
+def test_flexlora_fills_the_rank_of_an_absent_client_with_live_directions() -> None:
+    """Only the smallest client came: rank 2 is known, the rank-16 client gets 16 rows that can be trained, and the same product."""
+    game = toy.play(start("flexlora"), SITES[:1], toy.at_random)
+    big, small = (toy.seat(game, site) for site in (SITES[3], SITES[0]))
+    a, b = lowrank.pairs(big.tree)["q"]
+    assert a.shape[0] == 16 and (np.abs(a).max(axis=1) > 0).all() and not b[:, 2:].any()
+    assert relative(toy.global_part(big)["q"], toy.global_part(small)["q"]) < 1e-6

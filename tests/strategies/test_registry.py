@@ -1,0 +1,118 @@
+"""From names and options to strategies: what is known, what is near, what is refused."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import raylora.strategies
+from raylora.core.errors import InputError
+from raylora.core.privacy import dp_mean
+from raylora.core.reduce import median
+from raylora.strategies import STRATEGIES, create, toy
+
+CONTRACT = (
+    "local centralised fedavg_full fedit ffa_lora fedsa_lora flora hetlora flexlora fedex_lora rolora lora_fair feddpa fedalt sdflora "
+    "fedprox scaffold fedavgm fedadam fedyogi rate_my_lora med_duallora"
+)
+FOLDER = Path(raylora.strategies.__file__).parent
+
+
+def test_the_names_of_the_contract() -> None:
+    assert set(STRATEGIES) == set(CONTRACT.split())
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_one_short_file_each_with_its_source_and_equation(name: str) -> None:
+    text = (FOLDER / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= 80
+    module = ast.parse(text)
+    factory = next(node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    assert ast.get_docstring(module) and ast.get_docstring(factory)
+    assert name in ("local", "centralised") or "arXiv" in (ast.get_docstring(module) or "")
+    assert STRATEGIES[name]().name == name
+
+
+REFUSED: list[tuple[str, dict[str, object], str]] = [
+    ("fedti", {}, "strategy.name: unknown strategy fedti, did you mean fedit?"),
+    ("zzz", {}, "strategy.name: unknown strategy zzz, expected one of centralised,"),
+    ("rate_my_lora", {"temprature": 1.0}, "strategy.temprature: rate_my_lora has no such option, did you mean temperature?"),
+    ("local", {"mu": 1.0}, "strategy.mu: local has no such option, expected one of none"),
+    ("rate_my_lora", {"temperature": 0.0}, "strategy.temperature: expected a number above 0.0, found 0.0"),
+    ("rate_my_lora", {"temperature": "hot"}, "strategy.temperature: expected a number above 0.0, found hot"),
+    ("rate_my_lora", {"rule": "best"}, "strategy.rule: expected drop or trend or softmax or peer or shuffled, found best"),
+    ("fedit", {"weights": "loss"}, "strategy.weights: expected size or uniform, found loss"),
+    ("fedit", {"head": "frozen"}, "strategy.head: expected shared or private, found frozen"),
+    ("fedprox", {"mu": -1}, "strategy.mu: expected a number of at least 0.0, found -1"),
+    ("fedprox", {"mu": True}, "strategy.mu: expected a number of at least 0.0, found True"),
+    ("fedavgm", {"b1": 1.5}, "strategy.b1: expected a number of at least 0.0 at most 1.0, found 1.5"),
+    ("fedadam", {"tau": 0}, "strategy.tau: expected a number above 0.0, found 0"),
+    ("med_duallora", {"local_rank": -1}, "strategy.local_rank: expected a whole number of at least 0, found -1"),
+    ("med_duallora", {"local_rank": 2.5}, "strategy.local_rank: expected a whole number of at least 0, found 2.5"),
+    ("med_duallora", {"local_rank": 0, "global_rank": 0}, "expected one above 0 at least, found 0 and 0"),
+    ("med_duallora", {"mode": "both"}, "strategy.mode: expected joint or alternating or staged, found both"),
+    ("fedsa_lora", {"share": "C"}, "strategy.share: expected A or B, found C"),
+    ("hetlora", {"gamma": 0.0}, "strategy.gamma: expected a number above 0.0 at most 1.0, found 0.0"),
+    ("fedit", {"reduce": "medain"}, "strategy.reduce: unknown reduction medain, did you mean median?"),
+    ("fedit", {"reduce": "krum"}, "strategy.reduce krum: expected f, found none"),
+    ("fedit", {"reduce": {"name": "trimmed_mean", "trim": 0.7}}, "expected trim in [0, 0.5), found 0.7"),
+    ("fedit", {"reduce": {"name": "krum", "f": 1}}, "strategy.reduce: expected at least 5 clients, found 4"),
+    ("flora", {"reduce": "median"}, "strategy.reduce: flora adds products, which are never built"),
+    ("flexlora", {"reduce": dp_mean(1.0, 1.0)}, "strategy.reduce: flexlora adds products, which are never built"),
+    ("fedalt", {"reduce": dp_mean(1.0, 1.0)}, "strategy.reduce: fedalt sends each client another mean"),
+    *[
+        (name, {"reduce": "median"}, f"strategy.reduce: {name} {why}")
+        for name, why in (
+            ("local", "aggregates nothing"),
+            ("centralised", "has one client"),
+            ("rate_my_lora", "rates the clients itself"),
+            ("scaffold", "needs the plain mean"),
+            ("hetlora", "weighs the clients by the norms"),
+            ("fedex_lora", "needs the plain mean"),
+            ("lora_fair", "corrects the plain mean"),
+        )
+    ],
+    ("no.such.module:factory", {}, "strategy.name no.such.module:factory: cannot import no.such.module"),
+    ("raylora.strategies.fedit:fedti", {}, "raylora.strategies.fedit has no function fedti, did you mean fedit?"),
+    ("builtins:print", {}, "expected a factory that returns a Strategy, found NoneType"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "message"), REFUSED)
+def test_refused_in_one_line(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        create(name, options, clients=4)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_factory_of_ones_own() -> None:
+    assert create("raylora.strategies.fedprox:fedprox", {"mu": 0.5}).name == "fedprox"
+
+
+@pytest.mark.parametrize("name", ["fedit", "ffa_lora", "med_duallora", "flora", "fedalt"])
+def test_reductions_by_name_or_as_they_are(name: str) -> None:
+    chosen = "geometric_median" if name == "flora" else "median"
+    assert create(name, {"reduce": chosen}).name == name
+    assert create("fedit", {"reduce": median()}).name == "fedit"
+
+
+def test_seed_and_number_of_clients_reach_who_wants_them() -> None:
+    def second_start(seed: int) -> bytes:
+        strategy = create("flora", seed=seed)
+        game = toy.play(toy.start(strategy, 2), [toy.Client(id="a", num_examples=1, rank=2)], toy.at_random)
+        return toy.seat(game, toy.Client(id="a", num_examples=1, rank=2)).tree["blocks.0.q.lora_A"].tobytes()
+
+    assert second_start(1) == second_start(1) != second_start(2)
+    assert create("scaffold", clients=7).name == "scaffold"
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_round_without_updates_changes_nothing_but_its_number(name: str) -> None:
+    strategy = create(name)
+    game = toy.start(strategy, 2)
+    site = toy.Client(id="a", num_examples=1, rank=2)
+    game = toy.play(game, [site], toy.at_random)
+    after = strategy.aggregate(game.state, [])
+    assert after.round == game.state.round + 1 and after.trees == game.state.trees
+    before, later = (strategy.broadcast(state, site) for state in (game.state, after))
+    assert later.base_version == before.base_version and later.task.round == before.task.round + 1
