@@ -63,7 +63,7 @@ class Data(Section):
     fractions: tuple[Positive, Positive, NonNegative, Positive] = (0.6, 0.1, 0.1, 0.2)  # training, validation, rating, test patients
     spacing_mm: tuple[Positive, Positive, Positive] = (1.5, 1.5, 10.0)
     size: tuple[Count, Count, Count] = (128, 128, 16)  # voxels of the crop; z is padded with zeros up to this count
-    crop: Literal["centre", "label"] = "centre"  # label: centred on the ED label's LV (an oracle: results say so)
+    crop: Literal["centre", "motion", "label"] = "centre"  # of the image; of what moves between ED and ES; of the ED label's LV (an oracle)
     rating_to_training: bool = False  # train on the rating cases too (the fair comparison for methods that do not rate)
     allow_seen: bool = False  # evaluate on cases that the base weights have seen (marked in every table)
     phantom: Phantom = Phantom()
@@ -149,6 +149,12 @@ class Sampling(Section):
 
     kind: Literal["all", "uniform", "size"] = "all"
     fraction: Annotated[Number, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _a_draw(self) -> Sampling:
+        if self.kind == "all" and self.fraction < 1:
+            raise ValueError("a fraction below 1 needs kind uniform or size")
+        return self
 
 
 class Evaluation(Section):

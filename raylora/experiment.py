@@ -18,7 +18,7 @@ from raylora import __version__
 from raylora.config import Config
 from raylora.core import sampling
 from raylora.core.errors import InputError
-from raylora.core.types import Broadcast, Client, ClientState, Strategy, Tree
+from raylora.core.types import Broadcast, Client, ClientState, State, Strategy, Tree
 from raylora.data import duplicates, obtain, partition
 from raylora.data.groups import disease_label
 from raylora.data.transforms import Augmentation
@@ -96,7 +96,7 @@ def make_plan(config: Config, say: Callable[[str, int, int], None] = lambda what
         for client, split in splits.items()
     ]
     training = homes
-    if strategy.pools_data:
+    if strategy.pools_data and len(homes) > 1:  # one client is a pool already
         together = {part: tuple(i for site in sites for i in getattr(site, part)) for part in ("training", "rating")}
         sites = [replace(site, training=(), rating=()) for site in sites]
         sites.append(SiteSpec(id=POOL, rank=max(ranks.values()), training=together["training"], rating=together["rating"]))
@@ -129,6 +129,7 @@ def make_plan(config: Config, say: Callable[[str, int, int], None] = lambda what
     clients = tuple(
         Client(id=c, num_examples=len(by_site[c].training), rank=by_site[c].rank, scaling=config.lora.alpha / by_site[c].rank) for c in training
     )
+    _rehearse(make_strategy(config, len(clients)), model, spec, clients)
     return Plan(
         config=config,
         spec=spec,
@@ -139,12 +140,31 @@ def make_plan(config: Config, say: Callable[[str, int, int], None] = lambda what
         seen_cases=tuple(refused),
         data_sha256=obtain.digest(folders),
         splits={client: {part: getattr(split, part) for part in partition.PARTS} for client, split in splits.items()},
-        left_out=left_out,
+        left_out={**left_out, **{i: why for split in splits.values() for i, why in split.left_out.items()}},
     )
 
 
 def make_strategy(config: Config, clients: int | None = None) -> Strategy:
     return create(config.strategy.name, config.strategy.options, seed=config.seed, clients=clients)
+
+
+def _opening(strategy: Strategy, model: StackedModel, spec: HostSpec, clients: Sequence[Client]) -> State:
+    """The server's state before the first round."""
+    first = initial_tree(model, protocol_of(spec), clients[0].id, spec.max_rank)
+    return strategy.init({name: value for name, value in first.items() if not _private(name, strategy)})
+
+
+def _rehearse(strategy: Strategy, model: StackedModel, spec: HostSpec, clients: Sequence[Client]) -> None:
+    """Let the strategy speak to every client once, so that what it refuses (mixed ranks) or lacks (rating cases) is known before a run starts.
+
+    Raises InputError.
+    """
+    server = _opening(strategy, model, spec, clients)
+    rating = {site.id: site.rating for site in spec.sites}
+    for client in clients:
+        asks = bool(strategy.broadcast(server, client).task.scores) or strategy.review is not None
+        if asks and not rating[client.id]:
+            raise InputError(f"client {client.id}: no rating cases, expected one at least for strategy.name {strategy.name} (see data.fractions)")
 
 
 def _model_spec(config: Config, strategy: Strategy) -> ModelSpec:
@@ -218,13 +238,12 @@ def run_experiment(plan: Plan, out: Path, make_executor: Callable[[Plan], Execut
     config, clients = plan.config, plan.clients
     strategy = make_strategy(config, len(clients))
     model = build_model(plan.spec.model, plan.weights)
-    protocol = protocol_of(plan.spec)
     record = Record(out)
-    first = initial_tree(model, protocol, clients[0].id, plan.spec.max_rank)
-    progress = Progress(round=0, server=strategy.init({n: v for n, v in first.items() if not _private(n, strategy)}))
+    progress, rows = Progress(round=0, server=_opening(strategy, model, plan.spec, clients)), 0
     checkpoints = out / "checkpoints"
-    if resume and (found := checkpoint.latest(checkpoints)) is not None:
-        progress, rows, words = found
+    if resume:
+        found, words = checkpoint.latest(checkpoints)
+        progress, rows = found or (progress, rows)
         record.rewind(rows, progress.round)
         yield from ({"event": "note", "text": word} for word in words)
     yield {"event": "start", "clients": [c.id for c in clients], "rounds": config.training.rounds, "round": progress.round, "name": config.name}
@@ -235,12 +254,8 @@ def run_experiment(plan: Plan, out: Path, make_executor: Callable[[Plan], Execut
         executor.set_base(progress.base)
         while progress.round < config.training.rounds:
             t, began = progress.round, time.perf_counter()
-            done: list[str] = []
             cohort = [c.id for c in sampling.cohort(clients, config.sampling.kind, config.sampling.fraction, config.seed, t)]
-            told: list[Event] = []
-            progress, report = run_round(
-                progress, broadcasts, strategy, clients, cohort, executor, stack=_stack(config), on_client=lambda o: done.append(o.update.client_id)
-            )
+            progress, report = run_round(progress, broadcasts, strategy, clients, cohort, executor, stack=_stack(config))
             version = progress.base_version
             progress, broadcasts = receive(progress, strategy, clients, plan.weights)
             if progress.base_version != version:
@@ -256,7 +271,6 @@ def run_experiment(plan: Plan, out: Path, make_executor: Callable[[Plan], Execut
             if progress.round % config.checkpoint.every == 0 or last:
                 checkpoint.save(checkpoints, progress, record.rows)
                 checkpoint.prune(checkpoints, config.checkpoint.keep)
-            yield from told
             yield {"event": "round", "round": t, "rounds": config.training.rounds, "lines": lines}
         summary = yield from _finish(plan, strategy, model, progress, broadcasts, executor, record, started, notes or {})
     finally:
@@ -324,7 +338,7 @@ def _models(
 
 def _same_model(tree: Tree, other: Tree, strategy: Strategy) -> bool:
     """Whether two trees are one function: equal, or different only in private adapters whose product is zero."""
-    if strategy.router or strategy.mixed_ranks and any(tree[n].shape != other[n].shape for n in tree):
+    if strategy.router or strategy.gates or strategy.mixed_ranks and any(tree[n].shape != other[n].shape for n in tree):
         return False
     silent = {n.replace(".lora_B", ".lora_A") for n in tree if n.endswith(".lora_B") and not np.any(tree[n]) and not np.any(other[n])}
     return all(n in silent or np.array_equal(tree[n], other[n]) for n in tree)

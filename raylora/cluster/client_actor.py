@@ -84,7 +84,6 @@ class RayExecutor:
             return actor.train.remote([client for client, _ in stack], [broadcast for _, broadcast in stack])
 
         pending = {submit(stack): stack for stack in lean}
-        finished: list[Outcome] = []
         while pending:
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=self.timeout_s)
             if not ready:
@@ -102,9 +101,9 @@ class RayExecutor:
                 continue
             except RayTaskError as error:
                 raise _unwrapped(error, who) from error
-            finished += outcomes
+            if stack[0][1].task.phases:  # at once: if the actor is lost later in this round, these clients are not asked again
+                self.states |= {outcome.update.client_id: outcome.state for outcome in outcomes}
             yield from outcomes
-        self.states |= {outcome.update.client_id: outcome.state for outcome in finished if outcome.state.round >= 0}
 
     def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]:
         shared = ray.put(list(requests))

@@ -70,8 +70,8 @@ def prune(folder: Path, keep: int | str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def latest(folder: Path) -> tuple[Progress, int, list[str]] | None:
-    """(progress, rows of the record, words about what was skipped) of the newest whole checkpoint, or None."""
+def latest(folder: Path) -> tuple[tuple[Progress, int] | None, list[str]]:
+    """(progress, rows of the record) of the newest whole checkpoint, or None; and words about those that were skipped."""
     words = []
     for path in sorted(folder.glob("round_*"), reverse=True):
         try:
@@ -79,8 +79,8 @@ def latest(folder: Path) -> tuple[Progress, int, list[str]] | None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
             words.append(f"{path}: torn or altered ({error}); the one before it is used")
             continue
-        return progress, rows, words
-    return None
+        return (progress, rows), words
+    return None, words
 
 
 def load(path: Path) -> tuple[Progress, int]:

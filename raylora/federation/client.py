@@ -9,7 +9,7 @@ import numpy as np
 
 from raylora.core.errors import RunError
 from raylora.core.seeds import generator
-from raylora.core.tree import match
+from raylora.core.tree import freeze, match
 from raylora.core.types import Broadcast, ClientState, ClientUpdate, Tree
 from raylora.models.stacked import StackedModel
 from raylora.training.inference import EvalCase, rating_score
@@ -110,7 +110,7 @@ def work(
             for site, tree, extra in zip(sites, trees, controls, strict=True)
         ]
         results = train(model, jobs, task.phases, protocol.settings, protocol.loss, seed=protocol.seed, round=task.round)
-        after = [result.tree for result in results]
+        after = [freeze(result.tree) for result in results]  # whatever it was trained in, a tree is float32
         for own, result in zip(metrics, results, strict=True):
             own.update(result.metrics)
         steps = [result.steps for result in results]

@@ -24,7 +24,7 @@ class InProcess:
             yield from self.host.train([client for client, _ in stack], [broadcast for _, broadcast in stack])
 
     def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]:
-        return self.host.evaluate(requests, split, full=full)
+        return sorted(self.host.evaluate(requests, split, full=full), key=lambda row: row[:6])
 
     def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
         return self.host.predictions(request, client, patient)

@@ -45,7 +45,7 @@ class Host:
         self.sites = {site.id: site for site in sites}
         self.states: dict[str, ClientState | None] = {site.id: None for site in sites}
         self.after: dict[str, ClientState] = {}
-        self.original = {name: weight.detach().cpu().numpy() for name, weight in model.weights.items()} if model.layers else {}
+        self.original = {name: weight.detach() for name, weight in model.weights.items()}
         self.folded: frozenset[str] = frozenset()
 
     def train(self, clients: Sequence[str], broadcasts: Sequence[Broadcast]) -> list[Outcome]:

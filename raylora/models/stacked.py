@@ -99,6 +99,8 @@ class StackedModel:
             return
         self.plain = tuple(name for name in self.weights if any(fnmatch.fnmatchcase(name, pattern) for pattern in plain))
         for path in modules:
+            if router and not isinstance(backbone.get_submodule(path), nn.Linear):
+                raise InputError(f"strategy.router: {path} is a convolution; a router mixes the tokens of linear layers (none goes without)")
             self.layers[path] = Adapted(backbone.get_submodule(path))
             self.layers[path].dropout = dropout
             _replace(backbone, path, self.layers[path])
@@ -113,7 +115,7 @@ class StackedModel:
 
         The global adapter and the plain parts follow from `shared`, the others from `private`.
         """
-        tree: dict[str, np.ndarray] = {name: _numpy(self.weights[name]) for name in self.plain}
+        tree: dict[str, np.ndarray] = {name: _numpy(self.weights[name]).astype(np.float32, copy=False) for name in self.plain}
         for adapter, own_rank in self.adapters.items():
             r = rank if own_rank is None else own_rank
             rng = private if adapter else shared
@@ -217,12 +219,12 @@ class StackedModel:
 
     # ---- the base
 
-    def set_base(self, weights: Mapping[str, np.ndarray]) -> None:
+    def set_base(self, weights: Mapping[str, np.ndarray | Tensor]) -> None:
         """Replace some of the frozen weights, by their original names. On a CPU the arrays are used in place, never written."""
         for name, array in weights.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # a read-only array: nothing ever writes to it
-                value = torch.from_numpy(np.asarray(array))
+                value = torch.as_tensor(array)
             weight = self.weights[name]
             weight.data = value.to(device=weight.device, dtype=weight.dtype)
 
@@ -243,4 +245,5 @@ def _sides(layer: nn.Module) -> tuple[int, int]:
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().to("cpu", copy=True).numpy()
+    value = tensor.detach().to("cpu", copy=True)
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # numpy has no bfloat16

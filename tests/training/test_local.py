@@ -234,6 +234,30 @@ def test_an_unknown_term_is_refused():
         go(toy(), [job(toy())], phases=(Phase(trains=("*",), terms={"proxy": 1.0}),))
 
 
+def test_a_shared_and_a_private_pair_train_as_the_two_concatenated():
+    """One client of Med-DualLoRA is centralised LoRA with A = [A_g; A_l], B = [B_g B_l] and the same scaling alpha / r: same start, same
+    streams, AdamW (element by element), its state fresh each round."""
+    settings = Settings(lr=0.02, rounds=3, batch_size=4, local_epochs=2, dtype=torch.float64)
+    dual, single = toy({"": 2, "local": 2}), toy({"": 4})
+    two = job(dual)
+
+    def joined(tree):
+        pairs = {
+            f"{p}.lora_{s}": np.concatenate([tree[f"{a}{p}.lora_{s}"] for a in ("", "local.")], "AB".index(s))
+            for p in ("fc1", "fc2")
+            for s in "AB"
+        }
+        return pairs | {name: value for name, value in tree.items() if name.startswith("head")}
+
+    one = replace(two, tree=joined(two.tree), alpha=2 * ALPHA)
+    before = one.tree
+    for round in range(3):
+        two = replace(two, tree=go(dual, [two], settings, round=round)[0].tree)
+        one = replace(one, tree=go(single, [one], settings, round=round)[0].tree)
+    same(one.tree, joined(two.tree), tolerance=1e-6)
+    assert all(np.abs(one.tree[name] - before[name]).max() > 0.01 for name in before)
+
+
 # ---- phases, rates, faults
 
 
