@@ -103,6 +103,47 @@ def phantom(out: Annotated[Path, typer.Argument(metavar="OUT")], layout: Annotat
     typer.echo(f"{patients} studies in the {layout} layout: {out}")
 
 
+@data_app.command()
+def prepare(
+    dataset: Annotated[str, typer.Argument(metavar="acdc|mnms|mnms2")],
+    source: Annotated[Path, typer.Argument(metavar="SRC")],
+    out: Annotated[Path, typer.Argument(metavar="OUT")],
+    spacing: Annotated[tuple[float, float, float], typer.Option(help="mm, x y z")] = (1.0, 1.0, 10.0),
+    size: Annotated[tuple[int, int, int], typer.Option(help="voxels of the crop, x y z")] = (192, 192, 16),
+    crop: Annotated[str, typer.Option(help="centre, motion (label-free) or label (an oracle)")] = "motion",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the bad studies and record them.")] = False,
+) -> None:
+    """Preprocess a downloaded data set into Arrow shards."""
+    from raylora.data import obtain
+    from raylora.report.live import Live
+
+    with Live() as live:
+        done = obtain.prepare_download(
+            dataset, source, out, spacing, size, crop, skip_bad, lambda what, n, total: live({"event": "progress", "text": what, "done": n, "total": total})
+        )
+    typer.echo(f"{len(done.rows)} studies prepared: {out}")
+    for name, reason in done.skipped:
+        typer.echo(f"left out {name}: {reason}")
+
+
+@data_app.command()
+def check(source: Annotated[Path, typer.Argument(metavar="SRC")], as_json: Json = False) -> None:
+    """What is in a folder, and what is wrong with it. Exit code 2 if anything is."""
+    from raylora.data.check import check as look
+    from raylora.data.obtain import workers
+    from raylora.data.pool import process_map
+    from raylora.report.live import Live
+
+    with Live() as live:
+        found = look(source, mapper=process_map(workers()), progress=lambda done, total: live({"event": "progress", "text": "reading studies", "done": done, "total": total}))
+    for line in found.lines():
+        typer.echo(line)
+    if as_json:
+        _print(found.to_dict(), True)
+    if found.problems:
+        raise typer.Exit(2)
+
+
 def _end(summary: dict[str, Any], out: Path, as_json: bool) -> None:
     from raylora.report import tables
 
@@ -123,7 +164,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def guarded(command: Callable[[], Any]) -> int:
     """Run a command; every end that a user can bring about becomes one line and an exit code."""
-    import click
+    usage_error = typer.BadParameter.__mro__[1]  # typer brings its own click, whose UsageError has no public name
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -135,15 +176,15 @@ def guarded(command: Callable[[], Any]) -> int:
     except InputError as error:
         print(f"raylora: {_line(error)}", file=sys.stderr)
         return 2
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except click.ClickException as error:
+    except usage_error as error:
         print(f"raylora: {_line(error.format_message())}", file=sys.stderr)
         return 2
     except RunError as error:
         print(f"raylora: {_line(error)}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("raylora: interrupted; the last complete round is kept, `raylora resume DIR` goes on from it", file=sys.stderr)
         return 130
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylora.core.errors import InputError
-from raylora.data import acdc, manifest, mnms, mnms2, phantom
-from raylora.data.manifest import PrepareOptions, Row
+from raylora.data import layouts, manifest, phantom
+from raylora.data.manifest import Manifest, PrepareOptions, Row
+from raylora.data.pool import process_map
 from raylora.data.prepare import prepare
+from raylora.data.sources import refuse
 
 if TYPE_CHECKING:
     from raylora.config import Data, Source
 
-SCAN = {"acdc": acdc.scan, "mnms": mnms.scan, "mnms2": mnms2.scan}
 Say = Callable[[str, int, int], None]
 """What is being done, how many are done, of how many."""
 
@@ -28,6 +27,27 @@ def cache_folder(configured: str | None = None) -> Path:
     """Where prepared data and phantoms are kept."""
     home = os.environ.get("RAYLORA_CACHE") or Path.home() / ".cache" / "raylora"
     return Path(configured or home).expanduser().resolve()
+
+
+def workers() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def prepare_download(
+    dataset: str, source: Path, out: Path, spacing_mm: tuple[float, float, float], size: tuple[int, int, int], crop: str, skip_bad: bool, say: Say
+) -> Manifest:
+    """`raylora data prepare`: the folder `out` made from a download. Bad studies end it, or (`skip_bad`) go into the manifest."""
+    options = PrepareOptions(spacing_mm=spacing_mm, size=size, crop=crop)
+    bad: list[tuple[str, str]] = []
+    note = (lambda name, error: bad.append((name, str(error)))) if skip_bad else refuse
+    found = layouts.scan(dataset, source, note)
+
+    def told(done: int, total: int) -> None:
+        say(f"preparing {dataset} studies", done, total)
+
+    skip = (lambda name, error: None) if skip_bad else refuse
+    return prepare(found, out, options, mapper=process_map(workers()), progress=told, problem=skip, skipped=bad)
 
 
 def prepared(data: Data, say: Say = lambda what, done, total: None) -> list[Path]:
@@ -50,10 +70,10 @@ def _one(source: Source, data: Data, say: Say) -> Path:
         if (root / manifest.NAME).is_file():
             _matching(root, options)
             return root.resolve()
-    studies = SCAN[layout](root)
+    studies = layouts.scan(layout, root)
     key = manifest.sha256_of([str(root.resolve()), layout, options.shard_options(), options.size[2]])
     out = cache / "prepared" / f"{layout}-{key[:16]}"
-    prepare(studies, out, options, mapper=processes, progress=lambda done, total: say(f"preparing {layout} studies", done, total))
+    prepare(studies, out, options, mapper=process_map(workers()), progress=lambda done, total: say(f"preparing {layout} studies", done, total))
     return out
 
 
@@ -90,25 +110,6 @@ def phantoms(cache: Path, layout: str, patients: int, seed: int, shift: float, s
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return out
-
-
-def processes(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """`map` over a process a core, results as they finish, few items ahead."""
-    workers = len(os.sched_getaffinity(0))
-    waiting = iter(items)
-    first = next(waiting, None)
-    if first is None:
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        pending = {pool.submit(function, first)}
-        for item in waiting:
-            pending.add(pool.submit(function, item))
-            if len(pending) >= 2 * workers:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
 
 
 def studies(folders: Sequence[Path]) -> list[Row]:
