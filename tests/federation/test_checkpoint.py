@@ -1,0 +1,174 @@
+"""Checkpoints come back as they went, damage is noticed, and a run that goes on ends as if it had never stopped."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from small_runs import run, tiny
+
+from raylora import experiment
+from raylora.core.types import ClientState, State
+from raylora.federation import checkpoint
+from raylora.federation.executor import InProcess
+from raylora.federation.rounds import Progress
+from raylora.federation.spec import build_host
+
+
+def tree(seed: int, *names: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=(2, 3)).astype(np.float32) for name in names}
+
+
+def progress(round: int = 3) -> Progress:
+    """One with something in every field, and names that could be confused."""
+    return Progress(
+        round=round,
+        server=State(
+            trees={"adapter": tree(1, "a.lora_A", "a.lora_B"), "of:GE": tree(2, "a.lora_A"), "delta": {}},
+            values={"round": 3, "w": {"GE": 0.5}},
+        ),
+        states={
+            "GE": ClientState(trees={"private": tree(3, "local.a.lora_A"), "c_k": tree(4, "a.lora_A")}, base_version=2, round=2),
+            "GE-2": ClientState(trees={"private": {}}, base_version=1, round=0),
+        },
+        base=tree(5, "a.weight"),
+        base_version=12,
+        folded=tree(6, "a.lora_A", "a.lora_B"),
+        deltas={1: tree(7, "a.lora_A", "a.lora_B"), 12: tree(8, "a.lora_A", "a.lora_B")},
+        versions={"GE": 12, "GE-2": 1},
+        bytes_up=123,
+        bytes_down=2**40,
+    )
+
+
+def same(a, b) -> bool:
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and np.array_equal(a, b)
+    if hasattr(a, "__dataclass_fields__"):
+        return all(same(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return bool(a == b)
+
+
+def test_what_is_loaded_is_what_was_saved(tmp_path):
+    saved = progress()
+    folder = checkpoint.save(tmp_path, saved, rows=17)
+    assert folder.name == "round_0003" and sorted(path.suffix for path in folder.iterdir()) == [".json", *[".safetensors"] * 3]
+    loaded, rows = checkpoint.load(folder)
+    assert rows == 17 and same(loaded, saved)
+    assert not same(loaded, progress(4))
+
+
+@pytest.mark.parametrize("name", ["server.safetensors", "clients.safetensors", "base.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_is_noticed_and_the_one_before_is_used(tmp_path, name, damage):
+    checkpoint.save(tmp_path, progress(2), rows=8)
+    path = checkpoint.save(tmp_path, progress(3), rows=12) / name
+    data = bytearray(path.read_bytes())
+    data[len(data) * 2 // 3] ^= 1
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flip" else data[: len(data) // 2])
+    found, words = checkpoint.latest(tmp_path)
+    assert found is not None and found[0].round == 2 and found[1] == 8
+    assert len(words) == 1 and "round_0003" in words[0] and "\n" not in words[0]
+
+
+def test_without_a_whole_one_there_is_none(tmp_path):
+    assert checkpoint.latest(tmp_path) == (None, [])
+    (checkpoint.save(tmp_path, progress(), rows=1) / "state.json").write_text("{")
+    found, words = checkpoint.latest(tmp_path)
+    assert found is None and len(words) == 1
+
+
+def test_a_save_that_was_torn_leaves_the_last_whole_one(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, progress(2), rows=8)
+    monkeypatch.setattr(checkpoint.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("power")))
+    with pytest.raises(OSError, match="power"):
+        checkpoint.save(tmp_path, progress(3), rows=12)
+    monkeypatch.undo()
+    assert checkpoint.latest(tmp_path)[0][0].round == 2
+    checkpoint.save(tmp_path, progress(3), rows=12)
+    assert checkpoint.latest(tmp_path)[0][0].round == 3
+
+
+def test_old_ones_are_removed(tmp_path):
+    for t in range(1, 6):
+        checkpoint.save(tmp_path, progress(t), rows=t)
+    checkpoint.prune(tmp_path, "all")
+    assert len(list(tmp_path.glob("round_*"))) == 5
+    checkpoint.prune(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.glob("round_*")) == ["round_0004", "round_0005"]
+
+
+# ---- a run that goes on
+
+METHODS = {
+    "rate_my_lora": {"strategy": {"name": "rate_my_lora", "temperature": 0.05}, "sampling": {"kind": "uniform", "fraction": 0.5}},
+    "peer": {"strategy": {"name": "rate_my_lora", "rule": "peer"}},
+    "med_duallora": {"strategy": {"name": "med_duallora", "head": "private"}},
+    "scaffold": {"strategy": {"name": "scaffold"}, "training__optimiser": "sgd"},
+    "fedadam": {"strategy": {"name": "fedadam"}},
+}
+
+
+def timeless(lines):
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def interrupted(config, out, after: int):
+    """Run until `after` rounds have been told of, then leave."""
+    plan = experiment.make_plan(config)
+    out.mkdir()
+    events = experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)))
+    told = 0
+    while told < after:
+        told += next(events)["event"] == "round"
+    events.close()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_goes_on_after_any_round_ends_the_same(runs, tmp_path, method):
+    options = {**METHODS[method], "training__rounds": 3}
+    whole = runs("disease", **options)
+    for after in range(4):
+        folder = tmp_path / str(after)
+        interrupted(whole.config, folder, after)
+        resumed = run(whole.config, folder, resume=True)
+        assert resumed.hashes == whole.hashes, after
+        assert timeless(resumed.lines) == timeless(whole.lines)
+        assert (folder / "cases.parquet").read_bytes() == (whole.folder / "cases.parquet").read_bytes()
+        assert [resumed.summary[key] for key in ("bytes_up", "bytes_down", "final")] == [
+            whole.summary[key] for key in ("bytes_up", "bytes_down", "final")
+        ]
+    assert not resumed.sent, "after the last round nothing is left to train"
+
+
+def test_what_came_after_the_checkpoint_is_forgotten_and_done_again(runs, tmp_path, monkeypatch):
+    """The record of round 2 is written, its checkpoint is not; then the checkpoint of round 1 is torn too: it starts afresh."""
+    whole = runs("disease", training__rounds=3)
+    for torn in (False, True):
+        folder = tmp_path / str(torn)
+        interrupted(whole.config, folder, 1)
+        events = experiment.run_experiment(whole.plan, folder, lambda p: InProcess(build_host(p.spec, p.weights)), resume=True)
+        with monkeypatch.context() as broken, pytest.raises(OSError, match="full"):
+            broken.setattr(checkpoint, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+            list(events)
+        lines = (folder / "rounds.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["round"] == 1
+        if torn:
+            shutil.rmtree(folder / "checkpoints" / "round_0001")
+        resumed = run(whole.config, folder, resume=True)
+        assert resumed.hashes == whole.hashes and timeless(resumed.lines) == timeless(whole.lines)
+
+
+def test_checkpoints_every_other_round(prepared_folder, tmp_path):
+    config = tiny(prepared_folder, "disease", checkpoint={"every": 2, "keep": "all"}, training__rounds=3)
+    whole = run(config, tmp_path / "whole")
+    assert [path.name for path in sorted((whole.folder / "checkpoints").glob("round_*"))] == ["round_0002", "round_0003"]
+    interrupted(config, tmp_path / "early", 1)
+    resumed = run(config, tmp_path / "early", resume=True)
+    assert resumed.hashes == whole.hashes and timeless(resumed.lines) == timeless(whole.lines)
