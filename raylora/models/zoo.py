@@ -105,10 +105,11 @@ def load_weights(own: Mapping[str, torch.Tensor], head_names: Sequence[str], wei
     tensors = read_tensors(path)
     expected = {name: value for name, value in own.items() if name in tensors or not any(fnmatch.fnmatchcase(name, p) for p in head_names)}
     check_tensors(expected, tensors, path)
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise InputError(f"{path}: {name} has values that are not finite")
     with torch.no_grad():
         for name, value in tensors.items():
-            if not value.isfinite().all():
-                raise InputError(f"{path}: {name} has values that are not finite")
             own[name].copy_(value)
     return read_seen(path)
 
