@@ -1,0 +1,271 @@
+"""An experiment as a whole, in process: what a run writes, what it must not touch, what decides its numbers."""
+
+import json
+import math
+
+import pyarrow.parquet as pq
+import pytest
+from small_runs import Watched, run, tiny
+from small_studies import COHORT
+
+from raylora import config as configuration
+from raylora import experiment
+from raylora.core.errors import InputError, RunError
+from raylora.data.shards import PreparedSet
+from raylora.federation.spec import build_host
+from raylora.models import zoo
+from raylora.models.seen import Seen
+from raylora.strategies import STRATEGIES
+from raylora.tracking.record import CASES
+
+VENDORS = sorted(COHORT)
+
+
+def rows(run) -> list[dict]:
+    return pq.read_table(run.folder / "cases.parquet").to_pylist()
+
+
+def numbers(value):
+    """Every float in nested JSON."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from numbers(item)
+    elif isinstance(value, float):
+        yield value
+
+
+# ---- what a run leaves behind
+
+
+def test_the_summary_has_what_the_contract_names(runs):
+    for task, primary in (("segmentation", "dice"), ("disease", "balanced_accuracy")):
+        found = runs(task)
+        on_disk = json.loads((found.folder / "summary.json").read_text(), parse_constant=pytest.fail)
+        assert on_disk == found.summary and all(math.isfinite(x) for x in numbers(on_disk))
+        assert on_disk["status"] == "finished" and on_disk["clients"] == VENDORS and on_disk["rounds"] == 2
+        assert {
+            "schema",
+            "name",
+            "task",
+            "strategy",
+            "seed",
+            "cross_client",
+            "wall_seconds",
+            "virtual_seconds",
+            "driver",
+            "actors",
+        } <= on_disk.keys()
+        assert {"mlflow", "numerics", "versions", "config_sha256", "data_sha256", "bytes_up", "bytes_down"} <= on_disk.keys()
+        assert on_disk["adapter_sha256"].keys() == {"global", *VENDORS}
+        assert on_disk["numerics"].keys() == {"device", "threads", "dtype", "stack", "torch"}
+        block = on_disk["final"][primary]
+        assert block.keys() >= {"mean", "pooled", "ci95", "n", "frozen", "per_client"} and block["per_client"].keys() == set(VENDORS)
+        known = [value for value in block["per_client"].values() if value is not None]  # one test patient has no balanced accuracy
+        assert len(known) >= 3 and block["mean"] == pytest.approx(sum(known) / len(known))
+        assert sorted(on_disk["cross_client"]["columns"]) == VENDORS
+
+
+def test_the_configuration_in_the_folder_is_the_run_s(runs):
+    found = runs("disease")
+    assert configuration.load(found.folder / "config.yaml") == found.config
+
+
+def test_case_rows_are_validation_of_every_round_and_the_test_of_the_last(runs):
+    found = runs(strategy={"name": "med_duallora"})
+    assert pq.read_schema(found.folder / "cases.parquet").equals(CASES)
+    table = rows(found)
+    assert all(math.isfinite(row["value"]) for row in table)
+    test = [row for row in table if row["split"] == "test"]
+    assert {row["round"] for row in test} == {1} and {row["round"] for row in table if row["split"] == "validation"} == {0, 1}
+    patients = {client: set(split["test"]) for client, split in found.plan.splits.items()}
+    for model in ("frozen", "global", *VENDORS):  # every model on every client's patients
+        for client in VENDORS:
+            own = {row["patient"] for row in test if row["model_of"] == model and row["data_of"] == client and row["metric"] == "dice"}
+            assert own == patients[client], (model, client)
+    validation = {(row["model_of"], row["data_of"]) for row in table if row["split"] == "validation"}
+    assert {(client, client) for client in VENDORS} <= validation and not any(m != d for m, d in validation if m in VENDORS)
+
+
+def test_every_disease_model_has_a_threshold_from_validation(runs):
+    table = rows(runs("disease", strategy={"name": "med_duallora"}))
+    thresholds = {row["model_of"]: row["value"] for row in table if row["metric"] == "threshold"}
+    assert thresholds.keys() == {"frozen", "global", *VENDORS} and all(0 <= value <= 1 for value in thresholds.values())
+    labels = {row["patient"]: row["value"] for row in table if row["metric"] == "label"}
+    assert set(labels.values()) == {0.0, 1.0} and all((row["metric"] in ("probability", "label", "threshold")) for row in table)
+
+
+def test_overlays_are_the_best_the_median_and_the_worst(prepared_folder, tmp_path):
+    from safetensors.numpy import load_file
+
+    found = run(tiny(prepared_folder, training__rounds=1, evaluation__overlays=3), tmp_path / "run")
+    arrays = load_file(tmp_path / "run" / "plots" / "overlays.safetensors")
+    drawn = {tuple(key.split("/")[:2]) for key in arrays}
+    scores = sorted(
+        (row["value"], row["data_of"], row["patient"])
+        for row in rows(found)
+        if row["split"] == "test" and row["model_of"] == row["data_of"] and row["metric"] == "dice" and row["structure"] == "all"
+    )
+    assert drawn == {scores[0][1:], scores[round((len(scores) - 1) / 2)][1:], scores[-1][1:]}
+    assert {key.split("/", 2)[2] for key in arrays} == {f"{frame}/{what}" for frame in ("ED", "ES") for what in ("image", "pred", "truth")}
+
+
+# ---- what a run must not touch
+
+
+def test_test_cases_are_not_touched_before_the_last_round(prepared_folder, tmp_path):
+    told = []
+
+    class Told(Watched):
+        def train(self, stacks):
+            told.append(f"train {stacks[0][0][1].task.round}")
+            yield from super().train(stacks)
+
+        def evaluate(self, requests, split, *, full):
+            told.append(split)
+            return super().evaluate(requests, split, full=full)
+
+    plan = experiment.make_plan(tiny(prepared_folder, "disease", strategy={"name": "med_duallora"}))
+    list(experiment.run_experiment(plan, tmp_path, lambda p: Told(build_host(p.spec, p.weights))))
+    assert told == ["train 0", "validation", "train 1", "validation", "test", "test", "validation"]  # the frozen model comes last
+
+
+def test_rating_cases_serve_the_rating_alone(runs):
+    fedit, rating = runs(), runs(strategy={"name": "rate_my_lora"})
+    assert all("score_received" not in update.metrics for update in fedit.received)
+    assert all(0 <= update.metrics[key] <= 1 for update in rating.received for key in ("score_received", "score_trained"))
+    for split in fedit.plan.splits.values():
+        parts = [set(split[part]) for part in ("train", "validation", "rating", "test")]
+        assert sum(map(len, parts)) == len(set.union(*parts))
+    scored = {row["patient"] for row in rows(rating)}
+    assert scored.isdisjoint({i for split in rating.plan.splits.values() for i in split["rating"]})
+
+
+def test_the_fair_comparison_trains_on_the_rating_cases_too(runs):
+    more = runs("disease", data__rating_to_training=True)
+    assert [c.num_examples for c in more.plan.clients] == [len(s["train"]) + len(s["rating"]) for s in more.plan.splits.values()]
+    assert more.hashes != runs("disease").hashes
+
+
+def test_held_out_clients_are_scored_and_never_train(runs):
+    found = runs("disease", clients={"by": "vendor", "held_out": ["GE"]})
+    assert found.summary["held_out"] == ["GE"] and found.summary["clients"] == ["Canon", "Philips", "Siemens"]
+    assert {update.client_id for update in found.received} == {"Canon", "Philips", "Siemens"}
+    unseen = {row["patient"] for row in rows(found) if row["data_of"] == "GE" and row["model_of"] == "global"}
+    assert len(unseen) == COHORT["GE"] and not any(row["data_of"] == "GE" for row in rows(found) if row["split"] == "validation")
+    assert "GE" not in found.summary["final"]["balanced_accuracy"]["per_client"]
+
+
+def test_weights_that_have_seen_test_cases_are_refused_by_name(prepared_folder, tmp_path):
+    plain = experiment.make_plan(tiny(prepared_folder, "disease"))
+    opened = PreparedSet.open(prepared_folder)
+    known = opened.manifest.row(plain.splits["GE"]["test"][0])
+    path = tmp_path / "w.safetensors"
+    zoo.save_weights(path, plain.weights, half=False, seen=Seen(cases=frozenset({known.source_sha256})), about={})
+    with pytest.raises(InputError, match=f"has seen 1 validation or test cases \\({known.id}"):
+        experiment.make_plan(tiny(prepared_folder, "disease", model__weights=str(path)))
+    allowed = experiment.make_plan(tiny(prepared_folder, "disease", model__weights=str(path), data__allow_seen=True))
+    assert allowed.seen_cases == (known.id,)
+    trained_on = opened.manifest.row(plain.splits["GE"]["train"][0])
+    zoo.save_weights(path, plain.weights, half=False, seen=Seen(cases=frozenset({trained_on.source_sha256})), about={})
+    assert experiment.make_plan(tiny(prepared_folder, "disease", model__weights=str(path))).seen_cases == ()
+
+
+# ---- what decides the numbers
+
+
+def test_the_same_twice_and_another_with_another_seed(runs, prepared_folder, tmp_path):
+    first = runs(strategy={"name": "rate_my_lora"})
+    again = run(tiny(prepared_folder, strategy={"name": "rate_my_lora"}), tmp_path / "again")
+    assert again.hashes == first.hashes and rows(again) == rows(first)
+    other = run(tiny(prepared_folder, strategy={"name": "rate_my_lora"}, seed=1), tmp_path / "other")
+    assert all(other.hashes[name] != first.hashes[name] for name in first.hashes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"training__lr": 0.021},
+        {"training__augment": 0.5},
+        {"training__clip": 1e-3},
+        {"training__weight_decay": 0.1},
+        {"training__schedule": "cosine"},
+        {"training__optimiser": "sgd"},
+        {"lora__dropout": 0.3},
+        {"lora__alpha": 3.0},
+        {"model__head": "frozen"},
+        {"strategy": {"name": "fedit", "weights": "uniform"}},
+        {"data__split_seed": 1},
+    ],
+)
+def test_every_option_reaches_the_numbers(runs, change):
+    assert runs("disease", **change).hashes["global"] != runs("disease").hashes["global"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"evaluation__every": 0}, {"checkpoint": {"every": 2}}, {"placement": {"cpus_per_client": 0.5}}, {"name": "other"}]
+)
+def test_what_is_not_training_does_not(runs, change):
+    assert runs("disease", **change).hashes == runs("disease").hashes
+    same = "evaluation__every" not in change
+    assert (runs("disease", **change).config.sha256() == runs("disease").config.sha256()) is same
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-3), ("bfloat16", 0.2)])
+def test_other_precisions_train_to_nearly_the_same(runs, dtype, tolerance):
+    base, other = runs("disease"), runs("disease", training__dtype=dtype)
+    losses = [[line["loss"] for line in found.lines if "loss" in line] for found in (base, other)]
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=tolerance)
+    assert other.summary["numerics"]["dtype"] == dtype
+
+
+def test_stacked_clients_train_to_the_same_up_to_rounding(runs):
+    alone, stacked = runs(), runs(training__stack=4)
+    losses = [[line["loss"] for line in found.lines if "loss" in line] for found in (alone, stacked)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_runs_to_its_end(runs, strategy):
+    found = runs("disease", strategy={"name": strategy})
+    assert found.summary["status"] == "finished" and len(found.lines) == 2 * (2 if strategy == "centralised" else 5)
+    assert found.summary["final"]["balanced_accuracy"]["n"] == sum(len(split["test"]) for split in found.plan.splits.values())
+
+
+# ---- what is refused before anything starts
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "message"),
+    [
+        ("segmentation", {"strategy": {"name": "fedit"}, "lora__rank": [1, 2, 1, 1]}, "expected one lora.rank for all clients"),
+        ("segmentation", {"lora__rank": [1, 2]}, "expected one rank for each of the 4 clients"),
+        ("segmentation", {"lora__rank": {"GE": 1}}, "expected the clients Canon, GE, Philips, Siemens, found GE"),
+        ("segmentation", {"strategy": {"name": "rate_my_lora"}, "data__fractions": [0.6, 0.2, 0.0, 0.2]}, "client Canon: no rating cases"),
+        (
+            "disease",
+            {"strategy": {"name": "rate_my_lora", "rule": "peer"}, "data__rating_to_training": True},
+            "client Canon: no rating cases",
+        ),
+        ("segmentation", {"strategy": {"name": "fedalt"}}, "strategy.router: "),
+        ("segmentation", {"strategy": {"name": "fedit", "reduce": {"name": "krum", "byzantine": 2}}}, "strategy.reduce"),
+        ("segmentation", {"strategy": {"name": "fedti"}}, "did you mean fedit"),
+        ("segmentation", {"strategy": {"name": "fedit", "mu": 1.0}}, "strategy.mu: fedit has no such option"),
+        ("segmentation", {"clients": {"by": "vendor", "held_out": ["GEE"]}}, "clients.held_out: no client 'GEE'"),
+        ("segmentation", {"model__checkpointing": True}, "model.checkpointing: unet does not offer it"),
+        ("segmentation", {"training__device": "cuda"}, "training.device: cuda was asked for"),
+        ("segmentation", {"data__size": [16, 16, 8]}, "data.size: expected"),
+        ("disease", {"data__split": "official"}, "client Canon: no test cases"),
+        ("disease", {"clients": {"by": "pathology"}}, "expected training cases of both classes"),
+    ],
+)
+def test_refused_in_one_line(prepared_folder, task, change, message):
+    with pytest.raises(InputError, match=message) as caught:
+        experiment.make_plan(tiny(prepared_folder, task, **change))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_explodes_names_round_client_and_step(prepared_folder, tmp_path):
+    with pytest.raises(RunError, match=r"^round \d+, client \w+(, step \d+)?: .* try a smaller training.lr"):
+        run(tiny(prepared_folder, "disease", training__lr=1e30, training__optimiser="sgd"), tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
