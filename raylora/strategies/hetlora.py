@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -18,7 +19,7 @@ def hetlora(*, gamma: float = 1.0, lam: float = 0.0, rank_min: int = 1, weights:
     """Client k gets the first r_k rows of A and columns of B; what comes back is padded with zeros to the largest rank and averaged
     with sparsity weights w_k = ||s_k B_k A_k||_F / sum_j ||s_j B_j A_j||_F, layer by layer. `weights` is for the head alone.
 
-    gamma < 1: rank self-pruning. The local loss gets lam ||B[:, g:]|| ||A[g:, :]|| with g = gamma r_k, and a client whose tail norm
+    gamma < 1: rank self-pruning. The local loss gets lam ||B[:, g:]|| ||A[g:, :]|| with g = ceil(gamma r_k), and a client whose tail norm
     fell goes on with rank max(rank_min, g). Traffic as FedIT at each rank.
     """
     options.check(weights=weights, head=head)
@@ -43,7 +44,7 @@ def hetlora(*, gamma: float = 1.0, lam: float = 0.0, rank_min: int = 1, weights:
             rank = lowrank.rank_of(update.adapter)
             received = lowrank.cut(server, rank)
             trees.require_same(received, update.adapter, f"round {state.round}, client {update.client_id}")
-            cut = max(min(rank_min, rank), int(gamma * rank))
+            cut = max(min(rank_min, rank), math.ceil(gamma * rank))
             if gamma < 1 and tail(update.adapter, cut) < tail(received, cut):
                 rank = kept_ranks[update.client_id] = cut
             sent.append(lowrank.cut(update.adapter, rank))

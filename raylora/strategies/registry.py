@@ -51,7 +51,7 @@ def require_known(
             raise InputError(f"strategy.{key}: {name} has no such option{nearest(key, [k for k in parameters if k not in hidden])}")
 
 
-def require_clients(reduce: Reduce, clients: object) -> None:
+def require_clients(reduce: object, clients: object) -> None:
     """Raise InputError if a reduction needs more clients than there are (None: not known)."""
     if isinstance(reduce, Weighing) and isinstance(clients, int) and reduce.needs > clients:
         raise InputError(f"strategy.reduce: expected at least {reduce.needs} clients, found {clients}")

@@ -37,7 +37,7 @@ def test_select_and_overlay() -> None:
 
 
 def test_freeze_is_float32_read_only_and_copies_what_can_change() -> None:
-    mine = np.array([1.0, 2.0])
+    mine = np.array([1.0, 2.0], np.float32)
     kept = trees.freeze({"w": mine})["w"]
     mine[0] = 9.0
     assert kept.dtype == np.float32 and kept.tolist() == [1.0, 2.0]

@@ -78,6 +78,22 @@ def test_fedavgm_without_momentum_at_rate_1_is_fedit_bit_for_bit() -> None:
     assert_same_bits(run(create("fedavgm", {"b1": 0.0}), 3, LEARN), run(create("fedit"), 3, LEARN))
 
 
+def test_fedavgm_by_hand() -> None:
+    """D = 1, then 3 from there: m = 1 in round 0, then 0.9 * 1 + 0.1 * 3 = 1.2; rate 0.5."""
+    strategy = create("fedavgm", {"b1": 0.9, "server_lr": 0.5})
+    state = strategy.init({"w": np.zeros(1)})
+    for sent, expected in ((1.0, 0.5), (3.5, 0.5 + 0.6)):
+        state = strategy.aggregate(state, [ClientUpdate(client_id="a", num_examples=1, adapter={"w": np.float32([sent])})])
+        assert state.trees["adapter"]["w"][0] == pytest.approx(expected)
+
+
+def test_a_server_rate_of_one_half_goes_half_way() -> None:
+    whole, half = (adapter(arrived(create("scaffold", {"server_lr": rate}))) for rate in (1.0, 0.5))
+    start = toy.initial_tree(create("scaffold"), SITES[0].rank)
+    for name, end in whole.items():
+        np.testing.assert_allclose(half[name], (start[name] + end) / 2, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["fedadam", "fedyogi"])
 def test_adaptive_steps_without_momentum_become_fedit_as_eta_equals_tau_grows(name: str) -> None:
     expected = adapter(run(create("fedit"), 3, LEARN))["w.lora_B"]
@@ -248,6 +264,15 @@ def test_fedalt_sends_everyone_the_mean_of_the_others() -> None:
     np.testing.assert_allclose(new, (3 * sent["a"] + sent["b"] + 2 * sent["c"]) / 6, rtol=1e-5)
 
 
+def test_fedalt_trains_neither_the_others_nor_a_missing_router() -> None:
+    strategy = create("fedalt")
+    tree = toy.initial_tree(strategy, 2)
+    (phase,) = toy.seat(toy.start(strategy, 2), replace(SITES[0], rank=2)).broadcast.task.phases
+    trained = trees.match(tree, phase.trains)
+    assert not any(name.startswith("rest.") for name in trained)
+    assert any(name.startswith("router.") for name in trained) and "head.weight" in trained
+
+
 def test_centralised_is_fedit_with_one_client() -> None:
     strategy = create("centralised")
     assert strategy.pools_data
@@ -269,6 +294,17 @@ def test_trimmed_mean_with_nothing_trimmed_is_the_mean(name: str) -> None:
 def test_private_mean_without_noise_and_with_a_huge_clip_is_the_mean_at_equal_sizes(name: str) -> None:
     private, plain = (arrived(create(name, options), EQUAL, 2) for options in ({"reduce": dp_mean(1e9, 0.0)}, {}))
     assert_close(adapter(private), adapter(plain))
+
+
+def test_every_round_draws_its_own_noise() -> None:
+    """Clients that do not move: what the server does is the noise of the round."""
+    noisy = dp_mean(2.0, 0.7, seed=5)
+    strategy = create("fedit", {"reduce": noisy})
+    state, still = strategy.init({"w": np.zeros(3)}), {"w": np.zeros(3, np.float32)}
+    for round in range(2):
+        before = state.trees["adapter"]["w"]
+        state = strategy.aggregate(state, [ClientUpdate(client_id="a", num_examples=1, adapter={"w": before})])
+        np.testing.assert_allclose(state.trees["adapter"]["w"] - before, noisy.at(round)([still], [1])["w"], rtol=1e-4)
 
 
 ON_COORDINATES = [{"name": "median"}, {"name": "trimmed_mean", "trim": 0.2}]
