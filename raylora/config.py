@@ -263,13 +263,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file. Raises InputError."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(values, default=str)  # an anchor may contain itself, a key may be a date
     except FileNotFoundError:
         raise InputError(f"{path}: no such file (expected a YAML configuration)") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder (expected a YAML configuration)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         values = {}
