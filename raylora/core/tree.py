@@ -75,6 +75,8 @@ def require_same(expected: Tree, got: Tree, where: str) -> None:
     for name, array in expected.items():
         if got[name].shape != array.shape:
             raise RunError(f"{where}: {name} has shape {got[name].shape}, expected {array.shape}")
+        if got[name].dtype.kind != "f":
+            raise RunError(f"{where}: {name} is {got[name].dtype}, expected floating-point numbers")
         if not np.isfinite(got[name]).all():
             raise RunError(f"{where}: {name} is not finite")
 

@@ -52,6 +52,7 @@ def test_freeze_is_float32_read_only_and_copies_what_can_change() -> None:
         ({"b": np.zeros(2)}, r"names differ; missing \['a'\], not expected \['b'\]"),
         ({"a": np.zeros(3)}, r"a has shape \(3,\), expected \(2,\)"),
         ({"a": np.array([0.0, np.nan])}, "a is not finite"),
+        ({"a": np.array(["x", "y"])}, "a is <U1, expected floating-point numbers"),
     ],
 )
 def test_require_same_lists_the_difference(got: dict[str, np.ndarray], message: str) -> None:
