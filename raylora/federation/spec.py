@@ -83,9 +83,11 @@ def build_model(spec: ModelSpec, weights: Mapping[str, np.ndarray] | None = None
     """The backbone with adapters in place. `weights` replace those drawn from the seed; on a CPU they are used in place, never written."""
     backbone = zoo.build(spec.name, spec.task, spec.size, spec.image_size, spec.sizes, spec.seed)
     if spec.checkpointing:
-        if not hasattr(backbone, "checkpointing"):
+        if not hasattr(backbone, "recompute_activations"):
             raise InputError(f"model.checkpointing: {spec.name} does not offer it")
-        backbone.checkpointing = True
+        if spec.dropout:
+            raise InputError("model.checkpointing: not with lora.dropout, whose draws the backward pass would repeat differently")
+        backbone.recompute_activations()
     targets = zoo.DEFAULT_TARGETS[spec.name] if spec.targets is None else spec.targets
     modules = () if spec.full else adapted_modules(backbone, targets, spec.blocks)
     backbone = backbone.to(device=device, dtype=dtype)

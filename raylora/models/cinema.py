@@ -25,7 +25,7 @@ SIZES = {
     "small": {  # for two CPU cores
         "image_size": (96, 96, 12),
         **_STEPS,
-        **{"conv_chans": (16, 32), "conv_n_blocks": 1, "embed": 96, "depth": 6, "heads": 6, "dec_chans": (8, 16, 32, 48, 64)},
+        **{"conv_chans": (16, 32), "conv_n_blocks": 1, "embed": 96, "depth": 4, "heads": 6, "dec_chans": (8, 16, 32, 48, 64)},
     },
 }
 """Arguments of the named sizes; those that begin with `dec_` are the segmenter's alone."""
@@ -66,6 +66,7 @@ class Classifier(nn.Module):
 
     adapter_targets = ENCODER_TARGETS
     default_targets = ("q", "kv")
+    decoder_targets = ()
     decoder_names = ()
 
     def __init__(
@@ -99,6 +100,10 @@ class Classifier(nn.Module):
     @property
     def adapter_blocks(self) -> tuple[str, ...]:
         return _block_names(self.encoder)
+
+    def recompute_activations(self) -> None:
+        """From now on the backward pass computes the blocks' activations again instead of keeping them."""
+        self.encoder.grad_checkpoint = True
 
     @property
     def head_names(self) -> tuple[str, ...]:
@@ -145,6 +150,7 @@ class Segmenter(nn.Module):
     Raises InputError for sizes that do not fit each other.
     """
 
+    decoder_targets = ("skip_conv", "decoder_conv")
     adapter_targets = {
         **ENCODER_TARGETS,
         "skip_conv": r"dec_(image_conv_block_dict\.sax|conv_blocks_dict\.sax\.\d+)\.conv[12]",
@@ -205,6 +211,10 @@ class Segmenter(nn.Module):
     @property
     def adapter_blocks(self) -> tuple[str, ...]:
         return _block_names(self.encoder)
+
+    def recompute_activations(self) -> None:
+        """From now on the backward pass computes the blocks' activations again instead of keeping them."""
+        self.encoder.grad_checkpoint = True
 
     def stages(self) -> list[Stage]:
         """Between two stages of the encoder: tokens (b, 1 + n, width), the stem's feature maps, the image.

@@ -17,6 +17,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return {name: value.to(torch.float32) if value.is_floating_point() else value for name, value in tensors.items()}
 
 
+def read_names(path: str | Path) -> list[str]:
+    """The tensors' names in a safetensors file; nothing else is read. Raises InputError if it is missing or none."""
+    with _opened(path, "np") as file:
+        return list(file.keys())
+
+
 def read_header(path: str | Path) -> dict[str, str]:
     """The free-text entries in a safetensors file's header. Raises InputError if it is missing or none."""
     with _opened(path, "np") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 from raylora.core.errors import InputError
 from raylora.core.seeds import seed_of
 from raylora.models import unet, vit
+from raylora.models.cinema_weights import find_weights, is_pretraining, pretrained_tensors
 from raylora.models.draw import draw_weights
 from raylora.models.seen import Seen, read_seen
 from raylora.models.weights import check_tensors, read_tensors
@@ -84,27 +86,42 @@ def weights_of(backbone: nn.Module) -> dict[str, np.ndarray]:
 SHIPPED = Path(str(resources.files("raylora.models"))) / "shipped"
 
 
-def find(weights: str) -> Path:
-    """The file of weights given as a path or as the name of those that come with the package. Raises InputError."""
+def find(weights: str, folder: str | None = None, model: str = "") -> Path:
+    """The file that `model.weights` means: the name of weights that come with the package, a path, or a name in the weights folder.
+
+    `folder` defaults to the environment's RAYLORA_WEIGHTS. For CineMA the names under which its files are published count too (see
+    `cinema_weights.find_weights`). Raises InputError that says where it was looked for and, if it can be had somewhere, where.
+    """
     ours = SHIPPED / f"{weights}.safetensors"
     if "/" not in weights and ours.is_file():
         return ours
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.safetensors"))) or "none"
-        raise InputError(f"model.weights: {weights}: no such file, and not the name of shipped weights ({names})")
-    return path
+    folder = folder or os.environ.get("RAYLORA_WEIGHTS") or None
+    if folder is not None and not Path(folder).expanduser().is_dir():
+        raise InputError(f"model.weights_folder (or RAYLORA_WEIGHTS): {folder}: no such folder")
+    if model == "cinema":
+        return find_weights(weights, folder and Path(folder).expanduser())
+    for path in (Path(weights), *([Path(folder) / weights, Path(folder) / f"{weights}.safetensors"] if folder else [])):
+        if path.expanduser().is_file():
+            return path.expanduser()
+    names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.safetensors"))) or "none"
+    where = f", nor one in {folder}" if folder else ""
+    raise InputError(f"model.weights: {weights}: no such file{where}, and not the name of shipped weights ({names})")
 
 
-def load_weights(own: Mapping[str, torch.Tensor], head_names: Sequence[str], weights: str) -> Seen:
+def load_weights(own: Mapping[str, torch.Tensor], head_names: Sequence[str], weights: str | Path) -> Seen:
     """Read pre-trained weights into the backbone's parameters, exactly; only the head may be missing, since pre-training may have none.
 
-    Returns what the weights have seen. Raises InputError naming file and difference.
+    CineMA's pre-training checkpoint is recognised: what the model does not take of it (masks, its decoder, other views) is left out, and
+    what it does not hold (positions, head, decoder) stays. Returns what the weights have seen. Raises InputError naming file and
+    difference, and changes nothing then.
     """
-    path = find(weights)
+    path = find(str(weights))
     tensors = read_tensors(path)
-    expected = {name: value for name, value in own.items() if name in tensors or not any(fnmatch.fnmatchcase(name, p) for p in head_names)}
-    check_tensors(expected, tensors, path)
+    if is_pretraining(tensors):
+        tensors = pretrained_tensors(own, tensors, path)
+    else:
+        expected = {name: value for name, value in own.items() if name in tensors or not any(fnmatch.fnmatchcase(name, p) for p in head_names)}
+        check_tensors(expected, tensors, path)
     for name, value in tensors.items():
         if not value.isfinite().all():
             raise InputError(f"{path}: {name} has values that are not finite")
