@@ -35,13 +35,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
-class Source(Section):
-    """One data set of several."""
-
-    dataset: Literal["phantom", "acdc", "mnms", "mnms2"]
-    root: str | None = None  # a download, or a prepared folder; phantoms are made on demand
-
-
 class Phantom(Section):
     """The cohort that `dataset: phantom` makes on demand."""
 
@@ -50,6 +43,14 @@ class Phantom(Section):
     seed: int = 0
     shift: NonNegative = 1.0  # strength of the vendors' differences in appearance
     vendors: list[Literal["Siemens", "Philips", "GE", "Canon"]] | None = None  # default: all that the layout has
+
+
+class Source(Section):
+    """One data set of several."""
+
+    dataset: Literal["phantom", "acdc", "mnms", "mnms2"]
+    root: str | None = None  # a download, or a prepared folder; phantoms are made on demand
+    phantom: Phantom | None = None  # the cohort of a phantom source; default: data.phantom
 
 
 class Data(Section):
@@ -64,6 +65,7 @@ class Data(Section):
     spacing_mm: tuple[Positive, Positive, Positive] = (1.5, 1.5, 10.0)
     size: tuple[Count, Count, Count] = (128, 128, 16)  # voxels of the crop; z is padded with zeros up to this count
     crop: Literal["centre", "motion", "label"] = "centre"  # of the image; of what moves between ED and ES; of the ED label's LV (an oracle)
+    protocol: Literal["cmr-fed-v1"] | None = None  # clients and split as a shipped protocol says; its hash stands in every table
     rating_to_training: bool = False  # train on the rating cases too (the fair comparison for methods that do not rate)
     allow_seen: bool = False  # evaluate on cases that the base weights have seen (marked in every table)
     phantom: Phantom = Phantom()
@@ -86,7 +88,8 @@ class Model(Section):
     """The frozen backbone."""
 
     name: Literal["unet", "vit", "cinema"] = "unet"
-    weights: str | None = None  # a path, the name of shipped weights, or nothing (random, from `seed`)
+    weights: str | None = None  # a path, a name in the weights folder, CineMA's published name, shipped weights; nothing: random, from `seed`
+    weights_folder: str | None = None  # where names are looked for; default: RAYLORA_WEIGHTS
     size: Literal["small", "paper", "base"] = "small"
     sizes: dict[str, Any] = {}  # constructor arguments over the named size
     head: Literal["trained", "frozen"] = "trained"
