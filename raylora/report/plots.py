@@ -17,6 +17,7 @@ from raylora.report.table import Column, Table, bytes_text, decimal, size, whole
 from raylora.report.words import metric_words
 
 MOST_LINES = 10  # beyond so many clients lines are grey and the mean speaks
+MOST_NUMBERS = 16  # beyond so many columns a heat map is colours only; its table has the numbers
 
 Series = Mapping[str, Mapping[int, float]]  # client -> round -> value
 
@@ -84,7 +85,8 @@ def cross_client_heat_map(run: Run) -> Picture | None:
 
     def draw(theme: Theme) -> Figure:
         rows, columns = values.shape
-        made, (axes,) = figure(theme, max(4.6, 1.6 + 0.85 * columns), max(2.4, 1.3 + 0.42 * rows))
+        wide, high = (0.85, 0.42) if columns <= MOST_NUMBERS else (0.2, 0.16)  # inches a cell
+        made, (axes,) = figure(theme, max(4.6, 1.6 + wide * columns), max(2.4, 1.3 + high * rows))
         heat_map(axes, values, block["rows"], block["columns"], theme)
         axes.set(xlabel="Data of", ylabel="Model of")
         return made
@@ -128,21 +130,22 @@ def bytes_by_direction(run: Run) -> Picture | None:
 
 
 def heat_map(axes: Axes, values: np.ndarray, rows: Sequence[object], columns: Sequence[object], theme: Theme, digits: int = 3) -> None:
-    """Values (rows, columns) as coloured cells with their numbers; NaN is hatched and reads n/a."""
+    """Values (rows, columns) as coloured cells, with their numbers where there is room; NaN is hatched."""
     shown = values[np.isfinite(values)]
     low, high = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 1.0)
     image = axes.imshow(values, cmap="cividis", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
+    numbers = len(columns) <= MOST_NUMBERS
     for (i, j), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            dark_cell = (value - low) / max(high - low, 1e-9) < 0.5
-            axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=8, color="#ffffff" if dark_cell else "#111111")
-        else:
+        if not np.isfinite(value):
             axes.add_patch(_hatched(i, j, theme))
-            axes.text(j, i, "n/a", ha="center", va="center", fontsize=8)
-    axes.set_xticks(
-        range(len(columns)), [str(c) for c in columns], rotation=30 if len(columns) > 6 else 0, ha="right" if len(columns) > 6 else "center"
-    )
-    axes.set_yticks(range(len(rows)), [str(r) for r in rows])
+        if numbers:
+            dark_cell = np.isfinite(value) and (value - low) / max(high - low, 1e-9) < 0.5
+            ink = theme.ink if not np.isfinite(value) else "#ffffff" if dark_cell else "#111111"
+            axes.text(j, i, f"{value:.{digits}f}" if np.isfinite(value) else "n/a", ha="center", va="center", fontsize=8, color=ink)
+    turned = {"rotation": 90 if not numbers else 30, "ha": "center" if not numbers else "right"} if len(columns) > 6 else {}
+    size = 9 if numbers else 6
+    axes.set_xticks(range(len(columns)), [str(c) for c in columns], fontsize=size, **turned)
+    axes.set_yticks(range(len(rows)), [str(r) for r in rows], fontsize=size)
     axes.grid(False)
     axes.figure.colorbar(image, ax=axes, shrink=0.9)
 

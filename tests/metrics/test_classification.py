@@ -42,6 +42,8 @@ def test_threshold_is_the_midpoint_with_the_best_balanced_accuracy():
 
 def test_threshold_of_equal_candidates_is_the_nearest_to_one_half_then_the_smaller():
     assert choose_threshold(np.array([0, 1]), np.array([0.2, 0.9])) == 0.5  # any threshold between them is perfect
+    # 0.2 and 0.625 both reach 3/4
+    assert choose_threshold(np.array([0, 1, 0, 1]), np.array([0.1, 0.3, 0.6, 0.65])) == pytest.approx(0.625)
     # 0.25 and 0.75 both reach 3/4, 0.5 only 1/2
     assert choose_threshold(np.array([0, 1, 0, 1]), np.array([0.2, 0.3, 0.7, 0.8])) == pytest.approx(0.25)
 

@@ -45,7 +45,7 @@ def test_a_structure_absent_from_both_is_not_counted():
 
 
 def test_dice_alone():
-    truth = {"ED": _heart(10, 5, 8)}
+    truth = {"ED": _heart(10, 5, 8), "ES": _heart(4, 6, 5)}
     assert {metric for _, _, metric, _ in segmentation_rows(truth, truth, SPACING_MM, full=False)} == {"dice"}
 
 

@@ -60,6 +60,17 @@ def test_many_clients_become_a_bundle_with_a_mean(run):
     assert _pixels(png(curves, LIGHT)).shape[0] > 100
 
 
+def test_a_matrix_of_many_clients_stays_a_picture(run):
+    many = read_run(run.folder)
+    clients = [f"c{i:02d}" for i in range(30)]
+    block = {"metric": "dice", "rows": ["frozen", *clients], "columns": clients, "values": [[0.5] * 30] * 31}
+    object.__setattr__(many, "summary", {**run.summary, "cross_client": block})
+    matrix = next(p for p in run_pictures(many) if p.name == "cross_client")
+    height, width, _ = _pixels(png(matrix, LIGHT)).shape
+    assert width < 1200 and height < 1200
+    assert len(matrix.data.rows) == 31
+
+
 def test_a_run_without_records_has_no_curves(run):
     empty = read_run(run.folder)
     object.__setattr__(empty, "rounds", [])
