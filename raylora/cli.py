@@ -172,6 +172,8 @@ def guarded(command: Callable[[], Any]) -> int:
     signal.signal(signal.SIGTERM, interrupted)
     try:
         result = command()
+        if result == 130:  # what typer makes of an interrupt
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except InputError as error:
         print(f"raylora: {_line(error)}", file=sys.stderr)

@@ -1,0 +1,322 @@
+"""The command line: help at once, every mistake one line and exit code 2, and nothing left behind."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import yaml
+from small_runs import settings
+from small_studies import cohort
+
+from raylora import cli
+from raylora.core.errors import InputError, RunError
+from raylora.models import zoo
+from raylora.models.seen import Seen
+
+COMMANDS = [
+    ["run"],
+    ["resume"],
+    ["compare"],
+    ["pretrain"],
+    ["upload"],
+    ["data"],
+    ["data", "phantom"],
+    ["data", "prepare"],
+    ["data", "check"],
+]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder with a cache of its own beside it."""
+    before = signal.getsignal(signal.SIGTERM)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("RAYLORA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("raylora.data.obtain.process_map", lambda workers: map)  # two processes for twelve tiny studies take longer
+    yield tmp_path / "here"
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def two_vendors(tmp_path_factory) -> Path:
+    """Fewer studies, to be copied and damaged."""
+    return cohort(tmp_path_factory.mktemp("two"), {"Siemens": 6, "GE": 6})
+
+
+def call(*words: object) -> int:
+    return cli.guarded(lambda: cli.app([str(word) for word in words], standalone_mode=False))
+
+
+def refused(here: Path, capsys, words, *said: str) -> None:
+    """Exit code 2, one line that says it, no traceback, and no file made."""
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
+    code = call(*words)
+    out, err = capsys.readouterr()
+    (line,) = [line for line in err.splitlines() if line.startswith("raylora: ")]
+    assert code == 2 and err.splitlines()[-1] == line and "Traceback" not in err and not out
+    for word in said:
+        assert word in line, line
+    assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
+    left = [path for path in (here.parent / "cache").rglob("*") if path.is_file()]
+    assert not left, f"left in the cache: {left}"
+
+
+# ---- help
+
+
+def test_help_answers_in_under_a_second():
+    fastest = 9.0
+    for _ in range(12):  # other work on the machine slows some of them
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "raylora", "--help"], capture_output=True, text=True)
+        fastest = min(fastest, time.perf_counter() - started)
+        assert done.returncode == 0 and "run" in done.stdout and "Federated" in done.stdout
+        if fastest < 1.0:
+            break
+    assert fastest < 1.0
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_help(words, capsys):
+    assert call(*words, "--help") == 0
+    assert "Usage:" in capsys.readouterr().out
+
+
+def test_the_console_script_is_the_module():
+    script = Path(sys.executable).with_name("raylora")
+    found = [
+        subprocess.run([*start, "--help"], capture_output=True, text=True) for start in ([str(script)], [sys.executable, "-m", "raylora"])
+    ]
+    assert [done.returncode for done in found] == [0, 0]
+    assert [name for name in ("run", "resume", "compare", "pretrain", "upload", "data") if name not in found[0].stdout] == []
+    commands = [done.stdout[done.stdout.index("Commands") :] for done in found]
+    assert commands[0] == commands[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rnu"], "rnu"),
+        (["run"], "CONFIG"),
+        (["run", "c.yaml", "--ouput", "x"], "--ouput"),
+        (["data", "phantom", "out", "--patients", "0"], "--patients"),
+        (["data", "phantom", "out", "--seed", "x"], "--seed"),
+        (["compare"], "run folders"),
+        (["resume", "nowhere"], "nowhere: no run to resume"),
+        (["upload", "nowhere"], "nowhere: no finished run"),
+        (["run", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["data", "prepare", "acdc", "nowhere", "out"], "nowhere"),
+    ],
+)
+def test_usage_mistakes(here, capsys, words, said):
+    refused(here, capsys, words, said)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(RunError("round 1,\nclient a"), 1, "round 1, client a"), (InputError("x"), 2, "x"), (KeyboardInterrupt(), 130, "resume DIR")],
+)
+def test_every_end_is_one_line_and_a_code(here, capsys, monkeypatch, prepared_folder, error, code, said):
+    from raylora import launch
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(launch, "run", fail)
+    (here / "c.yaml").write_text(yaml.safe_dump(settings(prepared_folder)))
+    assert call("run", "c.yaml") == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("raylora: ") and said in line
+
+
+# ---- bad configurations and machines
+
+
+def written(here: Path, root: Path, task: str = "segmentation", **overrides) -> list[str]:
+    """The words of a run that would keep its record in MLflow and its results in `out`."""
+    values = settings(root, task, **overrides)
+    del values["tracking"]
+    (here / "c.yaml").write_text(yaml.safe_dump(values))
+    return ["run", "c.yaml", "--output", "out"]
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "said"),
+    [
+        ("segmentation", ["training.lrr=1"], ["unknown key 'training.lrr'", "did you mean 'lr'?"]),
+        ("segmentation", ["training.rounds=soon"], ["training.rounds", "'soon'"]),
+        ("segmentation", ["lora.rank=0"], ["lora.rank", "found 0"]),
+        ("segmentation", ["lora.rank=[1,2]"], ["lora.rank: expected one rank for each of the 4 clients"]),
+        ("segmentation", ["lora.blocks=99"], ["lora.blocks: the last 99 blocks"]),
+        ("disease", ["lora.blocks=[7]"], ["lora.blocks: expected block numbers from 0 to 1, found [7]"]),
+        ("segmentation", ["placement.cpus_per_client=1000"], ["placement: 4 actors need 4000 CPUs", "this machine has"]),
+        ("segmentation", ["placement.gpus_per_client=100"], ["placement: 4 actors need", "400 GPUs"]),
+        ("segmentation", ["placement.gpus_per_client=0.3"], ["placement.gpus_per_client: a share of a GPU must be 1/n", "found 0.3"]),
+        ("segmentation", ["data.root=nowhere"], ["nowhere: no such folder"]),
+        ("segmentation", ["data.root=null"], ["data.root: expected the folder of mnms"]),
+        ("segmentation", ["model.weights=nowhere.safetensors"], ["model.weights: nowhere.safetensors: no such file"]),
+        ("segmentation", ["data.fractions=[0.8,0.1,0.1,1e-9]"], ["client ", "no test cases"]),
+        ("disease", ["clients.by=pathology"], ["client DCM: expected training cases of both classes"]),
+        ("segmentation", ["data.spacing_mm=[2,2,10]"], ["data.spacing_mm: expected"]),
+    ],
+)
+def test_bad_configurations(here, capsys, prepared_folder, task, words, said):
+    refused(here, capsys, [*written(here, prepared_folder, task), *words], *said)
+
+
+def test_weights_of_another_architecture(here, capsys, prepared_folder):
+    network = zoo.build("vit", "disease", "small", (16, 16, 4), {"patch": [8, 8, 2], "width": 8, "depth": 1, "heads": 2})
+    zoo.save_weights(here / "w.safetensors", zoo.weights_of(network), half=False, seen=Seen(), about={})
+    for task in ("segmentation", "disease"):
+        refused(
+            here,
+            capsys,
+            [*written(here, prepared_folder, task), "model.weights=w.safetensors"],
+            "w.safetensors: weights of another architecture",
+        )
+
+
+@pytest.mark.parametrize("content", ["config.yaml", "something"])
+def test_an_output_folder_that_holds_something(here, capsys, prepared_folder, content):
+    words = written(here, prepared_folder)
+    (here / "out").mkdir()
+    (here / "out" / content).write_text("x")
+    refused(here, capsys, words, "--output", "already holds a run" if content == "config.yaml" else "already holds something")
+
+
+def test_an_output_that_is_a_file(here, capsys, prepared_folder):
+    words = written(here, prepared_folder)
+    (here / "out").write_text("x")
+    refused(here, capsys, words, "--output")
+
+
+# ---- bad data
+
+
+def studies(root: Path) -> Path:
+    return root / "OpenDataset" / "Training" / "Labeled"
+
+
+def table(root: Path) -> Path:
+    return next((root / "OpenDataset").glob("*.csv"))
+
+
+def without_studies(root: Path) -> list[str]:
+    shutil.rmtree(studies(root))
+    return ["no study found"]
+
+
+def empty(root: Path) -> list[str]:
+    shutil.rmtree(root)
+    root.mkdir()
+    return [str(root), "expected one CSV table"]
+
+
+def truncated(root: Path) -> list[str]:
+    path = studies(root) / "G1V2" / "G1V2_sa.nii.gz"
+    path.write_bytes(path.read_bytes()[:-200])
+    return ["G1V2_sa.nii.gz"]
+
+
+def other_labels(root: Path) -> list[str]:
+    path = studies(root) / "G1V2" / "G1V2_sa_gt.nii.gz"
+    label = np.asanyarray(nibabel.load(path).dataobj).copy()
+    label[3, 3, 1, 0] = 4
+    nibabel.save(nibabel.Nifti1Image(label, nibabel.load(path).affine), path)
+    return ["G1V2_sa_gt.nii.gz", "expected the values [0, 1, 2, 3], found 4"]
+
+
+def other_shape(root: Path) -> list[str]:
+    path = studies(root) / "S2V1" / "S2V1_sa_gt.nii.gz"
+    label = np.asanyarray(nibabel.load(path).dataobj)[:, :-1]
+    nibabel.save(nibabel.Nifti1Image(label, nibabel.load(path).affine), path)
+    return ["S2V1_sa_gt.nii.gz: shape (24, 27, 4), expected (24, 28, 4)"]
+
+
+def no_es(root: Path) -> list[str]:
+    table(root).write_text(table(root).read_text().replace("S2V1,Siemens,A,1,0,2", "S2V1,Siemens,A,1,0,"))
+    return ["S2V1", "ES is blank"]
+
+
+def twice(root: Path) -> list[str]:
+    shutil.copytree(studies(root) / "S2V1", root / "OpenDataset" / "Testing" / "S2V1")
+    return ["two studies with the id S2V1"]
+
+
+def one_class(root: Path) -> list[str]:
+    table(root).write_text(
+        "\n".join(line.replace(",DCM,", ",NOR,") if line.startswith("G") else line for line in table(root).read_text().splitlines())
+    )
+    return ["client GE: expected training cases of both classes, all 3 are of class 0"]
+
+
+@pytest.mark.parametrize("damage", [without_studies, empty, truncated, other_shape, no_es, twice], ids=lambda damage: damage.__name__)
+def test_bad_data_seen_in_headers(here, capsys, two_vendors, tmp_path, damage):
+    root = Path(shutil.copytree(two_vendors, tmp_path / "data"))
+    said = damage(root)
+    refused(here, capsys, written(here, root), *said)
+
+
+def test_bad_labels(here, capsys, two_vendors, tmp_path):
+    root = Path(shutil.copytree(two_vendors, tmp_path / "data"))
+    said = other_labels(root)
+    refused(here, capsys, written(here, root), *said)
+
+
+def test_a_client_of_one_class_and_one_id_in_two_sets(here, capsys, two_vendors, tmp_path):
+    """What is prepared by then is good and stays in the cache; a run is not begun."""
+    root = Path(shutil.copytree(two_vendors, tmp_path / "data"))
+    said = one_class(root)
+    words = written(here, root, "disease")
+    assert call(*words) == 2
+    assert said[0] in capsys.readouterr().err and sorted(path.name for path in here.iterdir()) == ["c.yaml"]
+    several = yaml.safe_dump(
+        [{"dataset": "mnms", "root": str(root)}, {"dataset": "mnms", "root": str(two_vendors)}], default_flow_style=True, width=9999
+    )
+    assert call(*words, f"data.dataset={several.strip()}", "data.root=null") == 2
+    assert "two studies with the id G0V2" in capsys.readouterr().err and sorted(path.name for path in here.iterdir()) == ["c.yaml"]
+
+
+# ---- what a run would do
+
+
+def test_the_plan_is_said_and_nothing_is_made(here, capsys, prepared_folder):
+    words = written(here, prepared_folder, "disease")
+    assert call(*words, "--plan", "--json") == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plan["clients"]["GE"]["train"] == 3 and plan["strategy"] == "fedit"
+    assert sorted(path.name for path in here.iterdir()) == ["c.yaml"]
+
+
+def test_a_free_folder_is_found(here):
+    from raylora.launch import free_folder
+
+    assert free_folder("x") == Path("runs/x")
+    (here / "runs" / "x").mkdir(parents=True)
+    (here / "runs" / "x-2").mkdir()
+    assert free_folder("x") == Path("runs/x-3")
+
+
+def test_relative_paths_are_those_of_the_command(here, prepared_folder):
+    from raylora.config import from_dict
+    from raylora.launch import absolute
+
+    (here / "w.safetensors").touch()
+    config = from_dict(
+        {**settings(Path("data"), "disease"), "model": {"name": "vit", "weights": "w.safetensors"}, "tracking": {"uri": "sqlite:///m.db"}}
+    )
+    found = absolute(config, here)
+    assert (found.data.root, found.model.weights, found.tracking.uri) == (
+        str(here / "data"),
+        str(here / "w.safetensors"),
+        f"sqlite:///{here / 'm.db'}",
+    )
+    assert absolute(from_dict({"model": {"weights": "phantom_unet"}}), here).model.weights == "phantom_unet"
