@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from raylora import __version__
+from raylora.cohort import Cohort, gather
 from raylora.config import Config
 from raylora.core import sampling
 from raylora.core.errors import InputError
 from raylora.core.types import Broadcast, Client, ClientState, State, Strategy, Tree
-from raylora.data import duplicates, obtain, partition
-from raylora.data.groups import disease_label
+from raylora.data import obtain, partition
 from raylora.data.transforms import Augmentation
 from raylora.federation import checkpoint
 from raylora.federation.client import compose, initial_tree
@@ -30,6 +30,7 @@ from raylora.federation.spec import HostSpec, ModelSpec, SiteSpec, build_model, 
 from raylora.metrics import matrix
 from raylora.metrics.classification import choose_threshold
 from raylora.models import peft, zoo
+from raylora.models.cinema_weights import without_decoder
 from raylora.models.seen import Seen
 from raylora.models.stacked import StackedModel
 from raylora.strategies import create
@@ -55,32 +56,15 @@ class Plan:
     data_sha256: str
     splits: Mapping[str, Mapping[str, Sequence[str]]]  # client -> part -> study ids
     left_out: Mapping[str, str]  # study id -> why it is in no client
+    cohort: Cohort
 
 
 def make_plan(config: Config, say: Callable[[str, int, int], None] = lambda what, done, total: None) -> Plan:
     """Prepare the data, divide it, build the model once: whatever is wrong is found here. Raises InputError."""
     strategy = make_strategy(config)
     folders = obtain.prepared(config.data, say)
-    rows, left_out = partition.eligible(obtain.studies(folders), config.task)
-    by_id = {row.id: row for row in rows}
-    diseased = {row.id: disease_label(row.dataset, row.group) for row in rows}
-    pairs = [(first, second) for first, second, _ in duplicates.pairs(rows)] if len(folders) > 1 else []
-    assigned = partition.assign_clients(
-        rows,
-        by=config.clients.by,
-        count=config.clients.count,
-        alpha=config.clients.alpha,
-        seed=config.data.split_seed,
-        held_out=config.clients.held_out,
-        pairs=pairs,
-    )
-    left_out = {**left_out, **assigned.left_out}
-    held_out = tuple(sorted(assigned.held_out))
-    divide = partition.split_official if config.data.split == "official" else partition.split_client
-    splits = {client: divide([by_id[i] for i in ids], config.data.split_seed, config.data.fractions, pairs) for client, ids in sorted(assigned.clients.items())}
-    labels = {i: value for i, value in diseased.items() if value is not None} if config.task == "disease" else None
-    partition.check_clients(splits, labels)
-    splits |= {client: partition.Split(train=(), validation=(), rating=(), test=tuple(ids)) for client, ids in sorted(assigned.held_out.items())}
+    cohort = gather(config, folders)
+    splits, held_out, labels = cohort.splits, cohort.held_out, cohort.diseased
     homes = tuple(client for client in splits if client not in held_out)
     ranks = _ranks(config, homes)
     extra = config.data.rating_to_training
@@ -101,16 +85,15 @@ def make_plan(config: Config, say: Callable[[str, int, int], None] = lambda what
         sites = [replace(site, training=(), rating=()) for site in sites]
         sites.append(SiteSpec(id=POOL, rank=max(ranks.values()), training=together["training"], rating=together["rating"]))
         training = (POOL,)
-    model_spec = _model_spec(config, strategy)
-    model = build_model(model_spec)
-    seen = zoo.load_weights(model.weights, model.backbone.head_names, config.model.weights) if config.model.weights else Seen()
+    backbone = model_spec(config, strategy)
+    model = build_model(backbone)
+    seen = _load_weights(config, model)
     weights = {name: value.detach().numpy().copy() for name, value in model.weights.items()}
-    scored = [by_id[i] for site in sites for i in (*site.validation, *site.rating, *site.test)]
-    refused = [row.id for row in scored if seen.covers(row.dataset, row.split, row.source_sha256)]
+    refused = cohort.seen_by(seen)
     if refused and not config.data.allow_seen:
         raise InputError(f"model.weights: {config.model.weights} has seen {len(refused)} validation or test cases ({refused[0]}, ...); data.allow_seen=true overrides")
     spec = HostSpec(
-        model=model_spec,
+        model=backbone,
         sets=tuple(str(folder) for folder in folders),
         sites=tuple(sites),
         diseased=labels or {},
@@ -140,7 +123,8 @@ def make_plan(config: Config, say: Callable[[str, int, int], None] = lambda what
         seen_cases=tuple(refused),
         data_sha256=obtain.digest(folders),
         splits={client: {part: getattr(split, part) for part in partition.PARTS} for client, split in splits.items()},
-        left_out={**left_out, **{i: why for split in splits.values() for i, why in split.left_out.items()}},
+        left_out=cohort.left_out,
+        cohort=cohort,
     )
 
 
@@ -167,7 +151,32 @@ def _rehearse(strategy: Strategy, model: StackedModel, spec: HostSpec, clients: 
             raise InputError(f"client {client.id}: no rating cases, expected one at least for strategy.name {strategy.name} (see data.fractions)")
 
 
-def _model_spec(config: Config, strategy: Strategy) -> ModelSpec:
+def _load_weights(config: Config, model: StackedModel) -> Seen:
+    """Fill the backbone with the configured weights; what they have seen. Raises InputError."""
+    if config.model.weights is None:
+        return Seen()
+    path = zoo.find(config.model.weights, config.model.weights_folder, config.model.name)
+    if config.model.decoder == "frozen" and not model.full and model.backbone.decoder_names and without_decoder(path):
+        raise InputError(f"model.decoder: {path} is a pre-training checkpoint without a decoder: expected full or lora, found frozen")
+    return zoo.load_weights(model.weights, model.backbone.head_names, path)
+
+
+def _adapter_targets(config: Config, network: torch.nn.Module) -> tuple[str, ...]:
+    """`lora.targets` or the model's own choice, and the decoder's convolutions where the decoder's policy says so. Raises InputError."""
+    targets = zoo.DEFAULT_TARGETS[config.model.name] if config.lora.targets is None else tuple(config.lora.targets)
+    of_decoder = tuple(getattr(network, "decoder_targets", ()))
+    if config.model.decoder != "frozen" and not network.decoder_names:
+        raise InputError(f"model.decoder: {config.model.name} for {config.task} has no decoder, found {config.model.decoder}")
+    if config.model.decoder == "lora":
+        return tuple(dict.fromkeys((*targets, *of_decoder)))
+    against = [target for target in targets if target in of_decoder]
+    if against:
+        raise InputError(f"lora.targets: {against[0]} is of the decoder, expected model.decoder: lora, found {config.model.decoder}")
+    return targets
+
+
+def model_spec(config: Config, strategy: Strategy) -> ModelSpec:
+    """The backbone and what of it is trained. Raises InputError."""
     network = zoo.build(config.model.name, config.task, config.model.size, config.data.size, config.model.sizes, config.seed)
     plain: tuple[str, ...] = tuple(network.head_names) if config.model.head == "trained" else ()
     plain += tuple(network.decoder_names) if config.model.decoder == "full" else ()
@@ -180,7 +189,7 @@ def _model_spec(config: Config, strategy: Strategy) -> ModelSpec:
         sizes=config.model.sizes,
         seed=config.seed,
         checkpointing=config.model.checkpointing,
-        targets=tuple(config.lora.targets) if config.lora.targets is not None else None,
+        targets=_adapter_targets(config, network),
         blocks=tuple(blocks) if isinstance(blocks, list) else blocks,
         dropout=config.lora.dropout,
         plain=plain,
@@ -239,6 +248,7 @@ def run_experiment(plan: Plan, out: Path, make_executor: Callable[[Plan], Execut
     strategy = make_strategy(config, len(clients))
     model = build_model(plan.spec.model, plan.weights)
     record = Record(out)
+    write_json(out / "patients.json", {"patients": plan.cohort.patients(), "left_out": dict(plan.left_out)})
     progress, rows = Progress(round=0, server=_opening(strategy, model, plan.spec, clients)), 0
     checkpoints = out / "checkpoints"
     if resume:
@@ -445,6 +455,8 @@ def _finish(
         "versions": versions(),
         "config_sha256": config.sha256(),
         "data_sha256": plan.data_sha256,
+        "protocol": plan.cohort.protocol.stamped() if plan.cohort.protocol else None,
+        "crop": sorted({row.crop for row in plan.cohort.rows.values()}),
         "patients": {client: {part: len(ids) for part, ids in parts.items()} for client, parts in plan.splits.items()},
         "base": {"weights": config.model.weights, "has_seen": list(plan.seen_cases)},
         "parameters": {"sent": sum(v.size for v in broadcasts[plan.clients[0].id].adapter.values()), "frozen": sum(v.size for v in plan.weights.values())},

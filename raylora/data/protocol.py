@@ -41,6 +41,10 @@ class Protocol:
         """What a table made under the protocol prints."""
         return f"{self.name} (sha256 {self.sha256[:16]})"
 
+    def stamped(self) -> dict[str, str]:
+        """For the summary of a run made under the protocol."""
+        return {"name": self.name, "sha256": self.sha256}
+
     def primary(self, task: str) -> str:
         """The metric that ranks methods."""
         return self.rules["tasks"][task]["primary"]

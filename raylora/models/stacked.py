@@ -85,6 +85,7 @@ class StackedModel:
         self.adapters = dict({"": None} if adapters is None else adapters)
         self.weights = dict(backbone.named_parameters())  # original names -> frozen weights
         self.router = router
+        fixed = {name for name, weight in self.weights.items() if not weight.requires_grad}  # a table of positions is no weight to train
         for weight in self.weights.values():
             weight.requires_grad_(False)
         self.backbone = backbone.eval()  # frozen parts have no dropout, no drop-path, no running statistics
@@ -94,7 +95,7 @@ class StackedModel:
         self.layers: dict[str, Adapted] = {}
         self.owned: dict[str, PerClient] = {}
         if full:
-            self.plain = tuple(name for name in self.weights)
+            self.plain = tuple(name for name in self.weights if name not in fixed)
             self.owned[""] = PerClient(backbone)
             return
         self.plain = tuple(name for name in self.weights if any(fnmatch.fnmatchcase(name, pattern) for pattern in plain))

@@ -1,0 +1,105 @@
+"""Who has which patients in one experiment: as its configuration divides them, or as a protocol that others can join does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from raylora.config import Clients, Config, Data
+from raylora.core.errors import InputError
+from raylora.data import duplicates, obtain, partition, protocol
+from raylora.data.groups import disease_label
+from raylora.data.manifest import Row
+from raylora.data.partition import PARTS, Split
+from raylora.data.protocol import Protocol
+from raylora.models.seen import Seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """The patients of an experiment."""
+
+    rows: Mapping[str, Row]  # the cases of the task, by study id
+    splits: Mapping[str, Split]  # client -> its patients; those of a held-out client are all test patients
+    held_out: tuple[str, ...]  # clients that never train
+    left_out: Mapping[str, str]  # study id -> why it is in no client
+    pairs: tuple[tuple[str, str], ...]  # studies of two data sets that show the same patient
+    diseased: Mapping[str, int] | None  # study id -> 0 or 1, for disease
+    protocol: Protocol | None
+
+    def seen_by(self, seen: Seen) -> list[str]:
+        """The validation, rating and test cases that base weights have seen, themselves or as their duplicate in another data set."""
+        known = {id for id, row in self.rows.items() if seen.covers(row.dataset, row.split, row.source_sha256)}
+        known |= {id for pair in self.pairs if known & set(pair) for id in pair}
+        scored = [id for split in self.splits.values() for id in (*split.validation, *split.rating, *split.test)]
+        return [id for id in scored if id in known]
+
+    def patients(self) -> list[dict[str, object]]:
+        """One object a patient for the run's record: who it is, at which client, for what."""
+        found: list[dict[str, object]] = []
+        for client, split in self.splits.items():
+            for part in PARTS:
+                for id in getattr(split, part):
+                    row = self.rows[id]
+                    about = {"dataset": row.dataset, "vendor": row.vendor, "centre": row.centre, "group": row.group, "crop": row.crop}
+                    found.append({"id": id, "client": client, "part": part, **about, "sha256": row.source_sha256})
+        return sorted(found, key=lambda item: str(item["id"]))
+
+
+def gather(config: Config, folders: Sequence[Path]) -> Cohort:
+    """Divide the prepared studies of the folders. Raises InputError for a client without the cases it needs."""
+    rows, left_out = partition.eligible(obtain.studies(folders), config.task)
+    pairs = tuple((first, second) for first, second, _ in duplicates.pairs(rows)) if len(folders) > 1 else ()
+    rules = None if config.data.protocol is None else protocol.load(config.data.protocol)
+    held_out: Mapping[str, Split] = {}
+    if rules is None:
+        splits, held_out, more = _configured(config, rows, pairs)
+    else:
+        _refuse_other_rules(config.data, config.clients)
+        splits, more = rules.divide(rows, config.task, pairs)
+    labels = {row.id: disease_label(row.dataset, row.group) for row in rows}
+    diseased = {id: label for id, label in labels.items() if label is not None} if config.task == "disease" else None
+    partition.check_clients(splits, diseased)
+    return Cohort(
+        rows={row.id: row for row in rows},
+        splits={**splits, **held_out},
+        held_out=tuple(held_out),
+        left_out={**left_out, **more, **{id: why for split in splits.values() for id, why in split.left_out.items()}},
+        pairs=pairs,
+        diseased=diseased,
+        protocol=rules,
+    )
+
+
+def _configured(
+    config: Config, rows: Sequence[Row], pairs: Sequence[tuple[str, str]]
+) -> tuple[dict[str, Split], dict[str, Split], Mapping[str, str]]:
+    """(the clients that train, those that are held out, who is left out) by `clients` and `data.split`."""
+    assigned = partition.assign_clients(
+        rows,
+        by=config.clients.by,
+        count=config.clients.count,
+        alpha=config.clients.alpha,
+        seed=config.data.split_seed,
+        held_out=config.clients.held_out,
+        pairs=pairs,
+    )
+    by_id = {row.id: row for row in rows}
+    divide = partition.split_official if config.data.split == "official" else partition.split_client
+    splits = {
+        client: divide([by_id[i] for i in ids], config.data.split_seed, config.data.fractions, pairs)
+        for client, ids in sorted(assigned.clients.items())
+    }
+    held_out = {client: Split(train=(), validation=(), rating=(), test=tuple(ids)) for client, ids in sorted(assigned.held_out.items())}
+    return splits, held_out, assigned.left_out
+
+
+def _refuse_other_rules(data: Data, clients: Clients) -> None:
+    """A protocol fixes clients and split: what would change them is refused rather than ignored. Raises InputError."""
+    names = {"clients": ("by", "count", "held_out"), "data": ("split", "split_seed", "fractions")}
+    for section, given in (("clients", clients), ("data", data)):
+        for name in names[section]:
+            found, neutral = getattr(given, name), type(given).model_fields[name].default
+            if found != neutral:
+                raise InputError(f"{section}.{name}: data.protocol {data.protocol} fixes it: expected nothing, found {found!r}")
