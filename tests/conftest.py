@@ -54,3 +54,22 @@ def runs(prepared_folder: Path, tmp_path_factory: pytest.TempPathFactory):
     from small_runs import Runs
 
     return Runs(prepared_folder, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One local Ray for all tests that need one: four CPUs and one GPU that exists in its books only."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        num_gpus=1,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=128 << 20,
+    )
+    yield
+    ray.shutdown()

@@ -1,7 +1,7 @@
 """Experiments of a few seconds on the tiny cohort, in process: what most tests of the federation look at."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,19 +88,20 @@ class Finished:
         return [json.loads(line) for line in (self.folder / "rounds.jsonl").read_text().splitlines()]
 
 
-def run(config: Config, out: Path, **options: Any) -> Finished:
-    """Run an experiment in this process."""
+def run(config: Config, out: Path, executor: Callable[[experiment.Plan], Any] | None = None, **options: Any) -> Finished:
+    """Run an experiment in this process; its clients too, unless another executor is given."""
     plan = experiment.make_plan(config)
-    executors: list[Watched] = []
+    watched: list[Watched] = []
 
-    def executor(plan: experiment.Plan) -> Watched:
-        executors.append(Watched(build_host(plan.spec, plan.weights)))
-        return executors[-1]
+    def in_process(plan: experiment.Plan) -> Watched:
+        watched.append(Watched(build_host(plan.spec, plan.weights)))
+        return watched[-1]
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(configuration.dump(config))
-    *_, last = experiment.run_experiment(plan, out, executor, **options)
-    return Finished(folder=out, config=config, plan=plan, summary=last["summary"], sent=executors[0].sent, received=executors[0].received)
+    *_, last = experiment.run_experiment(plan, out, executor or in_process, **options)
+    sent, received = ([*one.sent], [*one.received]) if (one := next(iter(watched), None)) else ([], [])
+    return Finished(folder=out, config=config, plan=plan, summary=last["summary"], sent=sent, received=received)
 
 
 class Runs:

@@ -51,6 +51,11 @@ def request_of(plan: Any, has: resources.Available) -> resources.Request:
     )
 
 
+def connected() -> bool:
+    """Whether this process has a connection to Ray already."""
+    return bool(ray.is_initialized())
+
+
 def available() -> resources.Available:
     """What the connected cluster has in all."""
     found = ray.cluster_resources()

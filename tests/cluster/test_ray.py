@@ -1,0 +1,128 @@
+"""Where clients run changes no number: one Ray for all of these tests."""
+
+import os
+import signal
+
+import pyarrow.parquet as pq
+import pytest
+from small_runs import run, settings, tiny
+
+from raylora import config as configuration
+from raylora import launch
+from raylora.cluster import driver
+from raylora.cluster.client_actor import RayExecutor
+from raylora.core.errors import InputError, RunError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+RATE = {"strategy": {"name": "rate_my_lora", "temperature": 0.1}}
+DUAL = {"strategy": {"name": "med_duallora", "head": "private"}}
+
+
+def on_ray(config, out, kind=RayExecutor):
+    """The rounds in this process, the clients in actors: as the driver actor does it."""
+    made = []
+
+    def executor(plan):
+        made.append(kind(plan.spec, plan.weights, driver.request_of(plan, driver.available()), config.placement.timeout_s))
+        return made[-1]
+
+    return run(config, out, executor=executor), made[0]
+
+
+def timeless(found):
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found.lines]
+
+
+def same_run(found, expected) -> None:
+    assert found.hashes == expected.hashes
+    assert pq.read_table(found.folder / "cases.parquet").equals(pq.read_table(expected.folder / "cases.parquet"))
+    assert timeless(found) == timeless(expected)
+    assert found.summary["final"] == expected.summary["final"]
+    assert [found.summary[way] for way in ("bytes_up", "bytes_down")] == [expected.summary[way] for way in ("bytes_up", "bytes_down")]
+
+
+def test_one_actor_for_all_clients(runs, prepared_folder, tmp_path):
+    found, executor = on_ray(tiny(prepared_folder, "disease", **RATE, placement={"clients_per_actor": 4}), tmp_path)
+    assert len(executor.describe()) == 1
+    same_run(found, runs("disease", **RATE))
+
+
+class Killing(RayExecutor):
+    """Kills one actor in the second round, after the first of its two clients has answered."""
+
+    victim = ""
+
+    def train(self, stacks):
+        answered = set()
+        for outcome in super().train(stacks):
+            answered.add(outcome.update.client_id)
+            index = self.home[outcome.update.client_id]
+            if stacks[0][0][1].task.round == 1 and not self.victim and not answered.issuperset(self.request.groups[index]):
+                self.victim = outcome.update.client_id
+                os.kill(self.places[index][1], signal.SIGKILL)
+            yield outcome
+
+
+def test_two_actors_one_of_which_is_killed(runs, prepared_folder, tmp_path):
+    """The client that had answered is not asked again and keeps what it had learnt; the other starts the round again."""
+    options = {**DUAL, "training__rounds": 3}
+    found, executor = on_ray(tiny(prepared_folder, "disease", **options, placement={"clients_per_actor": 2}), tmp_path, Killing)
+    assert executor.victim and sorted(actor["restarts"] for actor in executor.describe()) == [0, 1]
+    same_run(found, runs("disease", **options))
+
+
+def test_four_actors_on_quarters_of_a_gpu_by_the_whole_path(runs, prepared_folder, tmp_path):
+    """As the command does it: driver actor, client actors, MLflow, report. (Nothing here computes on a GPU: Ray only keeps its books.)"""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    config = tiny(prepared_folder, "disease", **RATE, placement={"gpus_per_client": 0.25}, tracking={"uri": uri})
+    events = []
+    summary = launch.run(config, tmp_path / "run", on_event=events.append)
+    expected = runs("disease", **RATE)
+    assert summary["adapter_sha256"] == expected.hashes and summary["final"] == expected.summary["final"]
+    assert [(actor["clients"], actor["gpus"], actor["restarts"]) for actor in summary["actors"]] == [
+        ([c], 0.25, 0) for c in summary["clients"]
+    ]
+    assert len({actor["pid"] for actor in summary["actors"]} | {summary["driver"]["pid"], os.getpid()}) == 6
+    assert summary["numerics"]["device"] == "cpu" and summary["mlflow"]["run_id"]
+    assert [event["event"] for event in events if event["event"] in ("start", "round")] == ["start", "round", "round"]
+    made = {path.name for path in (tmp_path / "run").iterdir()}
+    assert made >= {"config.yaml", "summary.json", "rounds.jsonl", "cases.parquet", "adapters", "checkpoints", "report.html"}
+    assert configuration.load(tmp_path / "run" / "config.yaml") == config
+    with pytest.raises(InputError, match="this run is finished"):
+        launch.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"clients": {"by": "iid", "count": 5}, "placement": {"gpus_per_client": 0.25, "cpus_per_client": 0.5}},
+            "5 actors need 2.5 CPUs and 1.25 GPUs",
+        ),
+        ({"placement": {"gpus_per_client": 0.3}}, "a share of a GPU must be 1/n"),
+        (
+            {"placement": {"cpus_per_client": 2}},
+            "4 actors need 8 CPUs .* the Ray cluster has 4 CPUs and 1 GPUs; placement.clients_per_actor=2 would fit",
+        ),
+    ],
+)
+def test_what_the_cluster_does_not_have_is_refused_and_nothing_is_left(prepared_folder, tmp_path, monkeypatch, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    config = configuration.from_dict({**settings(prepared_folder, **overrides), "tracking": {}})
+    with pytest.raises(InputError, match=message):
+        launch.run(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_client_s_error_comes_back_with_round_client_and_step(prepared_folder, tmp_path):
+    config = tiny(prepared_folder, "disease", training__lr=1e30, training__optimiser="sgd", placement={"clients_per_actor": 4})
+    with pytest.raises(RunError, match=r"^round \d+, client \w+(, step \d+)?: ") as caught:
+        on_ray(config, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wait_has_an_end(prepared_folder, tmp_path):
+    config = tiny(prepared_folder, "disease", placement={"clients_per_actor": 4, "timeout_s": 0.001})
+    with pytest.raises(RunError, match=r"no answer for 0.001 s \(placement.timeout_s\)"):
+        on_ray(config, tmp_path)

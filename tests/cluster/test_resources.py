@@ -1,0 +1,91 @@
+"""What a run asks for, checked by arithmetic before anything starts."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raylora.cluster.resources import Available, balanced, fitting, local, request
+from raylora.core.errors import InputError
+
+FOUR = dict.fromkeys("abcd", 1.0)
+
+
+def ask(weights=FOUR, cpus=1.0, gpus=0.0, per_actor=1, has=(4.0, 1.0)):
+    return request(
+        weights,
+        cpus_per_client=cpus,
+        gpus_per_client=gpus,
+        clients_per_actor=per_actor,
+        available=Available(cpus=has[0], gpus=has[1], where="here"),
+    )
+
+
+def test_one_actor_a_client_by_default():
+    found = ask(gpus=0.25)
+    assert found.groups == (("a",), ("b",), ("c",), ("d",)) and (found.cpus, found.gpus) == (1.0, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"weights": dict.fromkeys("abcde", 1.0), "gpus": 0.25, "cpus": 0.1},
+            ["5 actors need", "1.25 GPUs", "here has 4 CPUs and 1 GPUs", "clients_per_actor=2 would fit"],
+        ),
+        ({"gpus": 0.3}, ["must be 1/n", "found 0.3"]),
+        ({"gpus": 0.75}, ["must be 1/n", "found 0.75"]),
+        ({"gpus": 1.5, "has": (4.0, 9.0)}, ["whole number", "found 1.5"]),
+        ({"cpus": 2.0}, ["4 actors need 8 CPUs", "clients_per_actor=2 would fit"]),
+        ({"cpus": 5.0}, ["4 actors need 20 CPUs"]),
+        ({"gpus": 1.0}, ["4 actors need 4 CPUs and 4 GPUs"]),
+        ({"gpus": 0.25, "has": (4.0, 0.0)}, ["4 actors need 4 CPUs and 1 GPUs", "0 GPUs"]),
+    ],
+)
+def test_what_does_not_fit_is_refused(options, words):
+    with pytest.raises(InputError, match=r"^placement") as caught:
+        ask(**options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_packed_clients_need_one_share_together():
+    assert ask(cpus=2.0, per_actor=2).groups == (("a", "c"), ("b", "d"))
+    assert ask(cpus=4.0, gpus=1.0, per_actor=4).groups == (("a", "b", "c", "d"),)
+    assert len(ask(cpus=1.5, per_actor="auto").groups) == 2
+    assert len(ask(gpus=0.5, per_actor="auto").groups) == 2
+
+
+def test_auto_needs_room_for_one_at_least():
+    with pytest.raises(InputError, match="1 actors need 9 CPUs"):
+        ask(cpus=9.0, per_actor="auto")
+
+
+def test_shares_do_not_span_two_gpus():
+    two = Available(cpus=64, gpus=2, where="")
+    assert fitting(two, 1.0, 1 / 3) == 6 and fitting(two, 1.0, 2.0) == 1 and fitting(two, 1.0, 0.0) == 64
+    assert fitting(Available(cpus=0.3, gpus=0, where=""), 0.1, 0.0) == 3, "no client is lost to rounding"
+
+
+def test_the_heaviest_first_each_to_who_has_the_least_to_do():
+    assert balanced({"a": 1.5, "b": 5.0, "c": 3.0, "d": 1.0}, 2) == (("b",), ("a", "c", "d"))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.floats(0.1, 100), min_size=1, max_size=12), st.integers(1, 6))
+def test_every_client_has_one_actor_and_none_has_much_more_to_do(weights, count):
+    count = min(count, len(weights))
+    groups = balanced(weights, count)
+    assert sorted(client for group in groups for client in group) == sorted(weights) and len(groups) == count
+    loads = [sum(weights[client] for client in group) for group in groups]
+    assert max(loads) <= sum(weights.values()) / count + max(weights.values()) + 1e-9  # Graham's bound
+    assert balanced(dict(reversed(list(weights.items()))), count) == groups
+
+
+def test_this_machine(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    assert local().gpus == 2 and local().cpus >= 1 and math.isfinite(local().cpus)
+    for none in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert local().gpus == 0
