@@ -112,15 +112,14 @@ def prepare(
     size: Annotated[tuple[int, int, int], typer.Option(help="voxels of the crop, x y z")] = (192, 192, 16),
     crop: Annotated[str, typer.Option(help="centre, motion (label-free) or label (an oracle)")] = "motion",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the bad studies and record them.")] = False,
+    address: Address = None,
 ) -> None:
-    """Preprocess a downloaded data set into Arrow shards."""
-    from raylora.data import obtain
+    """Preprocess a downloaded data set into Arrow shards, in parallel over Ray. Again on the same OUT: does what is missing or has changed."""
+    from raylora import launch
     from raylora.report.live import Live
 
     with Live() as live:
-        done = obtain.prepare_download(
-            dataset, source, out, spacing, size, crop, skip_bad, lambda what, n, total: live({"event": "progress", "text": what, "done": n, "total": total})
-        )
+        done = launch.prepare(dataset, source, out, spacing, size, crop, skip_bad=skip_bad, address=address, on_event=live)
     typer.echo(f"{len(done.rows)} studies prepared: {out}")
     for name, reason in done.skipped:
         typer.echo(f"left out {name}: {reason}")

@@ -21,6 +21,7 @@ from raylora.core import sampling
 from raylora.core.errors import InputError
 from raylora.core.types import Broadcast, Client, ClientState, State, Strategy, Tree
 from raylora.data import obtain, partition
+from raylora.data.prepare import Mapper
 from raylora.data.transforms import Augmentation
 from raylora.federation import checkpoint
 from raylora.federation.client import compose, initial_tree
@@ -59,10 +60,13 @@ class Plan:
     cohort: Cohort
 
 
-def make_plan(config: Config, say: Callable[[str, int, int], None] = lambda what, done, total: None) -> Plan:
-    """Prepare the data, divide it, build the model once: whatever is wrong is found here. Raises InputError."""
+def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, mapper: Mapper | None = None) -> Plan:
+    """Prepare the data, divide it, build the model once: whatever is wrong is found here. Raises InputError.
+
+    `mapper` prepares what is not prepared yet.
+    """
     strategy = make_strategy(config)
-    folders = obtain.prepared(config.data, say)
+    folders = obtain.prepared(config.data, say, mapper)
     cohort = gather(config, folders)
     splits, held_out, labels = cohort.splits, cohort.held_out, cohort.diseased
     homes = tuple(client for client in splits if client not in held_out)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from raylora import config as configuration
 from raylora.config import Config
 from raylora.core.errors import InputError, RunError
+from raylora.data.manifest import Manifest, PrepareOptions
 
 Event = Mapping[str, Any]
 
@@ -45,8 +47,12 @@ def absolute(config: Config, here: Path) -> Config:
             source["root"] = str((here / Path(source["root"]).expanduser()).resolve())
     if data["cache"] is not None:
         data["cache"] = str((here / Path(data["cache"]).expanduser()).resolve())
-    if model["weights"] is not None and (here / model["weights"]).is_file():
-        model["weights"] = str((here / model["weights"]).resolve())
+    if model["weights"] is not None:
+        from raylora.models import zoo
+
+        found = zoo.find(model["weights"], model["weights_folder"], model["name"])
+        if found.parent != zoo.SHIPPED:
+            model["weights"] = str((here / found).resolve())
     if tracking["uri"] is not None:
         from raylora.tracking.mlflow import resolved
 
@@ -58,6 +64,7 @@ def run(config: Config, out: Path, *, address: str | None = None, on_event: Call
     """Run one experiment into `out` and return its summary. Raises InputError before anything is left behind, RunError afterwards."""
     from raylora import experiment
     from raylora.cluster import driver, resources
+    from raylora.cluster.mapper import ray_map
 
     config = config if resume else absolute(config, Path.cwd())
 
@@ -66,12 +73,19 @@ def run(config: Config, out: Path, *, address: str | None = None, on_event: Call
 
     if not resume:
         _refuse_used(out)
-    plan = experiment.make_plan(config, say)
-    if address is None:
-        import ray
+    with contextlib.ExitStack() as ending:  # Ray starts once, for what is to be prepared or for the run
+        plan = experiment.make_plan(config, say, ray_map(lambda: ending.enter_context(driver.session(address))))
+        if address is None and not driver.connected():
+            driver.request_of(plan, resources.local())  # before Ray is started: that takes seconds
+        ending.enter_context(driver.session(address))
+        driver.request_of(plan, driver.available())
+        return _run(config, plan, out, address=address, on_event=on_event, resume=resume)
 
-        if not ray.is_initialized():
-            driver.request_of(plan, resources.local())
+
+def _run(config: Config, plan: Any, out: Path, *, address: str | None, on_event: Callable[[Event], None], resume: bool) -> dict[str, Any]:
+    """What `run` does once everything has been checked."""
+    from raylora.cluster import driver
+
     made = not out.exists()
     if not resume:
         claim(out)
@@ -112,6 +126,35 @@ def run(config: Config, out: Path, *, address: str | None = None, on_event: Call
             missing = tracker.close()
             if missing:
                 on_event({"event": "note", "text": f"{missing}; `raylora upload {out}` brings the record later"})
+
+
+def prepare(
+    dataset: str,
+    source: Path,
+    out: Path,
+    spacing_mm: tuple[float, float, float],
+    size: tuple[int, int, int],
+    crop: str,
+    *,
+    skip_bad: bool,
+    address: str | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> Manifest:
+    """Prepare a download into the folder `out`, over Ray if anything is to be done. Raises InputError."""
+    from raylora.data import obtain
+
+    def say(what: str, done: int, total: int) -> None:
+        on_event({"event": "progress", "text": what, "done": done, "total": total})
+
+    options = PrepareOptions(spacing_mm=spacing_mm, size=size, crop=crop)
+    with contextlib.ExitStack() as ending:
+
+        def mapper(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
+            from raylora.cluster import driver, mapper  # Ray is not even imported where there is nothing to do
+
+            return mapper.ray_map(lambda: ending.enter_context(driver.session(address)))(function, items)
+
+        return obtain.prepare_download(dataset, source.resolve(), out.resolve(), options, skip_bad, say, mapper)
 
 
 def _refuse_used(out: Path) -> None:

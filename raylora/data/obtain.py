@@ -13,7 +13,7 @@ from raylora.core.errors import InputError
 from raylora.data import layouts, manifest, phantom
 from raylora.data.manifest import Manifest, PrepareOptions, Row
 from raylora.data.pool import process_map
-from raylora.data.prepare import prepare
+from raylora.data.prepare import Mapper, prepare
 from raylora.data.sources import refuse
 
 if TYPE_CHECKING:
@@ -34,11 +34,8 @@ def workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def prepare_download(
-    dataset: str, source: Path, out: Path, spacing_mm: tuple[float, float, float], size: tuple[int, int, int], crop: str, skip_bad: bool, say: Say
-) -> Manifest:
+def prepare_download(dataset: str, source: Path, out: Path, options: PrepareOptions, skip_bad: bool, say: Say, mapper: Mapper) -> Manifest:
     """`raylora data prepare`: the folder `out` made from a download. Bad studies end it, or (`skip_bad`) go into the manifest."""
-    options = PrepareOptions(spacing_mm=spacing_mm, size=size, crop=crop)
     bad: list[tuple[str, str]] = []
     note = (lambda name, error: bad.append((name, str(error)))) if skip_bad else refuse
     found = layouts.scan(dataset, source, note)
@@ -47,39 +44,46 @@ def prepare_download(
         say(f"preparing {dataset} studies", done, total)
 
     skip = (lambda name, error: None) if skip_bad else refuse
-    return prepare(found, out, options, mapper=process_map(workers()), progress=told, problem=skip, skipped=bad)
+    return prepare(found, out, options, mapper=mapper, progress=told, problem=skip, skipped=bad)
 
 
-def prepared(data: Data, say: Say = lambda what, done, total: None) -> list[Path]:
-    """One prepared folder for each source. Raises InputError for what is missing or wrong."""
-    return [_one(source, data, say) for source in data.sources]
+def prepared(data: Data, say: Say = lambda what, done, total: None, mapper: Mapper | None = None) -> list[Path]:
+    """One prepared folder for each source. `mapper` does what is not done yet, by default in processes of this machine.
+
+    Raises InputError for what is missing or wrong.
+    """
+    return [_one(source, data, say, mapper or process_map(workers())) for source in data.sources]
 
 
-def _one(source: Source, data: Data, say: Say) -> Path:
+def _one(source: Source, data: Data, say: Say, mapper: Mapper) -> Path:
     options = PrepareOptions(spacing_mm=data.spacing_mm, size=data.size, crop=data.crop)
     cache = cache_folder(data.cache)
     if source.root is None and source.dataset != "phantom":
         raise InputError(f"data.root: expected the folder of {source.dataset}, found nothing")
     if source.dataset == "phantom":
-        layout = data.phantom.layout
-        root = phantoms(cache, layout, data.phantom.patients, data.phantom.seed, data.phantom.shift, say, data.phantom.vendors)
+        cohort = source.phantom or data.phantom
+        layout = cohort.layout
+        root = phantoms(cache, layout, cohort.patients, cohort.seed, cohort.shift, say, cohort.vendors)
     else:
         layout, root = source.dataset, Path(source.root or "").expanduser()
         if not root.is_dir():
             raise InputError(f"data.root: {root}: no such folder (expected {source.dataset})")
         if (root / manifest.NAME).is_file():
-            _matching(root, options)
+            _matching(root, layout, options)
             return root.resolve()
     studies = layouts.scan(layout, root)
     key = manifest.sha256_of([str(root.resolve()), layout, options.shard_options(), options.size[2]])
     out = cache / "prepared" / f"{layout}-{key[:16]}"
-    prepare(studies, out, options, mapper=process_map(workers()), progress=lambda done, total: say(f"preparing {layout} studies", done, total))
+    prepare(studies, out, options, mapper=mapper, progress=lambda done, total: say(f"preparing {layout} studies", done, total))
     return out
 
 
-def _matching(root: Path, options: PrepareOptions) -> None:
-    """A prepared folder must have been made with the options that the experiment asks for."""
-    found = manifest.read_manifest(root).options
+def _matching(root: Path, dataset: str, options: PrepareOptions) -> None:
+    """A prepared folder must hold the data set, made with the options that the experiment asks for."""
+    described = manifest.read_manifest(root)
+    if described.datasets != (dataset,):
+        raise InputError(f"data.root: {root}: expected prepared {dataset}, found {', '.join(described.datasets) or 'nothing'}")
+    found = described.options
     for name in ("spacing_mm", "size", "crop"):
         if tuple(_listed(getattr(found, name))) != tuple(_listed(getattr(options, name))):
             raise InputError(f"data.{name}: expected {getattr(found, name)} as {root} was prepared, found {getattr(options, name)}")
