@@ -77,8 +77,9 @@ def session(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"--address {address or 'local'}: Ray does not answer: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # Ray says a plain Exception where a node does not come up in time
+        said = " ".join(str(error).split())[:300]
+        raise (RunError(f"Ray does not start: {said}") if address is None else InputError(f"--address {address}: Ray does not answer: {said}")) from None
     try:
         yield
     finally:
