@@ -92,13 +92,13 @@ TYPICAL = MappingProxyType(
 )
 # Spread between patients of one group and severity, in the units of Typical.
 SPREAD = Typical(
-    lvedv_index=13,
-    lv_ef_percent=6,
-    wall_mm=1.5,
+    lvedv_index=11,
+    lv_ef_percent=5.5,
+    wall_mm=1.3,
     septal=0.04,
     slenderness=0.018,
-    rvedv_index=14,
-    rv_ef_percent=6.5,
+    rvedv_index=12,
+    rv_ef_percent=6,
     akinesia=0.03,
     thinning=0.06,
 )
@@ -170,7 +170,7 @@ def patient(seed: int, number: int, group: str) -> Patient:
     height_cm = float(np.clip(rng.normal(177 if male else 164, 7), 145, 200))
     bmi = float(np.clip(rng.normal(26, 3.8), 18, 40))
     weight_kg = bmi * (height_cm / 100) ** 2
-    severity = 0.0 if group == "NOR" else float(np.clip(rng.normal(0.95, 0.28), 0.3, 1.5))
+    severity = 0.0 if group == "NOR" else float(np.clip(rng.normal(1.15, 0.22), 0.5, 1.7))
     normal, typical = TYPICAL["NOR"], TYPICAL[group]
 
     def draw(name: str) -> float:

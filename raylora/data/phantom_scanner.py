@@ -73,8 +73,8 @@ ORIENTATIONS = MappingProxyType(
     {
         "Siemens": (False, False, False, False),
         "Philips": (False, False, False, True),
-        "GE": (True, True, False, True),
-        "Canon": (True, False, False, False),
+        "GE": (False, False, False, True),
+        "Canon": (False, False, False, False),
     }
 )
 

@@ -14,7 +14,7 @@ from raylora.models.stages import Stage, run_stages
 Triple = tuple[int, int, int]
 
 SIZES = {
-    "small": {"image_size": (96, 96, 12), "patch": (12, 12, 4), "width": 96, "depth": 6, "heads": 6, "pool": "mean"},  # two CPU cores
+    "small": {"image_size": (72, 72, 12), "patch": (12, 12, 4), "width": 96, "depth": 6, "heads": 6, "pool": "mean"},  # two CPU cores
     "w1": {"image_size": (64, 64, 8), "patch": (16, 16, 4), "width": 192, "depth": 6, "heads": 6, "in_channels": 1, "out": 5},
     "w2": {"image_size": (96, 96, 16), "patch": (16, 16, 2), "width": 384, "depth": 12, "heads": 6, "in_channels": 1, "out": 5},
 }
