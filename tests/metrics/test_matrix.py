@@ -102,9 +102,9 @@ def test_cross_client_matrix():
 
 
 def test_cross_client_threshold_travels_with_its_model():
-    rows = [*DISEASE, *_probability("B", "A", "a1", 0, 0.96), *_probability("B", "A", "a3", 1, 0.97)]
+    rows = [*DISEASE, *_probability("B", "A", "a1", 0, 0.9), *_probability("B", "A", "a3", 1, 0.97)]
     block = cross_client(rows, metric="balanced_accuracy_tuned", clients=["A", "B"])
-    assert block["values"][block["rows"].index("B")] == [0.5, None]  # both at or above B's 0.95
+    assert block["values"][block["rows"].index("B")] == [1.0, None]  # at A's 0.65 both would be diseased
 
 
 def test_order_of_rows_changes_nothing():
