@@ -223,6 +223,8 @@ def upload(folder: Path, uri: str | None = None) -> str:
     if where is None:
         raise InputError("--uri: expected a tracking server or database, the run's own tracking.uri is null")
     summary = json.loads((folder / "summary.json").read_text())
+    if summary.get("status") != "finished":
+        raise InputError(f"{folder}: no finished run (its status is {summary.get('status')})")
     try:
         return mlflow.upload(folder, mlflow.resolved(where, Path.cwd()), config.tracking.experiment, config.tracking.client_runs, config.as_dict(), tags(config, summary["data_sha256"]))
     except InputError:

@@ -40,7 +40,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("RAYLORA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("raylora.data.obtain.process_map", lambda workers: map)  # two processes for twelve tiny studies take longer
+    monkeypatch.setattr("raylora.cluster.mapper.ray_map", lambda address=None: map)  # to start Ray for twelve tiny studies takes longer
     yield tmp_path / "here"
     signal.signal(signal.SIGTERM, before)
 
