@@ -423,7 +423,8 @@ def _finish(
     final_rows: list[tuple[Any, ...]] = [(t, "test", *row) for row in sorted(test, key=lambda row: row[:6])]
     rows = record.write_cases(final_rows)
     if config.task == "disease":
-        final_rows += [(t, "validation", name, "-", "-", "-", "diseased", "threshold", value) for name, value in _thresholds(rows, t).items()]
+        thresholds = dict.fromkeys(sorted({row[2] for row in final_rows}), 0.5) | _thresholds(rows, t)  # 0.5 without validation cases
+        final_rows += [(t, "validation", name, "-", "-", "-", "diseased", "threshold", value) for name, value in thresholds.items()]
         rows = record.write_cases(final_rows)
     table = [matrix.CaseRow(*row) for row in rows]
     hashes = _write_adapters(plan, strategy, model, progress, trees, gates, record.folder / "adapters")
