@@ -88,10 +88,14 @@ def test_only_hidden_patches_are_scored():
     assert mae.hidden_error(predicted, target, visible) == (1.0 + 9.0) / 2
 
 
-def test_patches_are_normalised_and_flat_ones_become_zero():
-    patches = torch.tensor([[[1.0, 3.0], [2.0, 2.0]]])
-    expected = torch.tensor([[[-(0.5**0.5), 0.5**0.5], [0.0, 0.0]]])  # variance 2, from n - 1
-    assert torch.allclose(mae.normalise(patches), expected, atol=1e-5)
+def test_images_are_standardised_and_flat_ones_become_zero():
+    patches = torch.rand(3, 5, 7)
+    patches[2] = 0.4
+    found = mae.standardise(patches)
+    expected = (patches[:2] - patches[:2].mean((1, 2), keepdim=True)) / patches[:2].flatten(1).std(1)[:, None, None]
+    assert torch.allclose(found[:2], expected, atol=1e-4)
+    assert not found[2].any()
+
 
 
 @pytest.mark.slow
