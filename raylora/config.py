@@ -150,13 +150,13 @@ class Training(Section):
 class Sampling(Section):
     """Which clients take part in a round."""
 
-    kind: Literal["all", "uniform", "size"] = "all"
+    kind: Literal["all", "uniform", "size", "poisson"] = "all"  # poisson: each by itself, as privacy accounting assumes
     fraction: Annotated[Number, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
     def _a_draw(self) -> Sampling:
         if self.kind == "all" and self.fraction < 1:
-            raise ValueError("a fraction below 1 needs kind uniform or size")
+            raise ValueError("a fraction below 1 needs kind uniform, size or poisson")
         return self
 
 
@@ -200,7 +200,20 @@ class Network(Section):
 
 
 class Privacy(Section):
-    """Client-level differential privacy; off by default."""
+    """Client-level differential privacy of what the server makes of the updates; off without a clip."""
+
+    clip: Positive | None = None  # S: the norm that what a client moves in a round is cut to
+    sigma: NonNegative = 0.0  # z: the noise's standard deviation over S
+    delta: Annotated[Number, Field(gt=0, lt=1)] = 1e-5  # of the epsilon that is logged; below 1 / clients
+    accountant: Literal["rdp", "pld"] = "rdp"  # quick; or tighter, not for sampling.kind uniform
+
+
+class Compress(Section):
+    """Lossy compression of the movements that clients send; none by default."""
+
+    kind: Literal["none", "quantise", "top_k"] = "none"  # stochastic rounding; the largest elements, the others remembered
+    bits: Annotated[int, Field(ge=1, le=16)] = 8  # of quantise, an element
+    share: Annotated[Number, Field(gt=0, le=1)] = 0.1  # of top_k: of the elements
 
 
 class Config(Section):
@@ -221,6 +234,7 @@ class Config(Section):
     faults: Faults = Faults()
     network: Network = Network()
     privacy: Privacy = Privacy()
+    compress: Compress = Compress()
     tracking: Tracking = Tracking()
     checkpoint: Checkpoint = Checkpoint()
 

@@ -17,7 +17,7 @@ import torch
 from raylora import __version__
 from raylora.cohort import Cohort, gather
 from raylora.config import Config
-from raylora.core import sampling
+from raylora.core import lowrank, sampling
 from raylora.core.errors import InputError
 from raylora.core.types import Broadcast, Client, ClientState, State, Strategy, Tree
 from raylora.data import obtain, partition
@@ -28,13 +28,13 @@ from raylora.federation.client import compose, initial_tree
 from raylora.federation.host import EvalRow, Scored
 from raylora.federation.rounds import Executor, Progress, RoundReport, receive, run_round
 from raylora.federation.spec import HostSpec, ModelSpec, SiteSpec, build_model, protocol_of
+from raylora.method import epsilon, make_strategy, require_compressible, scheme
 from raylora.metrics import matrix
 from raylora.metrics.classification import choose_threshold
 from raylora.models import peft, zoo
 from raylora.models.cinema_weights import without_decoder
 from raylora.models.seen import Seen
 from raylora.models.stacked import StackedModel
-from raylora.strategies import create
 from raylora.tracking.record import Record, finite, write_json
 from raylora.training.local import Settings
 
@@ -107,6 +107,7 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         max_rank=max(ranks.values()),
         settings=_settings(config),
         gates=strategy.gates,
+        compress=scheme(config),
         eval_batch=config.evaluation.batch_size,
         augmentation=Augmentation(strength=config.training.augment) if config.training.augment else None,
         threads=config.training.threads,
@@ -116,7 +117,7 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
     clients = tuple(
         Client(id=c, num_examples=len(by_site[c].training), rank=by_site[c].rank, scaling=config.lora.alpha / by_site[c].rank) for c in training
     )
-    _rehearse(make_strategy(config, len(clients)), model, spec, clients)
+    _rehearse(config, model, spec, clients)
     return Plan(
         config=config,
         spec=spec,
@@ -132,25 +133,27 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
     )
 
 
-def make_strategy(config: Config, clients: int | None = None) -> Strategy:
-    return create(config.strategy.name, config.strategy.options, seed=config.seed, clients=clients)
-
-
 def _opening(strategy: Strategy, model: StackedModel, spec: HostSpec, clients: Sequence[Client]) -> State:
     """The server's state before the first round."""
     first = initial_tree(model, protocol_of(spec), clients[0].id, spec.max_rank)
-    return strategy.init({name: value for name, value in first.items() if not _private(name, strategy)})
+    private = tuple(f"{adapter}." for adapter in strategy.adapters if adapter)
+    return strategy.init({name: value for name, value in first.items() if not name.startswith(private)})
 
 
-def _rehearse(strategy: Strategy, model: StackedModel, spec: HostSpec, clients: Sequence[Client]) -> None:
+def _rehearse(config: Config, model: StackedModel, spec: HostSpec, clients: Sequence[Client]) -> None:
     """Let the strategy speak to every client once, so that what it refuses (mixed ranks) or lacks (rating cases) is known before a run starts.
 
     Raises InputError.
     """
+    strategy = make_strategy(config, len(clients))
+    epsilon(config, 1, len(clients))
+    sampling.cohort(clients, config.sampling.kind, config.sampling.fraction, config.seed, 0)
     server = _opening(strategy, model, spec, clients)
     rating = {site.id: site.rating for site in spec.sites}
     for client in clients:
-        asks = bool(strategy.broadcast(server, client).task.scores) or strategy.review is not None
+        task = strategy.broadcast(server, client).task
+        require_compressible(config, strategy, task)
+        asks = bool(task.scores) or strategy.review is not None
         if asks and not rating[client.id]:
             raise InputError(f"client {client.id}: no rating cases, expected one at least for strategy.name {strategy.name} (see data.fractions)")
 
@@ -281,6 +284,8 @@ def run_experiment(plan: Plan, out: Path, make_executor: Callable[[Plan], Execut
                 record.keep_cases(t, [(t, "validation", *row) for row in rows])
                 validation = _validation_scores(rows, config.task)
             lines = _round_lines(report, validation, progress, time.perf_counter() - began)
+            if config.privacy.clip is not None:
+                lines[-1] = {**lines[-1], "epsilon": epsilon(config, progress.round, len(clients))}
             record.append(lines)
             if progress.round % config.checkpoint.every == 0 or last:
                 checkpoint.save(checkpoints, progress, record.rows)
@@ -294,10 +299,6 @@ def run_experiment(plan: Plan, out: Path, make_executor: Callable[[Plan], Execut
 
 def _stack(config: Config) -> int:
     return 1 if config.training.stack == "auto" else config.training.stack
-
-
-def _private(name: str, strategy: Strategy) -> bool:
-    return any(adapter and name.startswith(f"{adapter}.") for adapter in strategy.adapters) or name.startswith("router.")
 
 
 def _round_lines(report: RoundReport, validation: Mapping[str, Mapping[str, float]], progress: Progress, seconds: float) -> list[Event]:
@@ -336,11 +337,12 @@ def _round_lines(report: RoundReport, validation: Mapping[str, Mapping[str, floa
 def _models(
     plan: Plan, strategy: Strategy, model: StackedModel, progress: Progress, broadcasts: Mapping[str, Broadcast]
 ) -> tuple[dict[str, Tree], Mapping[str, float]]:
-    """{"global": ..., client id: ...} as each would be used now, and the gates of a client's full model. Clients whose model is the global one are left out."""
+    """{"global": ..., client id: ...} as each would be used now, and the gates of a client's full model. The global one is what a newcomer
+    is sent, with private parts as they start. Clients whose model is the global one are left out."""
     protocol = protocol_of(plan.spec)
     largest = max(plan.clients, key=lambda c: c.rank)
-    shared = {n: v for n, v in broadcasts[largest.id].adapter.items() if not _private(n, strategy)}
-    trees: dict[str, Tree] = {"global": compose(model, protocol, largest.id, largest.rank, None, shared)}
+    newcomer = strategy.broadcast(progress.server, replace(largest, id="newcomer")).adapter
+    trees: dict[str, Tree] = {"global": compose(model, protocol, largest.id, largest.rank, None, newcomer)}
     if not strategy.pools_data:
         for client in plan.clients:
             state: ClientState | None = progress.states.get(client.id)
@@ -444,6 +446,7 @@ def _finish(
         "cross_client": matrix.cross_client(table, metric=PRIMARY[config.task], clients=clients),
         "bytes_up": progress.bytes_up,
         "bytes_down": progress.bytes_down,
+        "epsilon": epsilon(config, progress.round, len(plan.clients)),
         "adapter_sha256": hashes,
         "wall_seconds": time.time() - started,
         "virtual_seconds": None,
@@ -494,12 +497,16 @@ def _write_adapters(
     hashes = {}
     for name in ("global", *([] if strategy.pools_data else [c.id for c in plan.clients])):
         tree = trees.get(name, trees["global"])
-        pairs, plain = {}, {n: v for n, v in tree.items() if n in model.plain or n.startswith("router.")}
-        if not model.full:
-            first = next(iter(model.layers))
-            adapters = [a for a in strategy.adapters if name != "global" or not a]
-            scalings = {a: plan.config.lora.alpha / len(tree[f"{a}.{first}.lora_A" if a else f"{first}.lora_A"]) for a in adapters}
-            pairs = peft.combined(tree, progress.folded, scalings, {} if name == "global" else gates)
+        plain = {n: v for n, v in tree.items() if n in model.plain}
+        factors = {a: lowrank.pairs(tree, a) for a in strategy.adapters}
+        scalings = {a: plan.config.lora.alpha / len(next(iter(pairs.values()))[0]) for a, pairs in factors.items()}
+        if strategy.router:
+            apart = {a or "own": peft.combined(tree, {}, {a: scaling}, {}) for a, scaling in scalings.items()}
+            router = {n: v for n, v in tree.items() if n.startswith("router.")}
+            hashes[name] = peft.write_routed(folder / name, apart, router, plain, kernels, about)
+            continue
+        used = {a: s for a, s in scalings.items() if name != "global" or not a or any(np.any(b) for _, b in factors[a].values())}
+        pairs = peft.combined(tree, progress.folded, used, {} if name == "global" else gates)
         hashes[name] = peft.write_folder(folder / name, pairs, plain, kernels, about)
     return hashes
 

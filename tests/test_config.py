@@ -66,7 +66,7 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(values, key, near):
         ({"name": ""}, "name", "''"),
         ({"seed": "x"}, "seed", "'x'"),
         ({"strategy": "fedit"}, "strategy", "'fedit'"),
-        ({"sampling": {"fraction": 0.5}}, "sampling", "needs kind uniform or size"),
+        ({"sampling": {"fraction": 0.5}}, "sampling", "needs kind uniform, size or poisson"),
         ({"training": {"local_epochs": 1, "local_steps": 2}}, "training", "not both"),
     ],
 )

@@ -22,7 +22,7 @@ def quantise(bits: int = 8) -> Compress:
     steps between the extremes). Sends bits / 8 bytes an element, packed, and two numbers an array. Raises InputError unless bits is 1-16.
     """
     if not isinstance(bits, int) or not 1 <= bits <= 16:
-        raise InputError(f"compression.bits: expected a whole number from 1 to 16, found {bits}")
+        raise InputError(f"compress.bits: expected a whole number from 1 to 16, found {bits}")
 
     def compress(movement: Tree, generator: np.random.Generator) -> tuple[Tree, int]:
         decoded, sent_bytes = {}, 0
@@ -43,7 +43,7 @@ def top_k(share: float) -> Compress:
     arXiv 1809.07599). Sends a value and a 4-byte index each, all n without indices if that is less.
     Raises InputError unless 0 < share <= 1."""
     if not 0 < share <= 1:
-        raise InputError(f"compression.share: expected a share in (0, 1], found {share}")
+        raise InputError(f"compress.share: expected a share in (0, 1], found {share}")
 
     def compress(movement: Tree, generator: np.random.Generator) -> tuple[Tree, int]:
         names = sorted(movement)
@@ -58,6 +58,30 @@ def top_k(share: float) -> Compress:
         return decoded, min(2 * ELEMENT_BYTES * count, ELEMENT_BYTES * flat.size)
 
     return compress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """How updates are compressed, as plain values."""
+
+    kind: str = "none"  # none, quantise, top_k
+    bits: int = 8  # of quantise
+    share: float = 1.0  # of top_k
+
+    @property
+    def compress(self) -> Compress | None:
+        """The function, None for "none". Raises InputError for an option out of range."""
+        if self.kind == "none":
+            return None
+        return quantise(self.bits) if self.kind == "quantise" else top_k(self.share)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what is lost is kept and sent later; quantisation is unbiased without."""
+        return self.kind == "top_k"
+
+
+UNCOMPRESSED = Scheme()
 
 
 @dataclass(frozen=True)

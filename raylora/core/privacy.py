@@ -20,8 +20,11 @@ class DPMean:
     clip: float
     sigma: float
     seed: int
-    cohort: int | None
+    cohort: float | None
     round: int = 0
+
+    def __str__(self) -> str:
+        return "a private mean"
 
     def at(self, round: int) -> Reduce:
         """The same with the noise of that round."""
@@ -36,7 +39,7 @@ class DPMean:
         return {name: (total[name] + (noise.normal(0.0, scale, total[name].shape) if scale else 0.0)) / count for name in sorted(total)}
 
 
-def dp_mean(clip: float, sigma: float, seed: int = 0, cohort: int | None = None) -> DPMean:
+def dp_mean(clip: float, sigma: float, seed: int = 0, cohort: float | None = None) -> DPMean:
     """(1 / (q N)) (sum_k u_k min(1, S / ||u_k||) + N(0, z^2 S^2 I)) over the movements u_k, all names of a client together.
 
     clip: S. sigma: z, the noise's standard deviation over S. cohort: q N, the clients expected in a round; None: those that came. Every
@@ -49,7 +52,7 @@ def dp_mean(clip: float, sigma: float, seed: int = 0, cohort: int | None = None)
 
 
 def epsilon(
-    *, sigma: float, rounds: int, cohort: int, population: int, delta: float, sampling: str = "all", accountant: str = "rdp"
+    *, sigma: float, rounds: int, cohort: float, population: int, delta: float, sampling: str = "all", accountant: str = "rdp"
 ) -> float:
     """The epsilon at `delta` of `rounds` releases of `dp_mean`, by Google's dp-accounting (imported here: nothing else needs it).
 
@@ -61,8 +64,8 @@ def epsilon(
         raise InputError(
             f"privacy: expected sampling all, poisson or uniform (rdp only) with rdp or pld, found sampling {sampling} with {accountant}"
         )
-    if not 0 < delta < 1 or not 1 <= cohort <= population or rounds < 0:
-        raise InputError(f"privacy: expected delta in (0, 1) and 1 <= cohort <= clients, found {delta}, {cohort} of {population}")
+    if not 0 < delta < 1 or not 0 < cohort <= population or rounds < 0:
+        raise InputError(f"privacy: expected delta in (0, 1) and 0 < cohort <= clients, found {delta}, {cohort} of {population}")
     if rounds == 0:
         return 0.0
     if sigma == 0:
@@ -76,7 +79,7 @@ def epsilon(
         event = dp_accounting.PoissonSampledDpEvent(cohort / population, event)
     if sampling == "uniform":
         one = dp_accounting.NeighboringRelation.REPLACE_ONE
-        event = dp_accounting.SampledWithoutReplacementDpEvent(population, cohort, dp_accounting.GaussianDpEvent(sigma / 2))
+        event = dp_accounting.SampledWithoutReplacementDpEvent(population, int(cohort), dp_accounting.GaussianDpEvent(sigma / 2))
     ledger = rdp.RdpAccountant(neighboring_relation=one) if accountant == "rdp" else pld.PLDAccountant(neighboring_relation=one)
     ledger.compose(event, rounds)
     return float(ledger.get_epsilon(delta))

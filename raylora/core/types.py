@@ -122,6 +122,7 @@ class Strategy:
     router: bool = False  # outputs of the adapters are mixed by a trained softmax(W_r x) instead of summed (FedALT)
     pools_data: bool = False  # one client holds everybody's training data (the bound `centralised`)
     mixed_ranks: bool = True  # clients may differ in rank
+    steady: bool = True  # a factor's rows and columns mean the same in every round: what compression left out can be sent later
     gates: Mapping[str, float] = field(default_factory=dict)  # as Phase.gates, for the evaluation of a client's full model
     product: str = ""
     """What a round is claimed to make of the clients' products: "exact" (sum p_k scaling_k B_k A_k), "best" (its best approximation of the

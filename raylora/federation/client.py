@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from raylora.core import lowrank
+from raylora.core.compress import UNCOMPRESSED, Scheme, compressed
 from raylora.core.errors import RunError
 from raylora.core.seeds import generator
 from raylora.core.tree import freeze, match
@@ -50,18 +52,16 @@ class Protocol:
     depth: int  # slices after padding
     eval_batch: int
     gates: Mapping[str, float] = field(default_factory=dict)  # factors on the adapters' outputs in a client's full model
+    compress: Scheme = UNCOMPRESSED  # of what is uploaded
 
 
 def initial_tree(model: StackedModel, protocol: Protocol, client: str, rank: int) -> dict[str, np.ndarray]:
     """A client's tree before the first broadcast: the global part is everybody's, private adapters are drawn from (seed, client)."""
     tree = model.initial(generator(protocol.seed, "initial"), generator(protocol.seed, "initial", client=client), protocol.max_rank)
-    for name, value in tree.items():
-        private = any(adapter and name.startswith(f"{adapter}.") for adapter in model.adapters)
-        if not private and rank < protocol.max_rank:
-            if name.endswith(".lora_A"):
-                tree[name] = value[:rank]
-            elif name.endswith(".lora_B"):
-                tree[name] = value[:, :rank]
+    for adapter, own_rank in model.adapters.items():
+        if own_rank is None:  # drawn at the largest rank, so that everybody's first rows are the same
+            pairs = {m: (a[:rank], b[:, :rank]) for m, (a, b) in lowrank.pairs(tree, adapter).items()}
+            tree |= lowrank.named(pairs, adapter)
     return tree
 
 
@@ -161,8 +161,15 @@ def _split(
         adapter={name: trained[name] for name in sorted(uploads)},
         metrics=metrics,
         extra=extra,
-        scaling=protocol.alpha / site.rank,
+        scaling=protocol.alpha / (lowrank.rank_of(trained) or site.rank),  # a strategy may have pruned the rank
     )
+    if (compress := protocol.compress.compress) is not None:
+        error = state.trees.get("error", {}) if state is not None and protocol.compress.remembers else {}
+        draw = generator(protocol.seed, "compress", task.round, site.id)
+        sent = compressed(update, {name: received[name] for name in uploads}, error, compress, draw)
+        update = sent.update
+        if protocol.compress.remembers:
+            trees["error"] = sent.error
     return update, ClientState(trees=trees, base_version=broadcast.base_version, round=task.round)
 
 

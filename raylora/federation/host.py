@@ -98,7 +98,7 @@ class Host:
         case = next(case for case in self.sites[client].shard.test if case.patient == patient)
         self.model.load([request.tree], [self.protocol.alpha], self.protocol.settings.dtype)
         self.model.gate(request.gates)
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for frame in sorted(case.labels):
             (pred,) = segment(self.model, [case.images[frame]], self.protocol.depth, 1)
             arrays |= {f"{frame}/image": case.images[frame], f"{frame}/pred": pred, f"{frame}/truth": case.labels[frame]}

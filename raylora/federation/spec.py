@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raylora.core.compress import UNCOMPRESSED, Scheme
 from raylora.core.errors import InputError
 from raylora.data.shards import PreparedSet, PreparedStudy
 from raylora.data.transforms import Augmentation
@@ -69,6 +70,7 @@ class HostSpec:
     max_rank: int
     settings: Settings
     gates: Mapping[str, float] = field(default_factory=dict)
+    compress: Scheme = UNCOMPRESSED
     eval_batch: int = 4
     augmentation: Augmentation | None = None
     threads: int = 1
@@ -83,11 +85,12 @@ def build_model(spec: ModelSpec, weights: Mapping[str, np.ndarray] | None = None
     """The backbone with adapters in place. `weights` replace those drawn from the seed; on a CPU they are used in place, never written."""
     backbone = zoo.build(spec.name, spec.task, spec.size, spec.image_size, spec.sizes, spec.seed)
     if spec.checkpointing:
-        if not hasattr(backbone, "recompute_activations"):
+        recompute = getattr(backbone, "recompute_activations", None)
+        if recompute is None:
             raise InputError(f"model.checkpointing: {spec.name} does not offer it")
         if spec.dropout:
             raise InputError("model.checkpointing: not with lora.dropout, whose draws the backward pass would repeat differently")
-        backbone.recompute_activations()
+        recompute()
     targets = zoo.DEFAULT_TARGETS[spec.name] if spec.targets is None else spec.targets
     modules = () if spec.full else adapted_modules(backbone, targets, spec.blocks)
     backbone = backbone.to(device=device, dtype=dtype)
@@ -110,6 +113,7 @@ def protocol_of(spec: HostSpec) -> Protocol:
         depth=spec.model.image_size[2],
         eval_batch=spec.eval_batch,
         gates=spec.gates,
+        compress=spec.compress,
     )
 
 
@@ -134,8 +138,9 @@ def _shard(site: SiteSpec, where: Mapping[str, PreparedSet], spec: HostSpec) -> 
         images = [np.stack([study.frames[frame].image for frame in ("ED", "ES")]) for study in studies]
         training = Studies(images, [spec.diseased[i] for i in site.training], depth, spec.augmentation)
     else:
-        frames = [study.frames[frame] for study in studies for frame in sorted(study.frames) if study.frames[frame].label is not None]
-        training = Frames([frame.image for frame in frames], [frame.label for frame in frames], depth, spec.augmentation)
+        frames = [frame for study in studies for _, frame in sorted(study.frames.items())]
+        labelled = [(frame.image, frame.label) for frame in frames if frame.label is not None]
+        training = Frames([image for image, _ in labelled], [label for _, label in labelled], depth, spec.augmentation)
     return Shard(
         training=training,
         patients=len(site.training),
@@ -146,12 +151,11 @@ def _shard(site: SiteSpec, where: Mapping[str, PreparedSet], spec: HostSpec) -> 
 
 
 def _eval_case(patient: str, study: PreparedStudy, spec: HostSpec) -> EvalCase:
-    labelled = {name: frame for name, frame in study.frames.items() if frame.label is not None}
     return EvalCase(
         patient=patient,
         images={name: frame.image for name, frame in study.frames.items()},
-        labels={name: frame.label for name, frame in labelled.items()},
-        native_labels={name: frame.native_label for name, frame in labelled.items()},
+        labels={name: frame.label for name, frame in study.frames.items() if frame.label is not None},
+        native_labels={name: frame.native_label for name, frame in study.frames.items() if frame.native_label is not None},
         geometry=study.geometry,
         diseased=spec.diseased.get(patient),
     )

@@ -49,7 +49,7 @@ class Adapted(nn.Module):
             if name in self.detached:
                 z = z.detach()
             gate = self.gates.get(name, 1.0)
-            y = y + (z if gate == 1.0 else gate * z) if mixture is None else y + mixture[..., index, None] * z
+            y = y + (z if gate == 1.0 else gate * z) if mixture is None else y + mixture[index] * z
         return y
 
     def _mergeable(self) -> bool:
@@ -81,10 +81,17 @@ class Adapted(nn.Module):
         ones = (1,) * (x.dim() - 2)
         return torch.cat([conv(part, right.reshape(*right.shape, *ones)) for part, right in zip(parts, b, strict=True)])
 
-    def _mixture(self, x: Tensor) -> Tensor:
-        """The router's softmax(W_r x) over the adapters, token by token: (..., adapters)."""
-        flat = x.reshape(len(self.router), -1, x.shape[-1])
-        return torch.bmm(flat, self.router.transpose(1, 2)).softmax(-1).reshape(*x.shape[:-1], -1)
+    def _mixture(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The router's softmax(W_r x) over the adapters, one factor for each, token by token: (..., 1). Of a convolution, a token is what
+        the kernel sees at one place of the output: (b, 1, *places)."""
+        if isinstance(self.base, nn.Linear):
+            flat = x.reshape(len(self.router), -1, x.shape[-1])
+            scores = torch.bmm(flat, self.router.transpose(1, 2)).reshape(*x.shape[:-1], -1)  # (..., adapters)
+            return scores.softmax(-1).split(1, -1)
+        base, conv = self.base, _convolution(self.base)
+        kernels = self.router.reshape(*self.router.shape[:2], base.in_channels, *base.kernel_size)  # (K, adapters, in, *kernel)
+        parts = [conv(part, kernel, None, base.stride, base.padding, base.dilation) for part, kernel in zip(x.chunk(len(kernels)), kernels, strict=True)]
+        return torch.cat(parts).softmax(1).split(1, 1)
 
     def _drop(self, x: Tensor) -> Tensor:
         keep = 1.0 - self.dropout

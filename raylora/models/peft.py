@@ -57,11 +57,7 @@ def write_folder(
     Returns the SHA-256 over sorted names, shapes and float32 bytes of everything in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, np.ndarray] = {}
-    for module, (a, b) in sorted(pairs.items()):
-        kernel = kernels.get(module, ())
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = a.reshape(len(a), -1, *kernel) if kernel else a
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = b.reshape(*b.shape, *(1 for _ in kernel))
+    tensors = _tensors(pairs, kernels)
     if tensors:
         ranks = {module: len(a) for module, (a, _) in sorted(pairs.items())}
         config = {
@@ -81,9 +77,43 @@ def write_folder(
         }
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
         safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
-    if plain:
-        safetensors.numpy.save_file({name: np.ascontiguousarray(value, np.float32) for name, value in sorted(plain.items())}, folder / "head.safetensors")
+    _save(folder / "head.safetensors", plain)
     return hash_of({**tensors, **plain})
+
+
+def write_routed(
+    folder: Path,
+    adapters: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    router: Tree,
+    plain: Tree,
+    kernels: Mapping[str, tuple[int, ...]],
+    about: Mapping[str, Any],
+) -> str:
+    """Adapters that a router mixes token by token are no single pair: each has a PEFT folder of its own inside `folder`, the router lies
+    in router.safetensors, heads in head.safetensors. Returns the SHA-256 of all of it."""
+    tensors: dict[str, np.ndarray] = {}
+    for name, pairs in sorted(adapters.items()):
+        write_folder(folder / name, pairs, {}, kernels, about)
+        tensors |= {f"{name}/{key}": value for key, value in _tensors(pairs, kernels).items()}
+    _save(folder / "router.safetensors", router)
+    _save(folder / "head.safetensors", plain)
+    return hash_of({**tensors, **router, **plain})
+
+
+def _tensors(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], kernels: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The tensors of a PEFT file by its names."""
+    tensors: dict[str, np.ndarray] = {}
+    for module, (a, b) in sorted(pairs.items()):
+        kernel = kernels.get(module, ())
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = a.reshape(len(a), -1, *kernel) if kernel else a
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = b.reshape(*b.shape, *(1 for _ in kernel))
+    return tensors
+
+
+def _save(path: Path, tree: Tree) -> None:
+    """As float32; no file for an empty tree."""
+    if tree:
+        safetensors.numpy.save_file({name: np.ascontiguousarray(value, np.float32) for name, value in sorted(tree.items())}, path)
 
 
 def hash_of(tensors: Mapping[str, np.ndarray]) -> str:

@@ -100,8 +100,6 @@ class StackedModel:
             return
         self.plain = tuple(name for name in self.weights if any(fnmatch.fnmatchcase(name, pattern) for pattern in plain))
         for path in modules:
-            if router and not isinstance(backbone.get_submodule(path), nn.Linear):
-                raise InputError(f"strategy.router: {path} is a convolution; a router mixes the tokens of linear layers (none goes without)")
             self.layers[path] = Adapted(backbone.get_submodule(path))
             self.layers[path].dropout = dropout
             _replace(backbone, path, self.layers[path])

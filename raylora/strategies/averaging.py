@@ -8,7 +8,7 @@ from typing import Any
 
 from raylora.core import lowrank
 from raylora.core import tree as trees
-from raylora.core.reduce import Reduce, by_client, mean, movement, shares
+from raylora.core.reduce import Reduce, Seeded, by_client, mean, movement, shares
 from raylora.core.types import Broadcast, Client, ClientUpdate, Phase, State, Strategy, Task, Tree
 
 EVERYTHING = (Phase(trains=("*",)),)
@@ -48,8 +48,10 @@ def averaging(
         return Broadcast(adapter=state.trees["adapter"], task=task(state.round))
 
     def aggregate(state: State, updates: Sequence[ClientUpdate]) -> State:
-        updates = by_client(updates)
         received = trees.select(state.trees["adapter"], task(state.round).uploads)
+        if not updates and isinstance(reduce, Seeded):  # noise is released all the same, or one could see that nobody came
+            updates = [ClientUpdate(client_id="", num_examples=1, adapter=received)]
+        updates = by_client(updates)
         for update in updates:
             trees.require_same(received, update.adapter, f"round {state.round}, client {update.client_id}")
         step = movement(received, [u.adapter for u in updates], shares(updates, weights), reduce, state.round)

@@ -51,7 +51,7 @@ def redistribution(name: str, *, weights: str, head: str, reduce: Reduce, **decl
         kept = {"adapter": trees.freeze(lowrank.named(best)), "start": state.trees["start"], "head": trees.freeze(heads)}
         return State(trees=kept, values={**state.values, "round": state.round + 1})
 
-    return Strategy(init=init, broadcast=broadcast, aggregate=aggregate, name=name, **{"product": "best", **declared})
+    return Strategy(init=init, broadcast=broadcast, aggregate=aggregate, name=name, **{"product": "best", "steady": False, **declared})
 
 
 def filled(pair: lowrank.Pair, start: np.ndarray) -> lowrank.Pair:

@@ -58,4 +58,4 @@ def folding(
         values = {**state.values, **memory, "round": state.round + 1, "base_version": int(str(state.values["base_version"])) + 1}
         return State(trees=kept, values=values)
 
-    return Strategy(init=init, broadcast=broadcast, aggregate=aggregate, name=name, **declared)
+    return Strategy(init=init, broadcast=broadcast, aggregate=aggregate, name=name, **{"steady": False, **declared})

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import cast
 
 from raylora.core.errors import InputError
-from raylora.core.reduce import REDUCTIONS, Reduce, Weighing
+from raylora.core.reduce import REDUCTIONS, Reduce, Seeded, Weighing
 from raylora.core.types import ClientUpdate, State, Strategy
 
 Factory = Callable[..., Strategy]
@@ -31,7 +31,8 @@ def create_from(registry: Mapping[str, Factory], name: str, options: Mapping[str
     strategy = factory(**given)
     if not isinstance(strategy, Strategy):
         raise InputError(f"strategy.name {name}: expected a factory that returns a Strategy, found {type(strategy).__name__}")
-    return skipping_empty_rounds(replace(strategy, name=strategy.name or name))
+    strategy = replace(strategy, name=strategy.name or name)
+    return strategy if isinstance(given.get("reduce"), Seeded) else skipping_empty_rounds(strategy)
 
 
 NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -236,12 +236,38 @@ def test_the_base_is_replaced_and_never_written():
     np.testing.assert_array_equal(frozen, copy)
 
 
-def test_router_mixes_the_adapters_token_by_token():
-    model = StackedModel(network(), modules=("fc1", "fc2"), plain=Net.head_names, adapters={"": None, "rest": None}, router=True)
+def routed() -> StackedModel:
+    return StackedModel(network(), modules=("conv", "fc1", "fc2"), plain=Net.head_names, adapters={"": None, "rest": None}, router=True)
+
+
+def test_a_router_of_zeros_takes_the_mean_of_the_adapters():
+    model = routed()
     whole = tree(model, 6)
     even = {**whole, **{name: np.zeros_like(value) for name, value in whole.items() if name.startswith("router.")}}
     model.load([even], [ALPHA], torch.float64)
-    plain = StackedModel(network(), modules=("fc1", "fc2"), plain=Net.head_names, adapters={"": None, "rest": None})
+    plain = stacked(adapters={"": None, "rest": None})
     plain.load([{n: v for n, v in whole.items() if not n.startswith("router.")}], [ALPHA], torch.float64)
     plain.gate({"": 0.5, "rest": 0.5})
     torch.testing.assert_close(model(images(2)), plain(images(2)))
+
+
+def test_a_router_mixes_token_by_token_and_place_by_place():
+    """A linear layer's token is its input; a convolution's is what the kernel sees at one place, cut out here by hand."""
+    model = routed()
+    trees = [tree(model, seed) for seed in (7, 8)]
+    model.load(trees, [ALPHA, ALPHA], torch.float64)
+    x, linear_x = images(4), torch.randn(4, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    padded = torch.nn.functional.pad(x, (0, 0, 1, 1, 1, 1))
+    patches = padded.unfold(2, 3, 2).unfold(3, 3, 1).unfold(4, 1, 1)  # (b, in, *places, 3, 3, 1)
+    patches = patches.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4)  # (b, *places, in * kernel)
+    for name, whole_x, tokens in (("conv", x, patches), ("fc1", linear_x, linear_x)):
+        layer = model.layers[name]
+        added = layer(whole_x) - layer.base(whole_x)
+        for k, own in enumerate(trees):
+            factors = {key: torch.from_numpy(value) for key, value in own.items()}
+            mine = tokens[2 * k : 2 * k + 2]
+            gates = (mine @ factors[f"router.{name}.weight"].T).softmax(-1)
+            pairs = [(factors[f"{prefix}{name}.lora_A"], factors[f"{prefix}{name}.lora_B"]) for prefix in ("", "rest.")]
+            expected = sum(gates[..., i, None] * (ALPHA / RANK) * (mine @ a.T @ b.T) for i, (a, b) in enumerate(pairs))
+            expected = expected.permute(0, 4, 1, 2, 3) if name == "conv" else expected
+            torch.testing.assert_close(added[2 * k : 2 * k + 2], expected)

@@ -64,11 +64,6 @@ def test_a_target_that_is_in_no_chosen_block_is_refused():
         adapted_modules(unet(), ["decoder_conv"], [0])
 
 
-def test_a_router_needs_tokens():
-    with pytest.raises(InputError, match=r"^strategy.router: input_block\.conv1\.conv is a convolution"):
-        StackedModel(unet(), modules=adapted_modules(unet(), None, "all"), adapters={"": None, "rest": None}, router=True)
-
-
 def dual(net=None) -> StackedModel:
     net = net or vit()
     return StackedModel(net, modules=adapted_modules(net, None, "all"), plain=net.head_names, adapters={"": None, "local": 3})

@@ -1,0 +1,87 @@
+"""The strategy of a configuration and what goes around it: a robust or a private mean at the server, compression at the clients.
+
+What does not fit together is refused with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+
+from raylora.config import Config
+from raylora.core import privacy
+from raylora.core.compress import Scheme
+from raylora.core.errors import InputError
+from raylora.core.reduce import Weighing
+from raylora.core.types import Strategy, Task
+from raylora.strategies import create
+from raylora.strategies.registry import reduction
+
+
+def make_strategy(config: Config, clients: int | None = None) -> Strategy:
+    """The strategy with its options, its reduction and its private mean. clients: how many train (None: not known yet).
+
+    Raises InputError.
+    """
+    name, options = config.strategy.name, config.strategy.options
+    if clients is not None:
+        _require_cohort(config, clients)
+    if config.privacy.clip is None:
+        return create(name, options, seed=config.seed, clients=clients)
+    if "reduce" in options:
+        raise InputError(f"privacy.clip: a private mean takes the place of strategy.reduce, found both ({options['reduce']})")
+    cohort = None if clients is None else expected_cohort(config, clients)
+    private = privacy.dp_mean(config.privacy.clip, config.privacy.sigma, seed=config.seed, cohort=cohort)
+    try:
+        return create(name, {**options, "reduce": private}, seed=config.seed, clients=clients)
+    except InputError as error:
+        raise InputError(str(error).replace("strategy.reduce:", "privacy.clip:", 1)) from None
+
+
+def expected_cohort(config: Config, clients: int) -> float:
+    """How many clients come to a round: exactly, or on average (poisson)."""
+    kind, fraction = config.sampling.kind, config.sampling.fraction
+    if kind == "poisson":
+        return fraction * clients
+    return clients if kind == "all" else math.ceil(fraction * clients - 1e-9)
+
+
+def _require_cohort(config: Config, clients: int) -> None:
+    """Raise InputError if a round may have fewer clients than the reduction needs."""
+    found = config.strategy.options.get("reduce")
+    rule = reduction(found) if found is not None else None
+    fewest = 1 if config.sampling.kind == "poisson" else expected_cohort(config, clients)
+    if isinstance(rule, Weighing) and rule.needs > fewest:
+        raise InputError(f"strategy.reduce: expected at least {rule.needs} clients in every round, found {fewest:g} (see sampling)")
+
+
+def epsilon(config: Config, rounds: int, clients: int) -> float | None:
+    """What these rounds have spent of privacy at `privacy.delta`; None without privacy. It is about what the server makes of the updates:
+    adapters and heads. Losses and scores in the record are outside of it. Raises InputError for what cannot be accounted."""
+    p = config.privacy
+    if p.clip is None:
+        return None
+    if p.delta * clients >= 1:
+        raise InputError(f"privacy.delta: expected less than 1 / clients = {1 / clients:g}, found {p.delta:g}")
+    return privacy.epsilon(
+        sigma=p.sigma,
+        rounds=rounds,
+        cohort=expected_cohort(config, clients),
+        population=clients,
+        delta=p.delta,
+        sampling=config.sampling.kind,
+        accountant=p.accountant,
+    )
+
+
+def scheme(config: Config) -> Scheme:
+    """How clients compress what they send."""
+    return Scheme(kind=config.compress.kind, bits=config.compress.bits, share=config.compress.share)
+
+
+def require_compressible(config: Config, strategy: Strategy, task: Task) -> None:
+    """Raise InputError if what the clients of this strategy send cannot be compressed."""
+    kind = config.compress.kind
+    if kind != "none" and task.keeps:
+        raise InputError(f"compress.kind: {strategy.name} goes on from what it sends, and the server's copy would fall behind, found {kind}")
+    if scheme(config).remembers and not strategy.steady:
+        raise InputError(f"compress.kind: {strategy.name} starts its pairs anew each round, and what {kind} left out could not be sent later")
