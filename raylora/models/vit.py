@@ -25,7 +25,7 @@ GRID = (3, 3, 3)
 
 def _grid_means(tokens: Tensor, grid: Triple) -> Tensor:
     coarse = nn.functional.adaptive_avg_pool3d(tokens[:, 1:].transpose(1, 2).unflatten(2, grid), GRID)
-    return coarse.flatten(1)
+    return coarse.flatten(1) / math.prod(GRID)  # a step of the head moves the logits as far as it would on a mean
 
 
 POOLS = {
