@@ -247,7 +247,6 @@ def test_every_strategy_runs_to_its_end(runs, strategy):
             {"strategy": {"name": "rate_my_lora", "rule": "peer"}, "data__rating_to_training": True},
             "client Canon: no rating cases",
         ),
-        ("segmentation", {"strategy": {"name": "fedalt"}}, "strategy.router: "),
         ("segmentation", {"strategy": {"name": "fedit", "reduce": {"name": "krum", "byzantine": 2}}}, "strategy.reduce"),
         ("segmentation", {"strategy": {"name": "fedti"}}, "did you mean fedit"),
         ("segmentation", {"strategy": {"name": "fedit", "mu": 1.0}}, "strategy.mu: fedit has no such option"),
