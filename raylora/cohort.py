@@ -28,6 +28,16 @@ class Cohort:
     diseased: Mapping[str, int] | None  # study id -> 0 or 1, for disease
     protocol: Protocol | None
 
+    @property
+    def datasets(self) -> dict[str, str]:
+        """Study id -> data set."""
+        return {id: row.dataset for id, row in self.rows.items()}
+
+    @property
+    def several(self) -> bool:
+        """Whether the patients come from more than one data set."""
+        return len(set(self.datasets.values())) > 1
+
     def seen_by(self, seen: Seen) -> list[str]:
         """The validation, rating and test cases that base weights have seen, themselves or as their duplicate in another data set."""
         known = {id for id, row in self.rows.items() if seen.covers(row.dataset, row.split, row.source_sha256)}

@@ -35,6 +35,13 @@ class Sample:
         return value if np.isfinite(value) else None
 
 
+    def only(self, group_of: Mapping[str, str], group: str) -> Sample:
+        """The same for the patients of one group."""
+        kept = [i for i, patient in enumerate(self.patients) if group_of[patient] == group]
+        arrays = {name: getattr(self, name)[kept] for name in ("values", "truth", "threshold")}
+        return Sample(patients=tuple(self.patients[i] for i in kept), statistic=self.statistic, **arrays)
+
+
 def weighted_mean(truth: np.ndarray, values: np.ndarray, threshold: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The mean of the patients' own values, in the shape of a `Statistic`."""
     return (weights @ values) / weights.sum(-1)
@@ -127,6 +134,24 @@ def final(
         frozen = {client: sample(table, metric, FROZEN, client) for client in clients}
         blocks[metric] = entry(own, frozen, seed=seed, replicates=replicates)
     return blocks
+
+
+Groups = dict[str, dict[str, dict[str, object]]]
+"""{metric: {group: {mean, frozen, n}}}"""
+
+
+def by_group(rows: Iterable[CaseRow], *, task: str, clients: Sequence[str], group_of: Mapping[str, str]) -> Groups:
+    """Every metric on test patients, in-client, over all patients of a group (a data set, a scanner, ...)."""
+    table = case_table(rows)
+    found: Groups = {}
+    for metric in metric_names(task):
+        own = pooled([sample(table, metric, table.own_model(client), client) for client in clients])
+        frozen = pooled([sample(table, metric, FROZEN, client) for client in clients])
+        for group in sorted({group_of[patient] for patient in own.patients}):
+            part = own.only(group_of, group)
+            block = {"mean": part.point, "frozen": frozen.only(group_of, group).point, "n": len(part.patients)}
+            found.setdefault(metric, {})[group] = block
+    return found
 
 
 def cross_client(rows: Iterable[CaseRow], *, metric: str, clients: Sequence[str]) -> dict[str, object]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from raylora.metrics.matrix import PRIMARY
 from raylora.report.groups import Group, baseline_of, frozen_group, groups_of, varied_keys
+from raylora.report.marks import common_marks
 from raylora.report.pairs import Pair, SelfTest, pairs_of, self_test
 from raylora.report.runs import Run
 from raylora.report.scores import Score, frozen_score, score_of
@@ -41,6 +42,7 @@ class Block:
     a_a: SelfTest
     winners: tuple[Winner, ...]
     remarks: tuple[str, ...]
+    marks: tuple[str, ...] = ()  # what every table of these runs must say
 
     @property
     def title(self) -> str:
@@ -90,6 +92,7 @@ def make_block(by_block: Blocks, task: str, data: str, baseline: str | None, roo
         a_a=a_a,
         winners=tuple(_winners(scores, tried)),
         remarks=tuple([*remarks, *_remarks(by_block, task, data, groups)]),
+        marks=tuple(common_marks([run.summary for run in finished])),
     )
 
 

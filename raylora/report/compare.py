@@ -128,6 +128,7 @@ def _block_dict(block: Block) -> dict[str, Any]:
         "winners": [{"strategy": w.strategy, "label": w.score.label, "tried": w.tried, "overall": w.overall} for w in block.winners],
         "findings": block.findings(),
         "remarks": list(block.remarks),
+        "marks": list(block.marks),
     }
 
 

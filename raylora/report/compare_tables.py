@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from raylora.report.block import Block
 from raylora.report.groups import value_text
+from raylora.report.marks import stamped
 from raylora.report.scores import Score
 from raylora.report.table import (
     Cell,
@@ -32,7 +33,8 @@ def block_tables(block: Block) -> list[Table]:
     made = [scores_table(block), winners_table(block), pairs_table(block)]
     if block.task == "disease":
         made.append(decisions_table(block))
-    return [*made, exploratory_table(block), clients_table(block), settings_table(block), runs_table(block)]
+    made += [exploratory_table(block), clients_table(block), settings_table(block), runs_table(block)]
+    return [stamped(table, block.marks) for table in made]
 
 
 def terminal_tables(block: Block) -> list[Table]:
@@ -41,13 +43,13 @@ def terminal_tables(block: Block) -> list[Table]:
     if any(w.tried > 1 for w in block.winners):
         made.append(winners_table(block))
     if not block.pairs:
-        return made
+        return [stamped(table, block.marks) for table in made]
     pairs = pairs_table(block)
     if len(block.pairs) > MOST_PAIRS:
         chosen = {block.chosen.score.label if block.chosen else block.a_a.baseline}
         kept = tuple(row for row in pairs.rows if row[1] == ITSELF or {row[0], row[1]} & chosen)
         pairs = replace(pairs, title=f"Pairs with {', '.join(chosen)} (all {len(block.pairs)}: on the page)", rows=kept)
-    return [*made, pairs]
+    return [stamped(table, block.marks) for table in (*made, pairs)]
 
 
 def scores_table(block: Block) -> Table:

@@ -11,11 +11,12 @@ import jinja2
 import yaml
 
 from raylora.report.figures import DARK, LIGHT, Picture, data_uri, png, shown_width
+from raylora.report.marks import marks_of, stamped
 from raylora.report.overlays import overlay_pictures
 from raylora.report.plots import run_pictures
 from raylora.report.runs import read_run
 from raylora.report.table import Table, to_csv
-from raylora.report.tables import client_table, facts, final_table, headline, record_table
+from raylora.report.tables import client_table, dataset_table, facts, final_table, headline, record_table
 
 _HERE = Path(__file__).parent
 
@@ -25,7 +26,8 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(run_dir)
     final = run.final() if run.finished else run.summary.get("final") or {}
     pictures = run_pictures(run) + overlay_pictures(run)
-    scores = (final_table(final, run.task), client_table(final, run.task, run.clients))
+    scores = (final_table(final, run.task), client_table(final, run.task, run.clients), dataset_table(run.summary))
+    marks = marks_of(run.summary)
     page = render(
         "run.html",
         title=str(run.summary.get("name") or run.folder.name),
@@ -33,7 +35,7 @@ def write_report(run_dir: Path) -> Path:
         remarks=run.remarks(),
         status=str(run.summary["status"]),
         facts=facts(run),
-        tables=[table_context(t) for t in scores if t.rows],
+        tables=[table_context(stamped(t, marks)) for t in scores if t.rows],
         pictures=save_pictures(pictures, run.folder / "plots"),
         record=table_context(record_table(run.summary)),
         config=yaml.safe_dump(dict(run.config), sort_keys=False),
@@ -71,7 +73,8 @@ def table_context(table: Table) -> dict[str, object]:
         rows.append({"cells": cells, "marked": number in table.marked})
     csv_file = base64.b64encode(to_csv(table).encode()).decode("ascii")
     columns = [{"name": c.name, "number": c.number} for c in table.columns]
-    return {"title": table.title, "columns": columns, "rows": rows, "note": table.note, "csv": f"data:text/csv;base64,{csv_file}"}
+    note = " ".join(text for text in (table.note, table.marks and f"{table.marks}.") if text)
+    return {"title": table.title, "columns": columns, "rows": rows, "note": note, "csv": f"data:text/csv;base64,{csv_file}"}
 
 
 def render(template: str, **values: object) -> str:

@@ -50,6 +50,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     marked: frozenset[int] = frozenset()  # rows that are emphasised
+    marks: str = ""  # what every form of the table must say (see `marks`)
 
     def texts(self) -> Iterator[list[str]]:
         """Every row as it reads."""
@@ -131,9 +132,10 @@ def seconds_text(cell: Cell) -> str:
 
 
 def rich_table(table: Table) -> RichTable:
-    """For a terminal: the essential columns, and the first sentence of the note."""
+    """For a terminal: the essential columns, the first sentence of the note, and the marks."""
+    caption = "\n".join(text for text in (table.note.split(". ")[0], table.marks) if text)
     shown = RichTable(
-        title=table.title, caption=table.note.split(". ")[0] or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        title=table.title, caption=escape(caption) or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
     shown.title_justify = shown.caption_justify = "left"
     keep = [i for i, column in enumerate(table.columns) if column.essential]
@@ -161,14 +163,14 @@ def _brief(column: Column, cell: Cell) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Raw values; an estimate takes four columns. A missing value is an empty cell."""
+    """Raw values; an estimate takes four columns. A missing value is an empty cell. Marks are a last column."""
     spread = [any(isinstance(row[i], Estimate) for row in table.rows) for i in range(len(table.columns))]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     header: list[str] = []
     for column, wide in zip(table.columns, spread, strict=True):
         header += [column.name, f"{column.name} low", f"{column.name} high", f"{column.name} n"] if wide else [column.name]
-    writer.writerow(header)
+    writer.writerow([*header, "Marks"] if table.marks else header)
     for row in table.rows:
         cells: list[str] = []
         for cell, wide in zip(row, spread, strict=True):
@@ -177,7 +179,7 @@ def to_csv(table: Table) -> str:
                 cells += [_plain(v) for v in (whole_cell.value, whole_cell.low, whole_cell.high, whole_cell.n)]
             else:
                 cells.append(_plain(cell))
-        writer.writerow(cells)
+        writer.writerow([*cells, table.marks] if table.marks else cells)
     return buffer.getvalue()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from raylora.metrics.matrix import PRIMARY, metric_names
+from raylora.report.marks import marks_of, stamped
 from raylora.report.runs import Run
 from raylora.report.table import (
     Table,
@@ -68,6 +69,19 @@ def client_table(final: Final, task: str, clients: Sequence[str]) -> Table:
     return Table("Test scores by client", (words("Client"), *(decimal(metric_words(m, arrow=True)) for m in shown)), rows)
 
 
+def dataset_table(summary: Mapping[str, Any]) -> Table:
+    """The main scores by data set, where a run has several."""
+    found, task = summary.get("by_dataset") or {}, summary["task"]
+    shown = [m for m in reported_metrics(task) if m in found and not m.startswith(("hd95_mm_", "volume"))]
+    first = found.get(PRIMARY[task]) or {}
+    rows = []
+    for name, block in sorted(first.items()):
+        rows.append((name, block["n"], block["frozen"], *((found[m].get(name) or {}).get("mean") for m in shown)))
+    columns = (words("Data set"), whole("n"), decimal(f"{metric_words(PRIMARY[task])}, frozen"), *(decimal(metric_words(m, arrow=True)) for m in shown))
+    note = "Each client's own model on its own test patients, over all test patients (n) of a data set."
+    return Table("Test scores by data set", columns if rows else (), tuple(rows), note)
+
+
 def record_table(summary: Mapping[str, Any]) -> Table:
     """Hashes, versions, machines: what is needed to make this run again."""
     rows: list[tuple[str, str]] = [(key, str(summary[key])) for key in ("config_sha256", "data_sha256") if summary.get(key)]
@@ -86,6 +100,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     """What a reader looks for first."""
     s = run.summary
     found = [("Task", run.task), ("Strategy", run.strategy), ("Seed", str(run.seed)), ("Clients", str(len(run.clients)))]
+    found += [("Protocol", f"{s['protocol']['name']} {s['protocol']['sha256'][:16]}")] if s.get("protocol") else []
     found += [("Rounds", str(s["rounds"]))] if s.get("rounds") is not None else []
     found += [(name, bytes_text(s[key])) for name, key in (("Sent up", "bytes_up"), ("Sent down", "bytes_down")) if s.get(key) is not None]
     found += [("Wall time", seconds_text(s["wall_seconds"]))] if s.get("wall_seconds") is not None else []
@@ -111,4 +126,6 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
     final = summary.get("final") or {}
     console.print(headline(summary, final), highlight=False)
     if final:
-        console.print(rich_table(final_table(final, summary["task"])))
+        for table in (final_table(final, summary["task"]), dataset_table(summary)):
+            if table.rows:
+                console.print(rich_table(stamped(table, marks_of(summary))))
