@@ -90,10 +90,11 @@ def test_overlays_rank_patients_by_their_dice(run):
 @pytest.mark.slow
 def test_overlays_show_colours_of_contours_on_dark_paper_for_every_page(run):
     (picture,) = overlay_pictures(run)
-    pixels = _pixels(png(picture, LIGHT)).reshape(-1, 3).astype(int)
-    assert np.array_equal(_pixels(png(picture, DARK)).reshape(-1, 3), pixels)
+    pixels = _pixels(png(picture, LIGHT)).astype(int)
+    assert np.array_equal(_pixels(png(picture, DARK)), pixels)
+    images = pixels[: int(0.9 * len(pixels))].reshape(-1, 3)  # without the legend
     for colour in ((230, 159, 0), (61, 220, 151), (86, 180, 233), (255, 255, 255)):
-        assert (np.abs(pixels - colour).max(1) < 40).sum() > 50
+        assert (np.abs(images - colour).max(1) < 40).sum() > 50
 
 
 def test_slices_are_basal_mid_apical_whichever_way_the_stack_runs():
