@@ -59,10 +59,10 @@ class Block:
             return [self.a_a.sentence, *(pair.sentence for pair in self.pairs)]
         score, tried = self.chosen.score, sum(w.tried for w in self.winners)
         reached = "n/a" if score.in_client.value is None else f"{score.in_client.value:.3f}"
-        first = (
-            f"Of {tried} configuration{'s' if tried > 1 else ''} tried, {score.label} has the best {inside(self.metric)} on validation "
-            f"patients ({score.validation.value:.3f}); on test patients it reaches {reached}."
-        )
+        where = f"on validation patients ({score.validation.value:.3f}); on test patients it reaches {reached}."
+        first = f"Of {tried} configurations tried, {score.label} has the best {inside(self.metric)} {where}"
+        if tried == 1:
+            first = f"{score.label} was scored {where}"
         pairs = sorted(self.pairs, key=lambda p: score.label not in (p.a, p.b))
         return [first, self.a_a.sentence, *(pair.sentence for pair in pairs)]
 

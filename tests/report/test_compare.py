@@ -130,6 +130,7 @@ def test_placement_and_names_do_not_make_a_difference_and_repeats_are_said(tmp_p
     runs.append(make_run(tmp_path / "b", rounds=1, config={"placement.cpus_per_client": 4, "data.root": "elsewhere", "name": "other"}))
     block = compare(runs, replicates=FEW).blocks[0]
     assert len(block.scores) == 1 and block.varied == ()
+    assert block.findings()[0].startswith("fedit was scored on validation patients (0.")
     assert any("repeats" in remark and str(runs[1]) in remark for remark in block.remarks)
 
 
