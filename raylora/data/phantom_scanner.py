@@ -49,18 +49,18 @@ SIEMENS = Look(
     myocardium=0.33, fat=0.80, gamma=1.1, coil=0.4, noise=0.035, blur_mm=0.8, pixel_mm=1.35, slice_mm=9.6, full_scale=650, turn_deg=-14,
 )
 PHILIPS = Look(
-    myocardium=0.46, fat=1.1, muscle=0.34, liver=0.55, spleen=0.62, lung=0.10, gamma=0.85, coil=0.55,
+    myocardium=0.48, fat=1.1, muscle=0.34, liver=0.55, spleen=0.62, lung=0.10, gamma=0.85, coil=0.55,
     banding=0.06, noise=0.05, blur_mm=1.0, pixel_mm=1.25, field_mm=350, breath_mm=1.6, extra_slices=1.4,
     full_scale=320, turn_deg=38,
 )
 GE = Look(
-    myocardium=0.40, fat=1.25, muscle=0.30, liver=0.42, lung=0.07, gamma=1.35, coil=0.45,
+    myocardium=0.43, fat=1.25, muscle=0.30, liver=0.42, lung=0.07, gamma=1.35, coil=0.45,
     banding=0.12, noise=0.06, blur_mm=1.3, pixel_mm=1.5, field_mm=360, breath_mm=2.0, extra_slices=1.8,
     full_scale=2300, turn_deg=-32,
 )
 CANON = Look(
-    myocardium=0.58, fat=0.62, muscle=0.42, liver=0.62, spleen=0.66, lung=0.13, gamma=0.8, coil=0.65,
-    banding=0.10, noise=0.085, blur_mm=1.6, pixel_mm=1.7, slice_mm=9, field_mm=320, breath_mm=2.4,
+    myocardium=0.54, fat=0.62, muscle=0.40, liver=0.60, spleen=0.64, lung=0.11, gamma=0.8, coil=0.55,
+    banding=0.10, noise=0.06, blur_mm=1.4, pixel_mm=1.6, slice_mm=9, field_mm=320, breath_mm=2.4,
     full_scale=5200, turn_deg=62,
 )
 # fmt: on
