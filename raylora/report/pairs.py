@@ -91,7 +91,7 @@ def pairs_of(groups: Sequence[Group], metric: str, a_a: SelfTest, root_seed: int
         pairs.append(pair)
     adjusted = holm([pair.p_value for pair in pairs])
     family = sum(p is not None for p in adjusted)
-    return [_worded(replace(pair, p_holm=p), metric, family, a_a.baseline) for pair, p in zip(pairs, adjusted, strict=True)]
+    return [worded(replace(pair, p_holm=p), metric, family, a_a.baseline) for pair, p in zip(pairs, adjusted, strict=True)]
 
 
 def common(a: Panel, b: Panel) -> tuple[Panel, Panel]:
@@ -122,7 +122,7 @@ def _mcnemar(one: Panel, other: Panel) -> float | None:
     return mcnemar(one.decisions[one.seeds.index(seeds[0])], other.decisions[other.seeds.index(seeds[0])])
 
 
-def _worded(pair: Pair, metric: str, family: int, baseline: str) -> Pair:
+def worded(pair: Pair, metric: str, family: int, baseline: str) -> Pair:
     """The pair with its verdict and sentence."""
     if pair.difference is None:
         why = "they share fewer than two test patients" if pair.n < 2 else "a score is missing"

@@ -1,0 +1,34 @@
+import pytest
+
+from raylora.report.pairs import Pair, SelfTest, worded
+
+
+@pytest.mark.parametrize(
+    ("difference", "ci95", "p_holm", "resolvable", "verdict", "begins"),
+    [
+        (0.02, (0.01, 0.03), 0.01, 0.015, "A better", "one is better than two by 0.020 in Dice (95 % interval +0.010 to +0.030; p = 0.010"),
+        (0.02, (0.01, 0.03), 0.01, None, "A better", "In these runs one is better than two"),
+        (0.02, (0.01, 0.03), 0.01, 0.021, "not resolvable", "Not resolvable here: one and two differ by 0.020 in Dice, and base differs"),
+        (0.02, (0.01, 0.03), 0.06, None, "no difference shown", "No difference shown between one and two in Dice: one is ahead by 0.020"),
+        (0.02, (-0.01, 0.05), 0.01, None, "no difference shown", "No difference shown"),
+        (0.02, None, 0.01, None, "no difference shown", "No difference shown"),
+    ],
+)
+def test_better_needs_a_corrected_p_an_interval_and_more_than_the_a_a_limit(difference, ci95, p_holm, resolvable, verdict, begins):
+    pair = Pair(
+        a="one", b="two", n=24, test="Wilcoxon", difference=difference, ci95=ci95, p_value=p_holm, p_holm=p_holm, resolvable=resolvable
+    )
+    said = worded(pair, "dice", family=3, baseline="base")
+    assert said.verdict == verdict and said.sentence.startswith(begins)
+    assert said.sentence.endswith("24 patients).") and "after Holm over 3 pairs" in said.sentence
+
+
+def test_a_pair_without_a_score_is_not_tested():
+    said = worded(Pair(a="one", b="two", n=24, test="paired bootstrap"), "balanced_accuracy", family=0, baseline="base")
+    assert said.sentence == "one and two were not tested: a score is missing." and said.verdict == "not tested"
+
+
+def test_the_a_a_sentence():
+    assert "needs two seeds of the baseline (fedit), there is none" in SelfTest("fedit", {}).sentence
+    both = SelfTest("fedit", {0: 0.8, 1: 0.82}, 0.02, 0.254).sentence
+    assert "differs from itself by up to 0.020 between 2 seeds" in both and "less than 0.254 are not resolvable" in both
