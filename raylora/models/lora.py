@@ -1,7 +1,8 @@
 """LoRA for K clients at once: y = base(x) + sum_j gate_j scaling_j B_j A_j x, with a leading client axis on every trained tensor.
 
 The batch holds K clients one after the other, b samples each. The frozen base sees one batch of K b samples; each client's slice meets its
-own factors in a batched product. K = 1 is the ordinary loop. peft supplies the meaning of rank, alpha and targets and is the reference
+own factors in a batched product. K = 1 is the ordinary loop. In bfloat16 what is trained stays float32 (small steps would be rounded away)
+and is rounded where it meets an activation. peft supplies the meaning of rank, alpha and targets and is the reference
 that the tests hold this layer to.
 """
 
@@ -44,8 +45,9 @@ class Adapted(nn.Module):
         y = self.base(x)
         mixture = self._mixture(x) if self.router is not None else None
         dropped = self._drop(x) if self.streams and self.dropout else x
+        apply = self._linear if isinstance(self.base, nn.Linear) else self._conv
         for index, (name, (a, b)) in enumerate(self.factors.items()):
-            z = self._linear(dropped, a, b, self.scalings[name]) if isinstance(self.base, nn.Linear) else self._conv(dropped, a, b, self.scalings[name])
+            z = apply(dropped, a.to(x.dtype), b.to(x.dtype), self.scalings[name].to(x.dtype))
             if name in self.detached:
                 z = z.detach()
             gate = self.gates.get(name, 1.0)
@@ -61,7 +63,7 @@ class Adapted(nn.Module):
         memory, and a second one to r channels costs nearly as much as the first."""
         base, clients = self.base, len(next(iter(self.factors.values()))[0])
         delta = sum(torch.bmm(b * (self.gates.get(name, 1.0) * self.scalings[name])[:, None, None], a) for name, (a, b) in self.factors.items())
-        weights = base.weight + delta.reshape(clients, *base.weight.shape)
+        weights = (base.weight + delta.reshape(clients, *base.weight.shape)).to(x.dtype)
         conv = _convolution(base)
         parts = [conv(part, weight, base.bias, base.stride, base.padding, base.dilation) for part, weight in zip(x.chunk(clients), weights, strict=True)]
         return parts[0] if clients == 1 else torch.cat(parts)
@@ -84,12 +86,13 @@ class Adapted(nn.Module):
     def _mixture(self, x: Tensor) -> tuple[Tensor, ...]:
         """The router's softmax(W_r x) over the adapters, one factor for each, token by token: (..., 1). Of a convolution, a token is what
         the kernel sees at one place of the output: (b, 1, *places)."""
+        router = self.router.to(x.dtype)
         if isinstance(self.base, nn.Linear):
-            flat = x.reshape(len(self.router), -1, x.shape[-1])
-            scores = torch.bmm(flat, self.router.transpose(1, 2)).reshape(*x.shape[:-1], -1)  # (..., adapters)
+            flat = x.reshape(len(router), -1, x.shape[-1])
+            scores = torch.bmm(flat, router.transpose(1, 2)).reshape(*x.shape[:-1], -1)  # (..., adapters)
             return scores.softmax(-1).split(1, -1)
         base, conv = self.base, _convolution(self.base)
-        kernels = self.router.reshape(*self.router.shape[:2], base.in_channels, *base.kernel_size)  # (K, adapters, in, *kernel)
+        kernels = router.reshape(*router.shape[:2], base.in_channels, *base.kernel_size)  # (K, adapters, in, *kernel)
         parts = [conv(part, kernel, None, base.stride, base.padding, base.dilation) for part, kernel in zip(x.chunk(len(kernels)), kernels, strict=True)]
         return torch.cat(parts).softmax(1).split(1, 1)
 
@@ -117,6 +120,8 @@ class PerClient(nn.Module):
             return self.module(x)
         clients = len(next(iter(self.own.values())))
         if clients == 1:
-            return functional_call(self.module, {name: value[0] for name, value in self.own.items()}, (x,))
-        parts = [functional_call(self.module, {name: value[k] for name, value in self.own.items()}, (part,)) for k, part in enumerate(x.chunk(clients))]
-        return torch.cat(parts)
+            return self._of(0, x)
+        return torch.cat([self._of(k, part) for k, part in enumerate(x.chunk(clients))])
+
+    def _of(self, k: int, x: Tensor) -> Tensor:
+        return functional_call(self.module, {name: value[k].to(x.dtype) for name, value in self.own.items()}, (x,))

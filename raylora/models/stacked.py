@@ -16,6 +16,11 @@ from raylora.core.types import Phase, Tree
 from raylora.models.lora import CONVOLUTIONS, Adapted, PerClient
 
 
+def kept_in(dtype: torch.dtype) -> torch.dtype:
+    """What trained tensors are kept in where the computation is in `dtype`: bfloat16 has too few digits to add small steps up."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
 def prefixed(adapter: str, name: str) -> str:
     """The tree's name of an adapter's tensor: the global adapter's names are bare, others stand behind ``<adapter>.``."""
     return f"{adapter}.{name}" if adapter else name
@@ -131,7 +136,7 @@ class StackedModel:
     def load(self, trees: Sequence[Tree], alphas: Sequence[float], dtype: torch.dtype = torch.float32) -> None:
         """Take K clients' trees. Different ranks are padded with zeros: a padded direction has no output and no gradient.
 
-        An adapter's scaling is alpha over its own rank. Raises ValueError if a tree's names are not exactly the model's.
+        An adapter's scaling is alpha over its own rank. `dtype` is the computation's. Raises ValueError if a tree's names are not exactly the model's.
         """
         expected = self._names()
         for tree in trees:
@@ -146,7 +151,7 @@ class StackedModel:
             stacked = np.zeros((len(arrays), *shape), arrays[0].dtype)
             for k, array in enumerate(arrays):
                 stacked[(k, *map(slice, array.shape))] = array
-            self.parameters[name] = torch.from_numpy(stacked).to(device=device, dtype=dtype)
+            self.parameters[name] = torch.from_numpy(stacked).to(device=device, dtype=kept_in(dtype))
         first = next(iter(self.layers), None)
         self.ranks = [
             {adapter: len(tree[prefixed(adapter, f"{first}.lora_A")]) for adapter in self.adapters} if first is not None else {} for tree in trees

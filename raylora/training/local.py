@@ -18,7 +18,7 @@ from raylora.core.errors import RunError
 from raylora.core.seeds import generator, seed_of
 from raylora.core.tree import match
 from raylora.core.types import Phase, Tree
-from raylora.models.stacked import StackedModel
+from raylora.models.stacked import StackedModel, kept_in
 from raylora.training.optim import OPTIMISERS, clip_per_client
 from raylora.training.samples import Samples
 
@@ -108,7 +108,8 @@ def _phase(
     model.load(trees, [job.alpha for job in jobs], settings.dtype)
     streams = [torch.Generator().manual_seed(seed_of(seed, f"dropout/{number}", round, job.client) % 2**63) for job in jobs]
     parameters = model.begin(phase, trained, streams)
-    terms = _Terms(phase, jobs, parameters, model, settings.dtype)
+    kept = kept_in(settings.dtype)
+    terms = _Terms(phase, jobs, parameters, model, kept)
     optimiser = OPTIMISERS[settings.optimiser](weight_decay=settings.weight_decay)
     active = list(range(len(jobs)))
     result: list[Mapping[str, np.ndarray]] = list(trees)
@@ -128,7 +129,7 @@ def _phase(
             active = staying
         images, targets, weights = _stack([jobs[k].samples.batch(plans[k][step], draws[k]) for k in active])
         device = next(iter(model.weights.values())).device
-        per_client = loss(model(images.to(device, settings.dtype)), targets.to(device), weights.to(device, settings.dtype))
+        per_client = loss(model(images.to(device, settings.dtype)).to(kept), targets.to(device), weights.to(device, kept))
         values = per_client.detach().tolist()
         for k, value in zip(active, values, strict=True):
             if not math.isfinite(value):
@@ -141,7 +142,7 @@ def _phase(
         terms.add_to_gradients(parameters)
         if settings.clip is not None:
             clip_per_client(parameters, settings.clip)
-        optimiser.step(parameters, torch.full((len(active),), settings.rate(round), dtype=settings.dtype, device=device))
+        optimiser.step(parameters, torch.full((len(active),), settings.rate(round), dtype=kept, device=device))
         for value in parameters.values():
             value.grad = None
     for position, k in enumerate(active):
