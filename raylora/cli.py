@@ -25,7 +25,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the summary as one JSO
 
 
 @app.command()
-def run(config: ConfigFile, overrides: Overrides = None, output: Output = None, address: Address = None, plan: Annotated[bool, typer.Option("--plan", help="Say what it would do and need, without doing it.")] = False, as_json: Json = False) -> None:
+def run(config: ConfigFile, overrides: Overrides = None, output: Output = None, address: Address = None, plan: Annotated[bool, typer.Option("--plan", help="Say what it would do and need, without doing it (data are prepared if they are not).")] = False, as_json: Json = False) -> None:
     """One federated experiment."""
     from raylora import config as configuration
     from raylora import launch
@@ -33,9 +33,11 @@ def run(config: ConfigFile, overrides: Overrides = None, output: Output = None, 
 
     settings = configuration.load(config, overrides or ())
     if plan:
-        from raylora.plan import describe
+        from raylora.report.forecast import show_plan
 
-        _print(describe(launch.absolute(settings, Path.cwd())), as_json)
+        with Live() as live:
+            found = launch.plan(settings, on_event=live)
+        _print(found, True) if as_json else show_plan(found)
         return
     out = output or launch.free_folder(settings.name)
     with Live() as live:

@@ -133,7 +133,7 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
     )
 
 
-def _opening(strategy: Strategy, model: StackedModel, spec: HostSpec, clients: Sequence[Client]) -> State:
+def opening(strategy: Strategy, model: StackedModel, spec: HostSpec, clients: Sequence[Client]) -> State:
     """The server's state before the first round."""
     first = initial_tree(model, protocol_of(spec), clients[0].id, spec.max_rank)
     private = tuple(f"{adapter}." for adapter in strategy.adapters if adapter)
@@ -148,7 +148,7 @@ def _rehearse(config: Config, model: StackedModel, spec: HostSpec, clients: Sequ
     strategy = make_strategy(config, len(clients))
     epsilon(config, 1, len(clients))
     sampling.cohort(clients, config.sampling.kind, config.sampling.fraction, config.seed, 0)
-    server = _opening(strategy, model, spec, clients)
+    server = opening(strategy, model, spec, clients)
     rating = {site.id: site.rating for site in spec.sites}
     for client in clients:
         task = strategy.broadcast(server, client).task
@@ -256,7 +256,7 @@ def run_experiment(plan: Plan, out: Path, make_executor: Callable[[Plan], Execut
     model = build_model(plan.spec.model, plan.weights)
     record = Record(out)
     write_json(out / "patients.json", {"patients": plan.cohort.patients(), "left_out": dict(plan.left_out)})
-    progress, rows = Progress(round=0, server=_opening(strategy, model, plan.spec, clients)), 0
+    progress, rows = Progress(round=0, server=opening(strategy, model, plan.spec, clients)), 0
     checkpoints = out / "checkpoints"
     if resume:
         found, words = checkpoint.latest(checkpoints)

@@ -68,13 +68,10 @@ def run(config: Config, out: Path, *, address: str | None = None, on_event: Call
 
     config = config if resume else absolute(config, Path.cwd())
 
-    def say(what: str, done: int, total: int) -> None:
-        on_event({"event": "progress", "text": what, "done": done, "total": total})
-
     if not resume:
         _refuse_used(out)
     with contextlib.ExitStack() as ending:  # Ray starts once, for what is to be prepared or for the run
-        plan = experiment.make_plan(config, say, ray_map(lambda: ending.enter_context(driver.session(address))))
+        plan = experiment.make_plan(config, _told(on_event), ray_map(lambda: ending.enter_context(driver.session(address))))
         if address is None and not driver.connected():
             driver.request_of(plan, resources.local())  # before Ray is started: that takes seconds
         ending.enter_context(driver.session(address))
@@ -128,6 +125,18 @@ def _run(config: Config, plan: Any, out: Path, *, address: str | None, on_event:
                 on_event({"event": "note", "text": f"{missing}; `raylora upload {out}` brings the record later"})
 
 
+def plan(config: Config, *, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:
+    """What a run of this configuration would do and need. Ray is not started. Raises InputError for what `run` would refuse."""
+    from raylora.plan import describe
+
+    return describe(absolute(config, Path.cwd()), _told(on_event))
+
+
+def _told(on_event: Callable[[Event], None]) -> Callable[[str, int, int], None]:
+    """Progress as an event."""
+    return lambda what, done, total: on_event({"event": "progress", "text": what, "done": done, "total": total})
+
+
 def prepare(
     dataset: str,
     source: Path,
@@ -143,9 +152,6 @@ def prepare(
     """Prepare a download into the folder `out`, over Ray if anything is to be done. Raises InputError."""
     from raylora.data import obtain
 
-    def say(what: str, done: int, total: int) -> None:
-        on_event({"event": "progress", "text": what, "done": done, "total": total})
-
     options = PrepareOptions(spacing_mm=spacing_mm, size=size, crop=crop)
     with contextlib.ExitStack() as ending:
 
@@ -154,7 +160,7 @@ def prepare(
 
             return mapper.ray_map(lambda: ending.enter_context(driver.session(address)))(function, items)
 
-        return obtain.prepare_download(dataset, source.resolve(), out.resolve(), options, skip_bad, say, mapper)
+        return obtain.prepare_download(dataset, source.resolve(), out.resolve(), options, skip_bad, _told(on_event), mapper)
 
 
 def _refuse_used(out: Path) -> None:

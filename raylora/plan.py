@@ -4,48 +4,61 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from raylora.cluster import resources
 from raylora.config import Config
-from raylora.core import payload
-from raylora.experiment import Plan, make_plan, make_strategy
+from raylora.core import sampling
+from raylora.data.obtain import Say
+from raylora.data.prepare import Mapper
+from raylora.experiment import Plan, make_plan, make_strategy, opening
 from raylora.federation.client import initial_tree
+from raylora.federation.rehearsal import Rehearsal
+from raylora.federation.rounds import Progress, receive, run_round
 from raylora.federation.spec import build_model, protocol_of
-from raylora.models.stages import run_stages
+from raylora.models.stacked import StackedModel
+from raylora.models.stages import Stage, first_trained, run_stages
 
 TORCH_BYTES = 250 << 20  # a process with torch imported, as measured
+REHEARSED = 2  # rounds: from the second on, methods that fold into the base send more
 
 
-def describe(config: Config) -> dict[str, Any]:
-    """Clients and their cases by split and class, parameters trained and sent, bytes of a first round, memory of an actor, actors that fit."""
-    plan = make_plan(config)
-    strategy = make_strategy(config, len(plan.clients))
+def describe(config: Config, say: Say = lambda what, done, total: None, mapper: Mapper | None = None) -> dict[str, Any]:
+    """Clients and their cases by split and class, parameters trained and sent, bytes a round, memory an actor needs, actors that fit.
+
+    Data that are not prepared yet are prepared; nothing is trained. Raises InputError for whatever a run would refuse.
+    """
+    plan = make_plan(config, say, mapper)
     model = build_model(plan.spec.model, plan.weights)
     first = initial_tree(model, protocol_of(plan.spec), plan.clients[0].id, plan.spec.max_rank)
-    state = strategy.init(first)
-    broadcasts = {client.id: strategy.broadcast(state, client) for client in plan.clients}
-    per_client = {client: sum(v.size for v in b.adapter.values()) for client, b in broadcasts.items()}
-    place, has = config.placement, resources.local()
+    rows, cohort = plan.cohort.rows.values(), plan.cohort
+    bytes_of_rounds, memory = traffic(plan, model), actor_bytes(plan, model, first)
     return {
         "name": config.name,
+        "task": config.task,
         "strategy": config.strategy.name,
         "rounds": config.training.rounds,
+        "protocol": cohort.protocol.stamped() if cohort.protocol else None,
+        "datasets": dict(sorted(Counter(row.dataset for row in rows).items())),
+        "duplicate_pairs": len(cohort.pairs),
         "clients": _clients(plan),
-        "left_out": dict(Counter(plan.left_out.values())),
-        "parameters": {"frozen": sum(v.size for v in plan.weights.values()), "trained": sum(v.size for v in first.values()), "sent": per_client},
-        "bytes_down_first_round": sum(payload.bytes_of(b) for b in broadcasts.values()),
-        "memory_of_an_actor_bytes": actor_bytes(plan, first),
-        "actors_that_fit_here": resources.fitting(has, place.cpus_per_client, place.gpus_per_client),
-        "actors_wanted": len(plan.spec.sites) if place.clients_per_actor == "auto" else math.ceil(len(plan.spec.sites) / place.clients_per_actor),
+        "held_out": list(plan.held_out),
+        "left_out": dict(sorted(Counter(plan.left_out.values()).items())),
+        "base": {"name": config.model.name, "size": config.model.size, "weights": config.model.weights, "has_seen": len(plan.seen_cases)},
+        "parameters": {"frozen": sum(v.size for v in plan.weights.values()), "trained": sum(v.size for v in first.values())},
+        "traffic": bytes_of_rounds,
+        "memory_bytes": memory,
+        "actors": _actors(plan, sum(memory.values())),
     }
 
 
-def _clients(plan: Plan) -> dict[str, Any]:
+def _clients(plan: Plan) -> dict[str, dict[str, Any]]:
+    """{client: {part: patients, "diseased": {part: patients}}}."""
     labels = plan.spec.diseased
-    table: dict[str, Any] = {}
+    table: dict[str, dict[str, Any]] = {}
     for client, parts in plan.splits.items():
         table[client] = {part: len(ids) for part, ids in parts.items()}
         if labels:
@@ -53,30 +66,102 @@ def _clients(plan: Plan) -> dict[str, Any]:
     return table
 
 
-def actor_bytes(plan: Plan, tree: dict[str, Any]) -> int:
-    """An estimate: torch, the backbone, the largest shard, four copies of the trained tensors (value, gradient, two moments), and the
-    activations of one training batch, counted by running the stages on tensors without storage."""
+def traffic(plan: Plan, model: StackedModel) -> list[dict[str, int]]:
+    """{"up", "down"} bytes of the first rounds, over all clients. Counted where a run counts, on messages of clients that only pretend to train.
+    """
+    strategy = make_strategy(plan.config, len(plan.clients))
+    executor = Rehearsal(model, protocol_of(plan.spec), plan.clients)
+    rounds, sampled = [], plan.config.sampling
+    progress = Progress(round=0, server=opening(strategy, model, plan.spec, plan.clients))
+    progress, broadcasts = receive(progress, strategy, plan.clients, plan.weights)
+    for t in range(min(REHEARSED, plan.config.training.rounds)):
+        cohort = [c.id for c in sampling.cohort(plan.clients, sampled.kind, sampled.fraction, plan.config.seed, t)]
+        progress, report = run_round(progress, broadcasts, strategy, plan.clients, cohort, executor)
+        progress, broadcasts = receive(progress, strategy, plan.clients, plan.weights)
+        rounds.append({"up": sum(c.bytes_up for c in report.clients), "down": sum(c.bytes_down for c in report.clients)})
+    return rounds
+
+
+def _actors(plan: Plan, needed: int) -> dict[str, Any]:
+    """How many actors the run wants, and how many of them this machine has room for."""
+    place, has, sites = plan.config.placement, resources.local(), len(plan.spec.sites)
+    by_share = resources.fitting(has, place.cpus_per_client, place.gpus_per_client)
+    by_memory = available_bytes() // needed
+    return {
+        "cpus": place.cpus_per_client,
+        "gpus": place.gpus_per_client,
+        "wanted": max(1, min(sites, by_share)) if place.clients_per_actor == "auto" else math.ceil(sites / place.clients_per_actor),
+        "fit_here": min(by_share, by_memory),
+        "fit_by_share": by_share,
+        "fit_by_memory": by_memory,
+    }
+
+
+def available_bytes() -> int:
+    """The memory that this machine has left."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        found = {line.split(":")[0]: line.split()[1] for line in file}
+    return int(found["MemAvailable"]) * 1024
+
+
+# ---- memory
+
+
+def actor_bytes(plan: Plan, model: StackedModel, tree: Mapping[str, Any]) -> dict[str, int]:
+    """An estimate by part: torch; the backbone; the studies of the actor with most of them (two frames: image and label); the trained
+    tensors four times (value, gradient, two moments) for each client of a pass; the activations of one pass."""
     x, y, z = plan.spec.model.image_size
-    studies = max(len(site.training) + len(site.validation) + len(site.rating) + len(site.test) for site in plan.spec.sites)
-    shard = studies * 2 * x * y * z * 5  # two frames: float32 image and label
-    weights = 4 * sum(v.size for v in plan.weights.values())
-    return TORCH_BYTES + weights + shard + 16 * sum(v.size for v in tree.values()) + activation_bytes(plan)
+    each = sorted((len(s.training) + len(s.validation) + len(s.rating) + len(s.test) for s in plan.spec.sites), reverse=True)
+    packed = plan.config.placement.clients_per_actor
+    studies = sum(each[: 1 if packed == "auto" else packed])
+    stack = 1 if plan.config.training.stack == "auto" else plan.config.training.stack
+    element = {"float32": 4, "float64": 8, "bfloat16": 2}[plan.config.training.dtype]
+    return {
+        "torch": TORCH_BYTES,
+        "backbone": element * sum(v.size for v in plan.weights.values()),
+        "studies": studies * 2 * x * y * z * 5,
+        "trained": stack * 16 * sum(v.size for v in tree.values()),
+        "activations": stack * element * activations(plan, model, tuple(tree)),
+    }
 
 
-def activation_bytes(plan: Plan) -> int:
-    """Bytes of every module's output over one training batch."""
-    backbone = build_model(plan.spec.model).backbone.to("meta")
+def activations(plan: Plan, model: StackedModel, trained: tuple[str, ...]) -> int:
+    """Numbers held at the worst moment of one training batch of one client.
+
+    What a stage from the first trained one on computes is kept for the backward pass, and its gradient is as large; what a frozen stage
+    computes is gone with the next one. Counted by running the stages on tensors without storage. With `model.checkpointing` a block keeps
+    its output alone, and one of them at a time all it computes.
+    """
+    backbone = model.backbone.to("meta")
+    stages = backbone.stages()
+    first = 0 if plan.spec.model.full else first_trained(stages, trained)
+    counts = _outputs(backbone, stages, plan)
+    blocks = [count for stage, count in zip(stages, counts, strict=True) if stage.block is not None]
+    recomputed = plan.config.model.checkpointing
+    kept = 0
+    for number, (stage, (inside, output)) in enumerate(zip(stages, counts, strict=True)):
+        if number >= first:
+            kept += output if recomputed and stage.block is not None else inside
+    again = max((inside for inside, _ in blocks), default=0) if recomputed else 0
+    return max(2 * (kept + again), max((inside for inside, _ in counts[:first]), default=0))
+
+
+def _outputs(backbone: torch.nn.Module, stages: list[Stage], plan: Plan) -> list[tuple[int, int]]:
+    """For each stage: the numbers that all its layers put out together, and those that it hands on."""
     count = 0
 
     def add(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         nonlocal count
-        if isinstance(output, torch.Tensor) and not list(module.children()):
-            count += output.numel() * 4
+        count += output.numel() if isinstance(output, torch.Tensor) else 0
 
-    handles = [module.register_forward_hook(add) for module in backbone.modules()]
+    handles = [module.register_forward_hook(add) for module in backbone.modules() if not list(module.children())]
     channels = 2 if plan.spec.task == "disease" else 1
-    image = torch.empty(plan.config.training.batch_size, channels, *plan.spec.model.image_size, device="meta")
-    run_stages(backbone.stages(), (image,))
+    tensors: tuple[torch.Tensor, ...] = (torch.empty(plan.config.training.batch_size, channels, *plan.spec.model.image_size, device="meta"),)
+    found = []
+    for stage in stages:
+        count = 0
+        tensors = run_stages([stage], tensors)
+        found.append((count, sum(tensor.numel() for tensor in tensors)))
     for handle in handles:
         handle.remove()
-    return count
+    return found

@@ -117,14 +117,14 @@ def work(
     if "trained" in task.scores:
         _score(model, protocol, sites, after, protocol.gates, metrics, "score_trained")
     return [
-        _split(protocol, site, state, broadcast, tree, result, own, extra, count)
+        parted(protocol, site, state, broadcast, tree, result, own, extra, count)
         for site, state, broadcast, tree, result, own, extra, count in zip(
             sites, states, broadcasts, trees, after, metrics, controls, steps, strict=True
         )
     ]
 
 
-def _split(
+def parted(
     protocol: Protocol,
     site: Site,
     state: ClientState | None,
