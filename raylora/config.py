@@ -42,6 +42,7 @@ class Phantom(Section):
     layout: Literal["acdc", "mnms", "mnms2"] = "mnms"
     seed: int = 0
     shift: NonNegative = 1.0  # strength of the vendors' differences in appearance
+    severity: NonNegative = 1.0  # factor on how far disease is from normal
     vendors: list[Literal["Siemens", "Philips", "GE", "Canon"]] | None = None  # default: all that the layout has
 
 

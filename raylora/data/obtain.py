@@ -17,7 +17,7 @@ from raylora.data.prepare import Mapper, prepare
 from raylora.data.sources import refuse
 
 if TYPE_CHECKING:
-    from raylora.config import Data, Source
+    from raylora.config import Data, Phantom, Source
 
 Say = Callable[[str, int, int], None]
 """What is being done, how many are done, of how many."""
@@ -63,7 +63,7 @@ def _one(source: Source, data: Data, say: Say, mapper: Mapper) -> Path:
     if source.dataset == "phantom":
         cohort = source.phantom or data.phantom
         layout = cohort.layout
-        root = phantoms(cache, layout, cohort.patients, cohort.seed, cohort.shift, say, cohort.vendors)
+        root = phantoms(cache, cohort, say)
     else:
         layout, root = source.dataset, Path(source.root or "").expanduser()
         if not root.is_dir():
@@ -93,19 +93,17 @@ def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def phantoms(cache: Path, layout: str, patients: int, seed: int, shift: float, say: Say = lambda what, done, total: None, vendors: Sequence[str] | None = None) -> Path:
+def phantoms(cache: Path, cohort: Phantom, say: Say = lambda what, done, total: None) -> Path:
     """The folder of a synthetic cohort, made if it is not there. Its name holds the code that made it, so that new code makes new phantoms."""
     code = b"".join(path.read_bytes() for path in sorted(Path(phantom.__file__).parent.glob("phantom*.py")))
-    parts = [layout, patients, seed, shift, list(vendors or []), hashlib.sha256(code).hexdigest()]
-    out = cache / "phantoms" / f"{layout}-{patients}-{manifest.sha256_of(parts)[:16]}"
+    parts = [cohort.model_dump(), hashlib.sha256(code).hexdigest()]
+    out = cache / "phantoms" / f"{cohort.layout}-{cohort.patients}-{manifest.sha256_of(parts)[:16]}"
     if not out.is_dir():
         partial = out.with_name(f".{out.name}.{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.parent.mkdir(parents=True, exist_ok=True)
         try:
-            phantom.write_cohort(
-                partial, layout=layout, patients=patients, seed=seed, shift=shift, vendors=vendors, progress=lambda done, total: say("making phantoms", done, total)
-            )
+            phantom.write_cohort(partial, **cohort.model_dump(), progress=lambda done, total: say("making phantoms", done, total))
             try:
                 partial.rename(out)
             except OSError:  # another process was first

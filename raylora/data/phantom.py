@@ -26,6 +26,7 @@ def write_cohort(
     patients: int = 100,
     seed: int = 0,
     shift: float = 1.0,
+    severity: float = 1.0,
     vendors: Sequence[str] | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -56,7 +57,7 @@ def write_cohort(
         raise InputError(f"vendors: layout {layout} has {', '.join(plan.vendors)}, found {absent[0]!r}")
     placed = plan.place([assign(seed, n, vendors) for n in range(patients)], seed)
     out.mkdir(parents=True, exist_ok=True)
-    jobs = [(str(out), layout, seed, n, shift, vendors, place) for n, place in enumerate(placed)]
+    jobs = [(str(out), layout, seed, n, shift, severity, vendors, place) for n, place in enumerate(placed)]
     workers = min(workers or os.cpu_count() or 1, patients)
     done: list[Placed] = []
     try:
@@ -83,6 +84,6 @@ def _tell(progress: Callable[[int, int], None] | None, done: int, total: int) ->
 
 
 def _write(job: tuple) -> Placed:
-    out, layout, seed, number, shift, vendors, place = job
-    made = study(seed, number, shift=shift, vendors=vendors)
+    out, layout, seed, number, shift, severity, vendors, place = job
+    made = study(seed, number, shift=shift, severity=severity, vendors=vendors)
     return LAYOUTS[layout].write(Path(out), place, made)

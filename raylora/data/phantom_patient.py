@@ -160,8 +160,8 @@ def meets_definition(patient: Patient) -> bool:
     }[patient.group]
 
 
-def patient(seed: int, number: int, group: str) -> Patient:
-    """Patient ``number`` of the population ``seed``, had they the disease ``group``.
+def patient(seed: int, number: int, group: str, severity_factor: float = 1.0) -> Patient:
+    """Patient ``number`` of the population ``seed``, had they the disease ``group``; ``severity_factor`` moves all disease away from normal.
 
     The body and the variation do not depend on the group, so the same number under two groups is the same person.
     """
@@ -170,7 +170,7 @@ def patient(seed: int, number: int, group: str) -> Patient:
     height_cm = float(np.clip(rng.normal(177 if male else 164, 7), 145, 200))
     bmi = float(np.clip(rng.normal(26, 3.8), 18, 40))
     weight_kg = bmi * (height_cm / 100) ** 2
-    severity = 0.0 if group == "NOR" else float(np.clip(rng.normal(1.15, 0.22), 0.5, 1.7))
+    severity = 0.0 if group == "NOR" else severity_factor * float(np.clip(rng.normal(1.15, 0.22), 0.5, 1.7))
     normal, typical = TYPICAL["NOR"], TYPICAL[group]
 
     def draw(name: str) -> float:

@@ -61,26 +61,28 @@ def _pick(shares: Mapping[str, float], quantile: float) -> str:
 
 
 def study(
-    seed: int, number: int, *, vendor: str | None = None, group: str | None = None, shift: float = 1.0, vendors: Sequence[str] | None = None
+    seed: int, number: int, *, vendor: str | None = None, group: str | None = None, shift: float = 1.0, severity: float = 1.0, vendors: Sequence[str] | None = None
 ) -> PhantomStudy:
     """Patient ``number`` of the population ``seed``, examined.
 
     Args:
         vendor, group: instead of the assigned ones; the person and the slices' noise stay the same.
         shift: strength of the vendor shift (see `phantom_scanner.look`), 0 or more.
+        severity: factor on how far disease is from normal; above 1 the groups overlap less.
         vendors: the vendors of the cohort, all four by default.
 
     Raises:
         InputError: an unknown vendor or group, a negative shift or number.
     """
-    if not (np.isfinite(shift) and shift >= 0):
-        raise InputError(f"shift: expected a number of 0 or more, found {shift}")
+    for name, value in (("shift", shift), ("severity", severity)):
+        if not (np.isfinite(value) and value >= 0):
+            raise InputError(f"{name}: expected a number of 0 or more, found {value}")
     if number < 0:
         raise InputError(f"number: expected 0 or more, found {number}")
     if group is not None and group not in GROUPS:
         raise InputError(f"group: expected one of {', '.join(GROUPS)}, found {group!r}")
     vendor, centre, assigned = assign(seed, number, vendors if vendor is None else (vendor,))
-    person = patient(seed, number, group or assigned)
+    person = patient(seed, number, group or assigned, severity)
     return _examine(person, number, vendor, centre, shift, generator(seed, "phantom-examination", number))
 
 
