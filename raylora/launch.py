@@ -83,7 +83,7 @@ def _run(config: Config, plan: Any, out: Path, *, address: str | None, on_event:
     """What `run` does once everything has been checked."""
     from raylora.cluster import driver
 
-    made = not out.exists()
+    missing = [folder for folder in (*reversed(out.parents), out) if not folder.exists()]
     if not resume:
         claim(out)
         (out / "config.yaml").write_text(configuration.dump(config), encoding="utf-8")
@@ -113,8 +113,10 @@ def _run(config: Config, plan: Any, out: Path, *, address: str | None, on_event:
         status = "KILLED"
         raise
     except InputError:
-        if made and not resume:
-            shutil.rmtree(out, ignore_errors=True)
+        if not resume:
+            shutil.rmtree(missing[0] if missing else out, ignore_errors=True)
+            if not missing:  # it was there, and empty
+                out.mkdir()
         raise
     finally:
         if tracker is not None:
@@ -172,8 +174,8 @@ def _finished(out: Path, summary: dict[str, Any], tracker: Any) -> dict[str, Any
     """The summary with where MLflow keeps the run."""
     from raylora.tracking.record import write_json
 
-    if tracker is not None and tracker.run_id is not None:
-        summary["mlflow"] = {"tracking_uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.run_id}
+    if tracker is not None and (where := tracker.where()) is not None:
+        summary["mlflow"] = where
         write_json(out / "summary.json", summary)
     return summary
 

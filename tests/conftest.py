@@ -1,6 +1,7 @@
 """Fixtures that every part of the tests shares."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,23 @@ def runs(prepared_folder: Path, tmp_path_factory: pytest.TempPathFactory):
     from small_runs import Runs
 
     return Runs(prepared_folder, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make its tables: once is enough."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def mlflow_uri(empty_database: Path, tmp_path: Path) -> str:
+    """A real and empty MLflow database: `mlflow.db` in the test's folder."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 @pytest.fixture(scope="session")

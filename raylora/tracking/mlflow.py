@@ -43,6 +43,7 @@ class Tracker:
         self.uri, self.experiment, self.client_runs = uri, experiment, client_runs
         self.run_id: str | None = None
         self.error: str | None = None
+        self._begun = threading.Event()
         self._queue: queue.Queue[tuple[str, Any] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, args=(name, dict(config), dict(tags)), daemon=True)
         self._thread.start()
@@ -58,6 +59,11 @@ class Tracker:
     def fail(self, status: str) -> None:
         self._queue.put(("status", status))
 
+    def where(self) -> dict[str, str] | None:
+        """Where MLflow keeps the run, None if it does not. A short run may be over before MLflow has begun: this waits a bounded time."""
+        self._begun.wait(WAIT_S)
+        return None if self.run_id is None else {"tracking_uri": self.uri, "experiment": self.experiment, "run_id": self.run_id}
+
     def close(self) -> str | None:
         """Wait for what is left (a bounded time); None, or one line on what is missing in MLflow."""
         self._queue.put(None)
@@ -70,6 +76,7 @@ class Tracker:
         try:
             log = RunLog(self.uri, self.experiment, name, config, tags, self.client_runs)
             self.run_id = log.run_id
+            self._begun.set()
             while (item := self._queue.get()) is not None:
                 kind, value = item
                 if kind == "rounds":
@@ -80,6 +87,8 @@ class Tracker:
                     log.end(value)
         except Exception as error:
             self.error = f"MLflow at {self.uri}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        finally:
+            self._begun.set()
 
 
 class RunLog:

@@ -72,10 +72,9 @@ def test_two_actors_one_of_which_is_killed(runs, prepared_folder, tmp_path):
     same_run(found, runs("disease", **options))
 
 
-def test_four_actors_on_quarters_of_a_gpu_by_the_whole_path(runs, prepared_folder, tmp_path):
+def test_four_actors_on_quarters_of_a_gpu_by_the_whole_path(runs, prepared_folder, tmp_path, mlflow_uri):
     """As the command does it: driver actor, client actors, MLflow, report. (Nothing here computes on a GPU: Ray only keeps its books.)"""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    config = tiny(prepared_folder, "disease", **RATE, placement={"gpus_per_client": 0.25}, tracking={"uri": uri})
+    config = tiny(prepared_folder, "disease", **RATE, placement={"gpus_per_client": 0.25}, tracking={"uri": mlflow_uri})
     events = []
     summary = launch.run(config, tmp_path / "run", on_event=events.append)
     expected = runs("disease", **RATE)

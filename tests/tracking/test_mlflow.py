@@ -15,20 +15,6 @@ from raylora.tracking import mlflow as ours
 from raylora.tracking.mlflow import Tracker, flat, resolved
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory) -> Path:
-    """MLflow takes seconds to make its tables: once is enough."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def uri(empty_database, tmp_path) -> str:
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
-
-
 def tracked(found, uri: str, experiment: str = "hearts", client_runs: int = 16) -> Tracker:
     """Tell a tracker of a finished run what it would have been told."""
     tracker = Tracker(uri, experiment, found.config.name, found.config.as_dict(), launch.tags(found.config, "abc"), client_runs)
@@ -43,11 +29,11 @@ def history(client: MlflowClient, run: str, key: str) -> list[tuple[int, float]]
 
 
 @pytest.mark.slow
-def test_a_run_is_read_back_with_its_parameters_metrics_clients_and_files(runs, uri, tmp_path):
+def test_a_run_is_read_back_with_its_parameters_metrics_clients_and_files(runs, mlflow_uri, tmp_path):
     found = runs("disease", strategy={"name": "rate_my_lora", "temperature": 0.1})
-    tracker = tracked(found, uri)
+    tracker = tracked(found, mlflow_uri)
     assert tracker.close() is None and tracker.run_id
-    client = MlflowClient(tracking_uri=uri)
+    client = MlflowClient(tracking_uri=mlflow_uri)
     (experiment,) = [e for e in client.search_experiments() if e.name == "hearts"]
     everything = client.search_runs([experiment.experiment_id])
     run = client.get_run(tracker.run_id)
@@ -78,24 +64,25 @@ def test_a_run_is_read_back_with_its_parameters_metrics_clients_and_files(runs, 
 
 
 @pytest.mark.slow
-def test_many_clients_have_no_runs_of_their_own(runs, uri):
-    tracker = tracked(runs("disease"), uri, client_runs=3)
+def test_many_clients_have_no_runs_of_their_own(runs, mlflow_uri):
+    tracker = tracked(runs("disease"), mlflow_uri, client_runs=3)
     assert tracker.close() is None
-    client = MlflowClient(tracking_uri=uri)
+    client = MlflowClient(tracking_uri=mlflow_uri)
     assert len(client.search_runs([e.experiment_id for e in client.search_experiments()])) == 1
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_marked(runs, uri):
+def test_a_run_that_fails_is_marked(runs, mlflow_uri):
     found = runs("disease")
-    tracker = Tracker(uri, "hearts", "x", found.config.as_dict(), {}, 16)
+    tracker = Tracker(mlflow_uri, "hearts", "x", found.config.as_dict(), {}, 16)
     tracker.rounds(found.lines)
     tracker.fail("KILLED")
     assert tracker.close() is None
-    client = MlflowClient(tracking_uri=uri)
+    client = MlflowClient(tracking_uri=mlflow_uri)
     assert {r.info.status for r in client.search_runs([e.experiment_id for e in client.search_experiments()])} == {"KILLED"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("uri", ["sqlite:////proc/nowhere/mlflow.db", "nonsense://x", "http://127.0.0.1:9"])
 def test_what_cannot_be_reached_is_said_once_and_ends_nothing(runs, uri):
     tracker = tracked(runs("disease"), uri)
@@ -112,10 +99,10 @@ def test_waiting_has_an_end(runs, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_record_is_brought_later(runs, uri, tmp_path):
+def test_a_record_is_brought_later(runs, mlflow_uri):
     found = runs("disease")
-    run_id = launch.upload(found.folder, uri)
-    client = MlflowClient(tracking_uri=uri)
+    run_id = launch.upload(found.folder, mlflow_uri)
+    client = MlflowClient(tracking_uri=mlflow_uri)
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED" and run.data.tags["data_sha256"] == found.summary["data_sha256"]
     assert len(history(client, run_id, "bytes_up")) == 3

@@ -1,0 +1,141 @@
+"""A run as the command starts it, with the driver in this process instead of Ray: folders, MLflow, the report, and every kind of end."""
+
+import contextlib
+import json
+import shutil
+import signal
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from small_runs import settings, tiny
+
+from raylora import cli, experiment, launch
+from raylora import config as configuration
+from raylora.cluster import driver
+from raylora.core.errors import InputError, RunError
+from raylora.federation.executor import InProcess
+from raylora.federation.spec import build_host
+from raylora.report import html
+from raylora.tracking import mlflow as tracking
+
+
+@pytest.fixture
+def no_ray(request, monkeypatch):
+    """Drive in this process. `stop` is called with every event and may raise."""
+    hooks = {"stop": lambda event: None}
+
+    def drive(values, out, *, address, resume, notes):
+        plan = experiment.make_plan(configuration.from_dict(values))
+        for event in experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes):
+            hooks["stop"](event)
+            yield event
+
+    monkeypatch.setattr(driver, "run", drive)
+    monkeypatch.setattr(driver, "session", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "request_of", lambda plan, has: None)
+    monkeypatch.setattr(driver, "available", lambda: None)
+    if "to_its_page" not in request.node.name:  # a page takes seconds
+        monkeypatch.setattr(html, "write_report", lambda folder: (folder / "report.html").write_text("page"))
+    before = signal.getsignal(signal.SIGTERM)
+    yield hooks
+    signal.signal(signal.SIGTERM, before)
+
+
+def after(rounds: int, error: BaseException):
+    """Raise once so many rounds have been told."""
+    told = []
+
+    def stop(event):
+        told.extend([1] if event["event"] == "round" else [])
+        if len(told) >= rounds:
+            raise error
+
+    return stop
+
+
+@pytest.mark.slow
+def test_a_run_from_the_command_line_to_its_page(no_ray, prepared_folder, tmp_path, monkeypatch, capsys, runs, mlflow_uri):
+    monkeypatch.chdir(tmp_path)
+    values = {**settings(prepared_folder, "disease"), "tracking": {}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    assert cli.guarded(lambda: cli.app(["run", "c.yaml", "--json"], standalone_mode=False)) == 0
+    out, err = capsys.readouterr()
+    summary = json.loads(out.splitlines()[-1], parse_constant=pytest.fail)
+    assert summary["adapter_sha256"] == runs("disease").hashes and "Traceback" not in err and "round 2/2" in err
+    folder = tmp_path / "runs" / "tiny"
+    assert json.loads((folder / "summary.json").read_text()) == summary and (folder / "report.html").stat().st_size > 1000
+    assert "runs/tiny" in out, "a line says where everything is"
+    assert summary["mlflow"]["tracking_uri"] == mlflow_uri
+    run = MlflowClient(tracking_uri=summary["mlflow"]["tracking_uri"]).get_run(summary["mlflow"]["run_id"])
+    assert run.info.status == "FINISHED" and run.data.params["training.lr"] == "0.02"
+    assert cli.guarded(lambda: cli.app(["resume", str(folder)], standalone_mode=False)) == 2
+    assert "this run is finished" in capsys.readouterr().err
+
+
+def test_what_stops_a_run_leaves_the_last_complete_round_and_resume_goes_on(no_ray, prepared_folder, tmp_path, runs):
+    config = tiny(prepared_folder, "disease", training__rounds=3)
+    for error in (RunError("a client was lost"), KeyboardInterrupt()):
+        folder = tmp_path / type(error).__name__
+        no_ray["stop"] = after(2, error)
+        with pytest.raises(type(error)):
+            launch.run(config, folder)
+        assert not (folder / "summary.json").exists() and (folder / "checkpoints" / "round_0002").is_dir()
+        no_ray["stop"] = lambda event: None
+        summary = launch.resume(folder)
+        assert summary["adapter_sha256"] == runs("disease", training__rounds=3).hashes and (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_bad_input_found_late_leaves_nothing(no_ray, prepared_folder, tmp_path, exists):
+    out = tmp_path / "deep" / "out"
+    if exists:
+        out.mkdir(parents=True)
+    no_ray["stop"] = after(0, InputError("found by the driver"))
+    with pytest.raises(InputError, match="found by the driver"):
+        launch.run(tiny(prepared_folder, "disease"), out)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == (["deep", "deep/out"] if exists else [])
+
+
+def test_tracking_that_fails_is_a_note_and_the_record_is_brought_later(no_ray, prepared_folder, tmp_path, monkeypatch, runs):
+    events = []
+    config = tiny(prepared_folder, "disease", tracking={"uri": "nonsense://x"})
+    summary = launch.run(config, tmp_path / "run", on_event=events.append)
+    assert summary["adapter_sha256"] == runs("disease").hashes and summary["mlflow"] is None
+    (note,) = [event["text"] for event in events if event["event"] == "note"]
+    assert note.startswith("MLflow at nonsense://x: ") and f"raylora upload {tmp_path / 'run'}" in note
+    seen = []
+    monkeypatch.setattr(tracking, "upload", lambda folder, uri, *rest: seen.append((folder, uri)) or "abc")
+    assert launch.upload(tmp_path / "run", "sqlite:///later.db") == "abc" and seen[0][0] == tmp_path / "run"
+
+
+@pytest.mark.parametrize(("error", "status"), [(RunError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_mlflow_is_told_how_a_run_ended(no_ray, prepared_folder, tmp_path, monkeypatch, error, status):
+    told = []
+
+    class Log:
+        run_id = "abc"
+
+        def __init__(self, *_):
+            pass
+
+        def __getattr__(self, name):
+            return lambda *values: told.append((name, *values))
+
+    monkeypatch.setattr(tracking, "RunLog", Log)
+    no_ray["stop"] = after(1, error)
+    with pytest.raises(type(error)):
+        launch.run(tiny(prepared_folder, "disease", tracking={"uri": "sqlite:///x.db"}), tmp_path / "run")
+    assert told[-1] == ("end", status)
+
+
+def test_a_folder_that_is_no_run_is_not_resumed(no_ray, tmp_path, prepared_folder):
+    with pytest.raises(InputError, match="no run to resume"):
+        launch.resume(tmp_path)
+    no_ray["stop"] = after(1, RunError("x"))
+    with pytest.raises(RunError):
+        launch.run(tiny(prepared_folder, "disease"), tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("nmae: x")
+    with pytest.raises(InputError, match="unknown key 'nmae'"):
+        launch.resume(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
