@@ -17,7 +17,8 @@ ROWS = [  # each may import what stands above it, and nothing beside it
     {"cohort", "method"},
     {"experiment", "foundation"},
     {"cluster"},
-    {"launch", "plan"},
+    {"plan"},
+    {"launch"},
     {"cli"},
     {"__main__"},
 ]
