@@ -19,7 +19,7 @@ from raylora.report.live import Live
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 RUNS = (
     ("demo_segmentation", "fedit", ()),
-    ("demo_segmentation", "rate_my_lora", ("strategy.temperature=0.05",)),
+    ("demo_segmentation", "rate_my_lora", ("strategy.temperature=0.3",)),
     ("demo_disease", "fedit", ()),
     ("demo_disease", "med_duallora", ()),
 )
