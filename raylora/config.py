@@ -273,8 +273,30 @@ def load_pretrain(path: Path, overrides: Sequence[str] = ()) -> Pretrain:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, apply ``KEY=VALUE`` overrides and check every key. Raises InputError."""
-    return from_dict(override(read_yaml(path), overrides), origin=str(path))
+    """Read a YAML file, apply ``KEY=VALUE`` overrides and check every key. Raises InputError.
+
+    A key `base` names another file, relative to this one, that this one is laid over.
+    """
+    return from_dict(_laid_over_base(override(read_yaml(path), overrides), path), origin=str(path))
+
+
+def _laid_over_base(values: Mapping[str, Any], path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values over those of the file that their key `base` names, section by section."""
+    own = {key: value for key, value in values.items() if key != "base"}
+    if values.get("base") is None:
+        return own
+    if not isinstance(values["base"], str):
+        raise InputError(f"{path}: base: expected the path of another YAML file, found {values['base']!r}")
+    below, seen = (path.parent / values["base"]).resolve(), (*above, path.resolve())
+    if below in seen:
+        raise InputError(f"{path}: base: {values['base']} is laid over this file itself")
+    return _merged(_laid_over_base(read_yaml(below), below, seen), own)
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` in the place of `under`; sections that both have are merged."""
+    both = {key: _merged(under[key], over[key]) for key in over if isinstance(over[key], dict) and isinstance(under.get(key), dict)}
+    return {**under, **over, **both}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -82,6 +82,10 @@ def require_compressible(config: Config, strategy: Strategy, task: Task) -> None
     """Raise InputError if what the clients of this strategy send cannot be compressed."""
     kind = config.compress.kind
     if kind != "none" and task.keeps:
-        raise InputError(f"compress.kind: {strategy.name} goes on from what it sends, and the server's copy would fall behind, found {kind}")
+        raise InputError(
+            f"compress.kind: {strategy.name} goes on from what it sends, and the server's copy would fall behind, found {kind}"
+        )
     if scheme(config).remembers and not strategy.steady:
-        raise InputError(f"compress.kind: {strategy.name} starts its pairs anew each round, and what {kind} left out could not be sent later")
+        raise InputError(
+            f"compress.kind: {strategy.name} starts its pairs anew each round, and what {kind} left out could not be sent later"
+        )

@@ -232,3 +232,30 @@ def test_the_hash_is_of_what_decides_the_numbers():
     ]
     assert {from_dict(values).sha256() for values in same} == {base}
     assert len({from_dict(values).sha256() for values in other} | {base}) == 6
+
+
+# ---- one file laid over another
+
+
+def test_a_base_is_overlaid_section_by_section(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "ground.yaml").write_text("name: ground\nlora: {rank: 2, alpha: 3.0}\nstrategy: {name: fedit}\n")
+    (tmp_path / "deep" / "middle.yaml").write_text("base: ../ground.yaml\nlora: {rank: 4}\ndata: {size: [8, 8, 8]}\n")
+    (tmp_path / "top.yaml").write_text("base: deep/middle.yaml\nname: top\nstrategy: {name: fedprox, mu: 0.1}\ndata: {size: [4, 4, 4]}\n")
+    config = load(tmp_path / "top.yaml", ["lora.alpha=5"])
+    assert (config.name, config.lora.rank, config.lora.alpha, config.data.size) == ("top", 4, 5.0, (4, 4, 4))
+    assert config.strategy.name == "fedprox" and config.strategy.options == {"mu": 0.1}
+    assert load(tmp_path / "top.yaml", ["base=ground.yaml"]).lora.rank == 2
+    assert "base" not in yaml.safe_load(dump(config))
+
+
+def test_a_base_that_is_missing_or_the_file_itself_is_refused(tmp_path):
+    file = tmp_path / "top.yaml"
+    for text, message in (
+        ("base: no.yaml", "no.yaml: no such file"),
+        ("base: top.yaml", "base: top.yaml is laid over this file itself"),
+        ("base: [1]", r"base: expected the path of another YAML file, found \[1\]"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=message):
+            load(file)

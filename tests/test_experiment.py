@@ -15,7 +15,6 @@ from raylora.data.shards import PreparedSet
 from raylora.federation.spec import build_host
 from raylora.models import zoo
 from raylora.models.seen import Seen
-from raylora.strategies import STRATEGIES
 from raylora.tracking.record import CASES
 
 VENDORS = sorted(COHORT)
@@ -222,14 +221,6 @@ def test_stacked_clients_train_to_the_same_up_to_rounding(runs):
     alone, stacked = runs(), runs(training__stack=4)
     losses = [[line["loss"] for line in found.lines if "loss" in line] for found in (alone, stacked)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_runs_to_its_end(runs, strategy):
-    found = runs("disease", strategy={"name": strategy})
-    assert found.summary["status"] == "finished" and len(found.lines) == 2 * (2 if strategy == "centralised" else 5)
-    assert found.summary["final"]["balanced_accuracy"]["n"] == sum(len(split["test"]) for split in found.plan.splits.values())
 
 
 # ---- what is refused before anything starts
