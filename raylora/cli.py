@@ -87,6 +87,19 @@ def pretrain(config: ConfigFile, overrides: Overrides = None, output: Annotated[
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    out: Annotated[Path, typer.Argument(metavar="OUT")],
+    client: Annotated[str | None, typer.Option("--client", metavar="ID", help="One client's model, private parts included (default: the shared one).")] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="The base with the adapter merged in, as safetensors.")] = False,
+) -> None:
+    """A PEFT adapter folder, or merged weights, with a model card."""
+    from raylora import export as exporting
+
+    typer.echo(f"{'merged weights' if merged else 'adapter'}: {exporting.export(folder, out, client=client, merged=merged)}")
+
+
+@app.command()
 def upload(folder: Annotated[Path, typer.Argument(metavar="DIR")], uri: Annotated[str | None, typer.Option("--uri", help="A tracking server or database (default: the run's own).")] = None) -> None:
     """Put a finished run into an MLflow server later."""
     from raylora import launch

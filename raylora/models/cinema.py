@@ -198,15 +198,13 @@ class Segmenter(nn.Module):
         self.dec_conv_blocks_dict = nn.ModuleDict({"sax": nn.ModuleList(ResBlock(into, to) for into, to in lateral)})
         self.decoder_dict = nn.ModuleDict({"sax": Decoder(channels, dec_patch, dec_scale)})
         self.pred_head_dict = nn.ModuleDict({"sax": nn.Conv3d(dec_chans[0], out, 1)})
+        self.step = tuple(s * d**coarser for s, d in zip(self.enc_down_dict["sax"].step, dec_scale, strict=True))
         self._check_size(image_size)
 
     def _check_size(self, size: Triple) -> None:
         """Raise InputError unless patches and the decoder's strided convolutions divide an image of this size."""
-        step = self.enc_down_dict["sax"].step
-        for down in self.dec_down_blocks_dict["sax"]:
-            step = tuple(s * d for s, d in zip(step, down.stride, strict=True))
-        if any(n % s for n, s in zip(size, step, strict=True)):
-            raise InputError(f"data.size: expected multiples of {step} for this CineMA segmenter, found {tuple(size)}")
+        if any(n % s for n, s in zip(size, self.step, strict=True)):
+            raise InputError(f"data.size: expected multiples of {self.step} for this CineMA segmenter, found {tuple(size)}")
 
     @property
     def adapter_blocks(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,29 @@ def write_routed(
     _save(folder / "router.safetensors", router)
     _save(folder / "head.safetensors", plain)
     return hash_of({**tensors, **router, **plain})
+
+
+def read_pairs(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{module: (A (r, in), B (out, r))} of unit scale of a folder that `write_folder` wrote; none where every weight was trained."""
+    path = folder / "adapter_model.safetensors"
+    tensors = safetensors.numpy.load_file(path) if path.is_file() else {}
+    pairs = {}
+    for name, a in sorted(tensors.items()):
+        if name.endswith(".lora_A.weight"):
+            b = tensors[name.replace(".lora_A.", ".lora_B.")]
+            module = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+            pairs[module] = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    return pairs
+
+
+def write_with_heads(folder: Path, source: Path, plain: Tree, modules: Sequence[str]) -> None:
+    """Write what `write_folder` wrote to `source` so that PEFT opens it whole: the plainly trained `modules` are its `modules_to_save`."""
+    config = json.loads((source / "adapter_config.json").read_text("utf-8"))
+    config["modules_to_save"] = list(modules) or None
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    tensors = safetensors.numpy.load_file(source / "adapter_model.safetensors")
+    tensors |= {f"{PREFIX}{name}": value for name, value in plain.items()}
+    safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
 
 
 def _tensors(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], kernels: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

@@ -1,0 +1,199 @@
+"""`raylora export`: what a run has learnt, for others. A PEFT folder that opens by itself, or a model's merged weights, with a card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from torch import nn
+
+from raylora import config as configuration
+from raylora.config import Config
+from raylora.core.errors import InputError
+from raylora.models import peft, zoo
+from raylora.models.seen import Seen
+from raylora.report.card import card
+from raylora.report.runs import Run, read_run
+
+ABOUT = "raylora.json"
+GLOBAL = "global"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """The frozen backbone that an adapter belongs to, so that anyone can build it again."""
+
+    name: str
+    task: str
+    size: str
+    image_size: tuple[int, int, int]
+    sizes: Mapping[str, Any]
+    seed: int  # of the weights that no file holds
+    weights: str | None
+    weights_sha256: str | None
+
+
+def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool = False) -> Path:
+    """Write the shared model of a run (or one client's, private parts included) to `out`; returns what was written.
+
+    An adapter goes into a folder that `peft.PeftModel.from_pretrained` opens on `base_model(out)`. Merged weights go into
+    `out/model.safetensors`, or into `out` itself if it ends with ``.safetensors``. Raises InputError for a folder without a finished run, a
+    client that it does not have, a model that is no adapter, or a place that is taken; nothing is left behind then.
+    """
+    run = read_run(run_dir)
+    if not run.finished:
+        raise InputError(f"{run_dir}: expected a finished run, this one is {run.summary['status']}")
+    name = client or GLOBAL
+    source = _source(run, name, merged)
+    config = configuration.from_dict(run.config, str(run.folder / "config.yaml"))
+    base, network, seen = _base_of(config)
+    plain = _plain(source)
+    if merged:
+        weights = merged_weights(zoo.weights_of(network), peft.read_pairs(source), plain)
+        seen = Seen(splits=seen.splits, cases=seen.cases | _trained_on(run))
+        about = {"made_by": "raylora export", "run": str(run.summary["name"]), "model_of": name, "base": asdict(base)}
+        if out.suffix == ".safetensors":
+            _refuse_taken(out)
+            zoo.save_weights(out, weights, half=False, seen=seen, about=about)
+            return out
+        with _filling(out) as folder:
+            zoo.save_weights(folder / "model.safetensors", weights, half=False, seen=seen, about=about)
+            _describe(folder, run, name, base, merged=True)
+        return out
+    with _filling(out) as folder:
+        peft.write_with_heads(folder, source, plain, _modules_of(network, plain))
+        _describe(folder, run, name, base, merged=False)
+    return out
+
+
+def base_model(folder: Path | str, weights: str | None = None) -> nn.Module:
+    """The backbone that an exported adapter was trained on, in evaluation mode. `weights`: where its file lies now, if it has moved.
+
+    Raises InputError for a folder without a description, or weights that are not those.
+    """
+    path = Path(folder) / ABOUT
+    try:
+        base = Base(**json.loads(path.read_text("utf-8"))["base"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected the description of an exported adapter ({error})") from None
+    network = zoo.build(base.name, base.task, base.size, base.image_size, base.sizes, base.seed)
+    if base.weights is not None:
+        file = zoo.find(weights or base.weights, None, base.name)
+        if _sha256(file) != base.weights_sha256:
+            raise InputError(f"{file}: not the weights that the adapter was trained on (SHA-256 {base.weights_sha256})")
+        zoo.load_weights(dict(network.named_parameters()), network.head_names, file)
+    return network.eval()
+
+
+def merged_weights(
+    weights: Mapping[str, np.ndarray], pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], plain: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The base's weights with W + B A (in float64) for the adapted layers and the trained values of what was trained as it is."""
+    found = {**weights, **plain}
+    for module, (a, b) in pairs.items():
+        weight = weights[f"{module}.weight"]
+        product = b.astype(np.float64) @ a.astype(np.float64)
+        found[f"{module}.weight"] = (weight + product.reshape(weight.shape)).astype(np.float32)
+    return found
+
+
+def _source(run: Run, name: str, merged: bool) -> Path:
+    """The run's own folder of one model. Raises InputError."""
+    folder = run.folder / "adapters"
+    known = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    if name not in known:
+        raise InputError(f"--client {name}: {run.folder} has {', '.join(known) or 'no adapters'}")
+    if (folder / name / "router.safetensors").is_file():
+        raise InputError(f"{folder / name}: its adapters are mixed token by token by a router: no single adapter, and nothing to merge")
+    if not merged and not (folder / name / "adapter_config.json").is_file():
+        raise InputError(f"{folder / name}: every weight was trained, there is no adapter: expected --merged")
+    return folder / name
+
+
+def _plain(source: Path) -> dict[str, np.ndarray]:
+    path = source / "head.safetensors"
+    return safetensors.numpy.load_file(path) if path.is_file() else {}
+
+
+def _base_of(config: Config) -> tuple[Base, nn.Module, Seen]:
+    """The run's backbone before any training, and what its weights have seen. Raises InputError if the weights are gone."""
+    model = config.model
+    network = zoo.build(model.name, config.task, model.size, config.data.size, model.sizes, config.seed)
+    seen, file = Seen(), None
+    if model.weights is not None:
+        file = zoo.find(model.weights, model.weights_folder, model.name)
+        seen = zoo.load_weights(dict(network.named_parameters()), network.head_names, file)
+    base = Base(
+        name=model.name,
+        task=config.task,
+        size=model.size,
+        image_size=config.data.size,
+        sizes=model.sizes,
+        seed=config.seed,
+        weights=model.weights,
+        weights_sha256=_sha256(file) if file else None,
+    )
+    return base, network, seen
+
+
+def _modules_of(network: nn.Module, plain: Mapping[str, np.ndarray]) -> list[str]:
+    """The modules that own the plainly trained parameters. Raises InputError for a parameter that peft cannot keep."""
+    paths = sorted({name.rpartition(".")[0] for name in plain})
+    for path in paths:
+        alike = [name for name, _ in network.named_modules() if name.endswith(path)]
+        if alike != [path] or set(dict(network.get_submodule(path).named_parameters(prefix=path))) - set(plain):
+            raise InputError(f"{path or 'the model itself'} was trained as it is: no adapter that peft can hold, expected --merged")
+    return paths
+
+
+def _trained_on(run: Run) -> frozenset[str]:
+    """The hashes of the studies that the run trained on."""
+    parts = {"train", "rating"} if run.config["data"].get("rating_to_training") else {"train"}
+    path = run.folder / "patients.json"
+    try:
+        patients = json.loads(path.read_text("utf-8"))["patients"]
+        return frozenset(str(patient["sha256"]) for patient in patients if patient["part"] in parts)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}; merged weights must say what they have seen") from None
+
+
+def _describe(folder: Path, run: Run, name: str, base: Base, *, merged: bool) -> None:
+    about = {"base": asdict(base), "run": run.summary["name"], "model_of": name, "strategy": run.strategy, "merged": merged}
+    (folder / ABOUT).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card(run, name, merged=merged), encoding="utf-8")
+
+
+@contextmanager
+def _filling(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into, which takes its place when it is whole and goes away if it does not get there."""
+    _refuse_taken(out)
+    partial = out.with_name(f".{out.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_taken(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or out.suffix == ".safetensors" or any(out.iterdir())):
+        raise InputError(f"{out}: expected a new or empty place, something is there already")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

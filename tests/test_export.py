@@ -1,0 +1,188 @@
+"""What is exported opens elsewhere: peft alone gives the same logits, merged weights load strictly, here and in MONAI's networks."""
+
+import json
+import warnings
+
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from small_runs import Finished, run, settings
+
+from raylora import config as configuration
+from raylora.core.errors import InputError
+from raylora.export import base_model, export
+from raylora.models import zoo
+from raylora.models.seen import read_seen
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from peft import PeftModel
+
+CINEMA = {
+    **{"patch": [4, 4, 1], "scale": [2, 2, 1], "conv_chans": [4, 6], "conv_n_blocks": 1, "embed": 12, "depth": 2, "heads": 2},
+    "dec_chans": [4, 4, 6, 6, 8],
+}
+GRID = {"data__spacing_mm": [2.25, 2.25, 10.0], "data__size": [32, 32, 4]}
+CASES = {
+    "unet": ("segmentation", {}),
+    "vit": ("disease", {}),
+    "dual": ("disease", {"strategy": {"name": "med_duallora", "head": "private"}}),
+    "folded": ("segmentation", {"strategy": {"name": "rate_my_lora"}}),
+}
+
+
+def logits(model, run: Finished) -> torch.Tensor:
+    spec = run.plan.spec.model
+    x = torch.rand(2, zoo.CHANNELS[spec.task], *spec.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.eval()(x)
+
+
+def by_hand(run: Finished, name: str):
+    """The base, its weights moved by the run's own folder, without peft and without the export."""
+    spec, folder = run.plan.spec.model, run.folder / "adapters" / name
+    network = zoo.build(spec.name, spec.task, spec.size, spec.image_size, spec.sizes, spec.seed)
+    state = {key: torch.from_numpy(value.copy()) for key, value in run.plan.weights.items()}
+    pairs = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+    for key in [key for key in pairs if ".lora_A." in key]:
+        module = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        a, b = (torch.from_numpy(pairs[key.replace(".lora_A.", f".lora_{side}.")]).flatten(1).double() for side in "AB")
+        state[f"{module}.weight"] += (b @ a).float().reshape(state[f"{module}.weight"].shape)
+    state |= {key: torch.from_numpy(value) for key, value in safetensors.numpy.load_file(folder / "head.safetensors").items()}
+    network.load_state_dict(state, strict=True)
+    return network
+
+
+def base_of(run: Finished):
+    spec = run.plan.spec.model
+    return zoo.build(spec.name, spec.task, spec.size, spec.image_size, spec.sizes, spec.seed)
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor, other: torch.Tensor) -> None:
+    """Equal up to rounding, which norms amplify, and far from another model's logits."""
+    error, effect = (found - expected).abs().max(), (other - expected).abs().max()
+    assert error < 1e-4 and effect > 2e-5 and error < effect / 10, f"error {error:.1e}, effect {effect:.1e}"
+
+
+def opened(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # peft only warns of missing keys
+        return PeftModel.from_pretrained(base_model(folder), str(folder))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_peft_alone_gives_the_same_logits(runs, tmp_path, case):
+    task, options = CASES[case]
+    done = runs(task, **options)
+    for name in ("global", "Siemens"):
+        folder = export(done.folder, tmp_path / name, client=None if name == "global" else name)
+        expected = logits(by_hand(done, name), done)
+        assert_same(logits(opened(folder), done), expected, other=logits(base_model(folder), done))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_merged_weights_load_strictly_and_in_monai_too(runs, tmp_path, case):
+    from raylora.models import monai_twin
+
+    task, options = CASES[case]
+    done = runs(task, **options)
+    spec = done.plan.spec.model
+    file = export(done.folder, tmp_path / "merged.safetensors", client="Siemens", merged=True)
+    network = zoo.build(spec.name, spec.task, spec.size, spec.image_size, spec.sizes, seed=99)
+    network.load_state_dict(safetensors.torch.load_file(file), strict=True)
+    expected = logits(by_hand(done, "Siemens"), done)
+    other = logits(by_hand(done, "global"), done) if case == "dual" else logits(base_of(done), done)
+    assert_same(logits(network, done), expected, other)
+    if task == "segmentation":
+        assert_same(logits(monai_twin.monai_unet(network), done), expected, other)
+
+
+def test_merged_weights_have_seen_what_the_run_trained_on(runs, tmp_path):
+    done = runs()
+    folder = export(done.folder, tmp_path / "new" / "merged", merged=True)
+    rows, splits = done.plan.cohort.rows, done.plan.cohort.splits
+    assert read_seen(folder / "model.safetensors").cases == {rows[id].source_sha256 for split in splits.values() for id in split.train}
+    with safe_open(folder / "model.safetensors", "np") as file:
+        assert json.loads(file.metadata()["made_by"])["model_of"] == "global"
+    again = configuration.from_dict(settings(done.folder, model={"name": "unet", "weights": str(folder / "model.safetensors")}))
+    assert again.model.weights, "as a base of another run"
+
+
+def test_full_fine_tuning_has_no_adapter_but_merged_weights(runs, tmp_path):
+    done = runs("disease", strategy={"name": "fedavg_full"})
+    with pytest.raises(InputError, match="every weight was trained, there is no adapter: expected --merged"):
+        export(done.folder, tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+    file = export(done.folder, tmp_path / "w.safetensors", merged=True)
+    trained = safetensors.numpy.load_file(done.folder / "adapters" / "global" / "head.safetensors")
+    merged = safetensors.numpy.load_file(file)
+    assert set(trained) == set(merged) and all((merged[name] == trained[name]).all() for name in trained)
+
+
+def test_what_cannot_be_exported_is_refused_in_one_line(runs, tmp_path):
+    done, taken = runs(), tmp_path / "taken"
+    taken.mkdir()
+    (taken / "note").write_text("mine")
+    routed = runs("disease", strategy={"name": "fedalt"})
+    cases = [
+        ((tmp_path / "none", tmp_path / "o"), {}, "expected a run folder, found nothing there"),
+        ((taken, tmp_path / "o"), {}, "expected a run folder with summary.json"),
+        ((done.folder, tmp_path / "o"), {"client": "Simens"}, "--client Simens: .* has Canon, GE, Philips, Siemens, global"),
+        ((done.folder, tmp_path / "o"), {"client": "../.."}, r"--client \.\./\.\.: "),
+        ((done.folder, taken), {}, "taken: expected a new or empty place"),
+        ((done.folder, taken / "note"), {"merged": True}, "note: expected a new or empty place"),
+        ((routed.folder, tmp_path / "o"), {"client": "GE"}, "by a router: no single adapter"),
+    ]
+    for paths, options, message in cases:
+        with pytest.raises(InputError, match=message) as caught:
+            export(*paths, **options)
+        assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == [taken] and (taken / "note").read_text() == "mine"
+
+
+def test_weights_that_are_not_the_adapters_are_refused(runs, tmp_path):
+    source = runs()
+    spec = source.plan.spec.model
+    weights = zoo.weights_of(zoo.build(spec.name, spec.task, spec.size, spec.image_size, spec.sizes, seed=5))
+    for name, scale in (("a", 1.0), ("b", 2.0)):
+        scaled = {key: scale * value for key, value in weights.items()}
+        zoo.save_weights(tmp_path / f"{name}.safetensors", scaled, half=False, seen=zoo.Seen(), about={})
+    config = configuration.from_dict({**source.config.as_dict(), "model": {**source.config.as_dict()["model"], "weights": str(tmp_path / "a.safetensors")}})
+    folder = export(run(config, tmp_path / "run").folder, tmp_path / "out")
+    assert logits(base_model(folder), source).isfinite().all()
+    (tmp_path / "a.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(InputError, match="model.weights: .*a.safetensors: no such file"):
+        base_model(folder)
+    assert torch.equal(logits(base_model(folder, str(tmp_path / "moved.safetensors")), source), logits(base_model(folder, str(tmp_path / "moved.safetensors")), source))
+    with pytest.raises(InputError, match=r"b\.safetensors: not the weights that the adapter was trained on"):
+        base_model(folder, str(tmp_path / "b.safetensors"))
+    with pytest.raises(InputError, match=r"raylora\.json: expected the description"):
+        base_model(tmp_path)
+
+
+def test_the_card_says_where_it_comes_from_and_what_it_reached(runs, tmp_path):
+    done = runs("disease", strategy={"name": "med_duallora", "head": "private"})
+    text = (export(done.folder, tmp_path / "out", client="Siemens") / "README.md").read_text()
+    value = done.summary["final"]["balanced_accuracy"]["per_client"]["Siemens"]
+    for said in (
+        "library_name: peft", "by med_duallora", "private parts of client Siemens", "M&Ms (Campello et al.", "research use", "random weights",
+        "rank 1, alpha 2", "not a medical device", f"| Siemens | {value:.3f} |", "PeftModel.from_pretrained(base_model(",
+    ):  # fmt: skip
+        assert said in text, said
+    assert text.startswith("---\nlibrary_name") and "\n---\n\n# tiny" in text
+
+
+@pytest.mark.slow
+def test_cinemas_segmenter_with_its_decoder_trained(prepared_folder, cohort_folder, tmp_path):
+    """LoRA on the decoder's convolutions, and a decoder that was trained whole, in one folder each."""
+    for decoder in ("lora", "full"):
+        values = settings(cohort_folder, model={"name": "cinema", "sizes": CINEMA, "decoder": decoder}, lora__blocks=1, training__rounds=1, **GRID)
+        values["data"]["cache"] = str(tmp_path / "cache")
+        done = run(configuration.from_dict(values), tmp_path / decoder)
+        folder = export(done.folder, tmp_path / f"{decoder}_out")
+        assert_same(logits(opened(folder), done), logits(by_hand(done, "global"), done), other=logits(base_model(folder), done))
+        saved = json.loads((folder / "adapter_config.json").read_text())
+        assert ("decoder_dict.sax.blocks.0.conv.0.conv1" in saved["target_modules"]) == (decoder == "lora")
+        assert ("decoder_dict.sax.blocks.0.up" in saved["modules_to_save"]) == (decoder == "full")
