@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 
 import raylora.strategies
-from raylora.core import tree as trees
 from raylora.core.errors import InputError
 from raylora.core.privacy import dp_mean
 from raylora.core.reduce import median
-from raylora.strategies import STRATEGIES, check, create, toy
+from raylora.strategies import STRATEGIES, create, toy
 
 CONTRACT = (
     "local centralised fedavg_full fedit ffa_lora fedsa_lora flora hetlora flexlora fedex_lora rolora lora_fair feddpa fedalt sdflora "
@@ -117,52 +116,3 @@ def test_a_round_without_updates_changes_nothing_but_its_number(name: str) -> No
     assert after.round == game.state.round + 1 and after.trees == game.state.trees
     before, later = (strategy.broadcast(state, site) for state in (game.state, after))
     assert later.base_version == before.base_version and later.task.round == before.task.round + 1
-
-
-OWN_STRATEGY = '''
-"""The clients' mean, but nobody moves the server farther than `limit` in a round."""
-from raylora.core import tree as trees
-from raylora.core.errors import InputError
-from raylora.core.reduce import by_client, mean, movement, shares
-from raylora.core.types import Broadcast, Phase, State, Strategy, Task
-
-
-def careful(limit=1.0):
-    if limit <= 0:
-        raise InputError(f"strategy.limit: expected a number above 0, found {limit}")
-    shared = trees.shared_names("shared")
-
-    def init(tree):
-        return State(trees={"adapter": trees.freeze(trees.select(tree, shared))}, values={"round": 0})
-
-    def broadcast(state, client):
-        if client.rank != 2:
-            raise InputError(f"careful needs rank 2, client {client.id} has rank {client.rank}")
-        task = Task(round=state.round, phases=(Phase(trains=("*",)),), uploads=shared)
-        return Broadcast(adapter=state.trees["adapter"], task=task)
-
-    def aggregate(state, updates):
-        updates, old = by_client(updates), state.trees["adapter"]
-        step = movement(old, [update.adapter for update in updates], shares(updates, "size"), mean, state.round)
-        step = trees.scale(step, min(1.0, limit / max(trees.norm(step), 1e-12)))
-        return State(trees={"adapter": trees.freeze(trees.add(old, step))}, values={"round": state.round + 1})
-
-    exempt = {"own product": "a step longer than the limit is cut"} if limit < 100 else {}
-    return Strategy(init=init, broadcast=broadcast, aggregate=aggregate, mixed_ranks=False, exempt=exempt)
-'''
-
-
-def test_a_strategy_in_a_package_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thirty lines, no torch, no Ray: created by name, held to the contract, played on the toy federation."""
-    (tmp_path / "my_package_of_strategies.py").write_text(OWN_STRATEGY)
-    monkeypatch.syspath_prepend(tmp_path)
-    name = "my_package_of_strategies:careful"
-    assert check(lambda: create(name)) == [] and check(lambda: create(name, {"limit": 1000.0})) == []
-    with pytest.raises(InputError, match="expected a number above 0"):
-        create(name, {"limit": 0})
-    with pytest.raises(InputError, match="has no such option, did you mean limit"):
-        create(name, {"limits": 3})
-    game = toy.start(create(name, {"limit": 0.5}), 2)
-    after = toy.play(game, [toy.Client(id="a", num_examples=1, rank=2)], toy.at_random)
-    moved = trees.subtract(after.state.trees["adapter"], game.state.trees["adapter"])
-    assert trees.norm(moved) == pytest.approx(0.5, rel=1e-5)
