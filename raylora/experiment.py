@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from raylora import __version__
 from raylora.cohort import Cohort, gather
@@ -251,6 +252,7 @@ def run_experiment(plan: Plan, out: Path, make_executor: Callable[[Plan], Execut
     `make_executor` decides where clients run and nothing else. Raises RunError if a client fails for good or a loss is not finite.
     """
     started = time.time()
+    threadpool_limits(1, user_api="blas")  # of the server's sums and decompositions: other counts of threads give other last bits
     config, clients = plan.config, plan.clients
     strategy = make_strategy(config, len(clients))
     model = build_model(plan.spec.model, plan.weights)

@@ -5,6 +5,7 @@ import math
 
 import pyarrow.parquet as pq
 import pytest
+import threadpoolctl
 from small_runs import Watched, run, tiny
 from small_studies import COHORT
 
@@ -221,6 +222,13 @@ def test_stacked_clients_train_to_the_same_up_to_rounding(runs):
     alone, stacked = runs(), runs(training__stack=4)
     losses = [[line["loss"] for line in found.lines if "loss" in line] for found in (alone, stacked)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_the_server_s_algebra_has_one_thread(prepared_folder, tmp_path):
+    with threadpoolctl.threadpool_limits(3, user_api="blas"):
+        run(tiny(prepared_folder, "disease", training__rounds=1), tmp_path)
+        counts = {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+    assert counts == {1}
 
 
 # ---- what is refused before anything starts

@@ -42,13 +42,18 @@ def request_of(plan: Any, has: resources.Available) -> resources.Request:
     """The actors of a plan. Sites that only hold patients to be scored weigh little."""
     place = plan.config.placement
     weights = {site.id: len(site.training) + 0.2 * len(site.test) for site in plan.spec.sites}
-    return resources.request(
+    found = resources.request(
         weights,
         cpus_per_client=place.cpus_per_client,
         gpus_per_client=place.gpus_per_client,
         clients_per_actor=place.clients_per_actor,
         available=has,
     )
+    if plan.config.training.stack not in (1, "auto") and len(found.groups) > 1:
+        raise InputError(
+            f"training.stack: clients that share a pass must be in one actor, found {len(found.groups)} (placement.clients_per_actor={len(weights)} is one)"
+        )
+    return found
 
 
 def connected() -> bool:

@@ -126,7 +126,7 @@ def _put(arrays: dict[str, np.ndarray], key: str, tree: Tree) -> None:
 
 def _get(arrays: Mapping[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
     prefix = key + SEPARATOR
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix) and SEPARATOR not in name[len(prefix) :]}
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 def _sync(path: Path) -> None:

@@ -5,9 +5,12 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import tiny
 
+from raylora.cluster.driver import request_of
 from raylora.cluster.resources import Available, balanced, fitting, local, request
 from raylora.core.errors import InputError
+from raylora.experiment import make_plan
 
 FOUR = dict.fromkeys("abcd", 1.0)
 
@@ -81,6 +84,16 @@ def test_every_client_has_one_actor_and_none_has_much_more_to_do(weights, count)
     loads = [sum(weights[client] for client in group) for group in groups]
     assert max(loads) <= sum(weights.values()) / count + max(weights.values()) + 1e-9  # Graham's bound
     assert balanced(dict(reversed(list(weights.items()))), count) == groups
+
+
+def test_a_plan_weighs_its_clients_and_keeps_those_that_share_a_pass_together(prepared_folder):
+    here = Available(cpus=4, gpus=0, where="here")
+    pooled = make_plan(tiny(prepared_folder, "disease", strategy={"name": "centralised"}, placement={"clients_per_actor": 3}))
+    assert request_of(pooled, here).groups == (("pooled",), ("Canon", "GE", "Philips", "Siemens")), "it has nearly all of the work"
+    stacked = {"training__stack": 2}
+    with pytest.raises(InputError, match=r"^training.stack: .* in one actor, found 2 \(placement.clients_per_actor=4 is one\)$"):
+        request_of(make_plan(tiny(prepared_folder, "disease", **stacked, placement={"clients_per_actor": 2})), here)
+    assert len(request_of(make_plan(tiny(prepared_folder, "disease", **stacked, placement={"clients_per_actor": 4})), here).groups) == 1
 
 
 def test_this_machine(monkeypatch):
