@@ -58,7 +58,7 @@ class Data(Section):
     """Where studies come from and how they are divided."""
 
     dataset: Literal["phantom", "acdc", "mnms", "mnms2"] | list[Source] = "phantom"
-    root: str | None = None  # a download (prepared once into a cache) or a prepared folder
+    root: str | None = None  # a download (prepared once into a cache) or a prepared folder; of several data sets: the folder they lie in
     cache: str | None = None  # where prepared data are kept; default: RAYLORA_CACHE or ~/.cache/raylora
     split: Literal["federated", "official"] = "federated"
     split_seed: int = 0
@@ -73,7 +73,11 @@ class Data(Section):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        return tuple(self.dataset) if isinstance(self.dataset, list) else (Source(dataset=self.dataset, root=self.root),)
+        """The data sets; of several, those without a `root` lie in the folder `root` under their own names."""
+        if not isinstance(self.dataset, list):
+            return (Source(dataset=self.dataset, root=self.root),)
+        inside = {s.dataset: f"{self.root}/{s.dataset}" for s in self.dataset if self.root is not None and s.dataset != "phantom"}
+        return tuple(s if s.root is not None else s.model_copy(update={"root": inside.get(s.dataset)}) for s in self.dataset)
 
 
 class Clients(Section):

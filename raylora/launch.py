@@ -50,9 +50,10 @@ def absolute(config: Config, here: Path) -> Config:
     if model["weights"] is not None:
         from raylora.models import zoo
 
-        found = zoo.find(model["weights"], model["weights_folder"], model["name"])
-        if found.parent != zoo.SHIPPED:
-            model["weights"] = str((here / found).resolve())
+        with contextlib.suppress(InputError):  # what is missing is said where it is needed
+            found = zoo.find(model["weights"], model["weights_folder"], model["name"])
+            if found.parent != zoo.SHIPPED:
+                model["weights"] = str((here / found).resolve())
     if tracking["uri"] is not None:
         from raylora.tracking.mlflow import resolved
 

@@ -12,6 +12,7 @@ import torch
 from raylora.cluster import resources
 from raylora.config import Config
 from raylora.core import sampling
+from raylora.core.errors import InputError
 from raylora.data.obtain import Say
 from raylora.data.prepare import Mapper
 from raylora.experiment import Plan, make_plan, make_strategy, opening
@@ -19,6 +20,7 @@ from raylora.federation.client import initial_tree
 from raylora.federation.rehearsal import Rehearsal
 from raylora.federation.rounds import Progress, receive, run_round
 from raylora.federation.spec import build_model, protocol_of
+from raylora.models import zoo
 from raylora.models.stacked import StackedModel
 from raylora.models.stages import Stage, first_trained, run_stages
 
@@ -29,8 +31,10 @@ REHEARSED = 2  # rounds: from the second on, methods that fold into the base sen
 def describe(config: Config, say: Say = lambda what, done, total: None, mapper: Mapper | None = None) -> dict[str, Any]:
     """Clients and their cases by split and class, parameters trained and sent, bytes a round, memory an actor needs, actors that fit.
 
-    Data that are not prepared yet are prepared; nothing is trained. Raises InputError for whatever a run would refuse.
+    Data that are not prepared yet are prepared; nothing is trained. Base weights that are not there yet are said to be missing: a plan
+    needs their shapes alone. Raises InputError for whatever else a run would refuse.
     """
+    weights, (config, missing) = config.model.weights, _without_absent_weights(config)
     plan = make_plan(config, say, mapper)
     model = build_model(plan.spec.model, plan.weights)
     first = initial_tree(model, protocol_of(plan.spec), plan.clients[0].id, plan.spec.max_rank)
@@ -47,12 +51,23 @@ def describe(config: Config, say: Say = lambda what, done, total: None, mapper: 
         "clients": _clients(plan),
         "held_out": list(plan.held_out),
         "left_out": dict(sorted(Counter(plan.left_out.values()).items())),
-        "base": {"name": config.model.name, "size": config.model.size, "weights": config.model.weights, "has_seen": len(plan.seen_cases)},
+        "base": {"name": config.model.name, "size": config.model.size, "weights": weights, "missing": missing, "has_seen": len(plan.seen_cases)},
         "parameters": {"frozen": sum(v.size for v in plan.weights.values()), "trained": sum(v.size for v in first.values())},
         "traffic": bytes_of_rounds,
         "memory_bytes": memory,
         "actors": _actors(plan, sum(memory.values())),
     }
+
+
+def _without_absent_weights(config: Config) -> tuple[Config, str | None]:
+    """(the configuration, None), or without its weights if there is no such file, and the words about it."""
+    if config.model.weights is None:
+        return config, None
+    try:
+        zoo.find(config.model.weights, config.model.weights_folder, config.model.name)
+    except InputError as error:
+        return config.model_copy(update={"model": config.model.model_copy(update={"weights": None})}), str(error)
+    return config, None
 
 
 def _clients(plan: Plan) -> dict[str, dict[str, Any]]:

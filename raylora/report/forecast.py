@@ -58,5 +58,7 @@ def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(f"patients: {sets}{pairs}", highlight=False)
     for table in (clients_table(plan), needs_table(plan)):
         console.print(rich_table(stamped(table, marks_of(plan))))
+    if base["missing"]:
+        console.print(f"! {base['missing']}", highlight=False, markup=False)
     for reason, count in plan["left_out"].items():
         console.print(f"left out {count}: {reason}", highlight=False, markup=False)
