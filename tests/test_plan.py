@@ -1,0 +1,97 @@
+"""`raylora run --plan` on the configurations at paper size: from manifests alone, without an image and without CineMA's weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+from paper_manifests import write_manifests
+
+from raylora import config as configuration
+from raylora import launch
+from raylora.config import Config
+from raylora.data.manifest import PrepareOptions
+from raylora.report.forecast import clients_table, needs_table, show_plan
+from raylora.report.table import Console
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "paper"
+EVERY = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/*.yaml"))
+OPTIONS = PrepareOptions(spacing_mm=(1.0, 1.0, 10.0), size=(192, 192, 16), crop="motion")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    return write_manifests(tmp_path_factory.mktemp("manifests"), OPTIONS)
+
+
+def load(name: str, prepared: Path, *overrides: str) -> Config:
+    return configuration.load(CONFIGS / name, [f"data.root={prepared}", *overrides])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_configuration_says_what_it_is_and_costs(name, prepared):
+    text = (CONFIGS / name).read_text()
+    header = text[: text.index("\nname:" if text.count("\nname:") else "\nbase:")]
+    assert f"raylora run configs/paper/{name} data.root=prepared" in header and "# Cost:" in header
+    config = load(name, prepared)
+    assert config.data.protocol == "cmr-fed-v1" and config.data.size == (192, 192, 16)
+    assert config.name == name.removesuffix(".yaml").replace("/", "_")
+
+
+@pytest.mark.slow
+def test_med_duallora_on_three_sets(prepared):
+    """Every number by hand: 150 ACDC, 320 labelled M&Ms and 360 M&Ms-2 studies; q and kv of two blocks of CineMA base, rank 8, twice."""
+    config = load("disease_cinema/med_duallora.yaml", prepared)
+    plan = launch.plan(config)
+    assert plan["datasets"] == {"acdc": 150, "mnms": 320, "mnms2": 360} and plan["duplicate_pairs"] == 2
+    assert plan["left_out"] == {"unlabelled: for masked auto-encoding only": 25}
+    assert plan["protocol"]["name"] == "cmr-fed-v1" and plan["protocol"]["sha256"].startswith("94bf0d14864b80ff")
+    clients = plan["clients"]
+    assert set(clients) == {"Siemens", "Philips", "GE", "Canon"}
+    assert sum(clients[c][part] for c in clients for part in ("train", "validation", "rating", "test")) == 830
+    for client in clients.values():
+        total = sum(client[part] for part in ("train", "validation", "rating", "test"))
+        assert abs(client["train"] - 0.6 * total) <= 6 and 0 < client["diseased"]["test"] < client["test"]
+    head, pair = 2 * (768 * 2 + 2), 2 * 3840 * 8
+    assert plan["parameters"] == {"frozen": 89_498_826 - 3 * 2 * 769, "trained": 2 * pair + head}
+    number_of_metrics = 2  # the count of patients, the loss
+    down, up = 4 * 4 * (pair + head), 4 * (4 * (pair + head) + 8 * number_of_metrics)
+    assert plan["traffic"] == [{"up": up, "down": down}] * 2
+    assert plan["base"]["missing"].startswith("model.weights: no file cinema") and "huggingface.co/mathpluscode/CineMA" in plan["base"]["missing"]
+    assert plan["actors"]["cpus"] == 4 and plan["actors"]["gpus"] == 1
+    memory = plan["memory_bytes"]
+    assert memory["backbone"] == 4 * plan["parameters"]["frozen"] and 0.2e9 < memory["activations"] < 3e9
+    assert json.loads(json.dumps(plan, allow_nan=False)) == plan
+
+
+@pytest.mark.slow
+def test_rate_my_lora_sends_more_from_the_second_round_on(prepared):
+    """Down-links carry the stacked pairs of all four clients, to fold into the base, and a fresh pair."""
+    plan = launch.plan(load("segmentation_unet/rate_my_lora.yaml", prepared))
+    assert 6.8e6 < plan["parameters"]["frozen"] < 7.2e6
+    first, later = plan["traffic"]
+    head = 4 * (32 * 4 + 4)
+    pairs = 4 * plan["parameters"]["trained"] - head  # bytes of one client's
+    assert first["down"] == 4 * (pairs + head)
+    assert later["up"] == first["up"] == 4 * (pairs + head + 8 * 4)  # count, loss, two scores
+    assert 3.5 * first["down"] < later["down"] <= 5 * first["down"]
+
+
+def test_a_plan_in_words(prepared):
+    plan = {
+        "name": "n", "task": "disease", "strategy": "fedit", "rounds": 3, "protocol": {"name": "p", "sha256": "0123456789abcdef0"},
+        "datasets": {"acdc": 7}, "duplicate_pairs": 1, "held_out": ["b"], "left_out": {"unlabelled": 2},
+        "clients": {c: {"train": 3, "validation": 1, "rating": 1, "test": 2, "diseased": {"train": 2, "validation": 1, "rating": 0, "test": 1}} for c in "ab"},
+        "base": {"name": "cinema", "size": "base", "weights": "cinema", "missing": "no file cinema", "has_seen": 0},
+        "parameters": {"frozen": 1000, "trained": 10}, "traffic": [{"up": 10, "down": 20}, {"up": 10, "down": 40}],
+        "memory_bytes": {"torch": 1_000_000, "backbone": 2_000_000},
+        "actors": {"cpus": 1, "gpus": 0.5, "wanted": 2, "fit_here": 1, "fit_by_share": 3, "fit_by_memory": 1},
+    }  # fmt: skip
+    assert clients_table(plan).rows[-1] == ("all", 6, 4, 2, 2, 2, 0, 4, 2)
+    said = dict(needs_table(plan).rows)
+    assert said["Bytes of all 3 rounds"] == "130 B" and said["Memory of an actor, about"].startswith("3 MB (torch 1 MB")
+    console = Console(record=True, width=150, file=open("/dev/null", "w"))
+    with console.file:
+        show_plan(plan, console)
+        text = console.export_text()
+    for part in ("fedit on disease, 3 rounds", "b (held out)", "Protocol p (sha256 0123456789abcdef)", "! no file cinema", "left out 2: unlabelled"):
+        assert part in text, part
