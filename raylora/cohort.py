@@ -86,8 +86,9 @@ def _configured(
     config: Config, rows: Sequence[Row], pairs: Sequence[tuple[str, str]]
 ) -> tuple[dict[str, Split], dict[str, Split], Mapping[str, str]]:
     """(the clients that train, those that are held out, who is left out) by `clients` and `data.split`."""
+    seen, unseen, left_out = partition.set_apart(rows, config.clients.unseen, pairs)
     assigned = partition.assign_clients(
-        rows,
+        seen,
         by=config.clients.by,
         count=config.clients.count,
         alpha=config.clients.alpha,
@@ -101,13 +102,14 @@ def _configured(
         client: divide([by_id[i] for i in ids], config.data.split_seed, config.data.fractions, pairs)
         for client, ids in sorted(assigned.clients.items())
     }
-    held_out = {client: Split(train=(), validation=(), rating=(), test=tuple(ids)) for client, ids in sorted(assigned.held_out.items())}
-    return splits, held_out, assigned.left_out
+    strangers = sorted({**assigned.held_out, **unseen}.items())
+    held_out = {client: Split(train=(), validation=(), rating=(), test=tuple(ids)) for client, ids in strangers}
+    return splits, held_out, {**assigned.left_out, **left_out}
 
 
 def _refuse_other_rules(data: Data, clients: Clients) -> None:
     """A protocol fixes clients and split: what would change them is refused rather than ignored. Raises InputError."""
-    names = {"clients": ("by", "count", "held_out"), "data": ("split", "split_seed", "fractions")}
+    names = {"clients": ("by", "count", "held_out", "unseen"), "data": ("split", "split_seed", "fractions")}
     for section, given in (("clients", clients), ("data", data)):
         for name in names[section]:
             found, neutral = getattr(given, name), type(given).model_fields[name].default

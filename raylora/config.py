@@ -87,6 +87,7 @@ class Clients(Section):
     count: Count | None = None  # for iid and dirichlet
     alpha: Positive = 0.5  # of the Dirichlet over groups
     held_out: list[str] = []  # ids that never train and are evaluated as unseen
+    unseen: list[Literal["acdc", "mnms", "mnms2"]] = []  # data sets that never train: each of their vendors is a held-out client
 
 
 class Model(Section):
@@ -243,6 +244,12 @@ class Config(Section):
     tracking: Tracking = Tracking()
     checkpoint: Checkpoint = Checkpoint()
 
+    @model_validator(mode="after")
+    def _one_draw(self) -> Config:
+        if self.model.checkpointing and self.lora.dropout:
+            raise ValueError("model.checkpointing computes a pass twice and lora.dropout would draw twice: give one of them")
+        return self
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `inf` included, as they go into YAML."""
         return self.model_dump(mode="python")
@@ -369,8 +376,8 @@ def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}{nearest(path[-1], _known_keys(schema, path[:-1]))}"
-    found = first["input"]
-    return f"{key or 'config'}: {first['msg'].removeprefix('Value error, ')}, found {found!r}"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {said}, found {first['input']!r}" if key else f"config: {said}"
 
 
 def _is_union_branch(part: str) -> bool:

@@ -31,7 +31,7 @@ def load(name: str, prepared: Path, *overrides: str) -> Config:
 def test_every_configuration_says_what_it_is_and_costs(name, prepared):
     text = (CONFIGS / name).read_text()
     header = text[: text.index("\nname:" if text.count("\nname:") else "\nbase:")]
-    assert f"raylora run configs/paper/{name} data.root=prepared" in header and "# Cost:" in header
+    assert f"raylora run configs/paper/{name} data.root=prepared" in header and "# Cost:" in header and "COST" not in header
     config = load(name, prepared)
     assert config.data.protocol == "cmr-fed-v1" and config.data.size == (192, 192, 16)
     assert config.name == name.removesuffix(".yaml").replace("/", "_")

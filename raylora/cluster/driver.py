@@ -67,6 +67,10 @@ def available() -> resources.Available:
     return resources.Available(cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0), where="the Ray cluster")
 
 
+# glibc would give every large tensor's pages back and fault them in again at the next step: a tenth of a training step on a CPU
+KEEP_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_TOP_PAD_": str(1 << 26)}
+
+
 @contextlib.contextmanager
 def session(address: str | None) -> Iterator[None]:
     """Connect to a Ray cluster, or start one here and stop it afterwards. A connection that is open already is used and left open."""
@@ -80,6 +84,9 @@ def session(address: str | None) -> Iterator[None]:
         options = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    if address is None:  # what Ray's processes are started with
+        for name, value in KEEP_PAGES.items():
+            os.environ.setdefault(name, value)
     try:
         ray.init(**options)
     except Exception as error:  # Ray says a plain Exception where a node does not come up in time

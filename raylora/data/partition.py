@@ -85,6 +85,33 @@ def assign_clients(
     )
 
 
+def set_apart(
+    rows: Sequence[Patient], datasets: Sequence[str], pairs: Iterable[tuple[str, str]] = ()
+) -> tuple[list[Patient], dict[str, tuple[str, ...]], dict[str, str]]:
+    """(the rows of the other data sets, {held-out client "<data set>-<vendor>": study ids} of ``datasets``, who is left out).
+
+    A patient of ``datasets`` who is also in another data set would not be unseen and is left out. Raises InputError for a data set
+    that is not there, or if nothing else is.
+    """
+    there = {row.dataset for row in rows}
+    for name in datasets:
+        if name not in there:
+            raise InputError(f"clients.unseen: no studies of {name}, expected some of {', '.join(sorted(there))}")
+    kept = [row for row in rows if row.dataset not in datasets]
+    if not kept:
+        raise InputError(f"clients.unseen: {', '.join(datasets)} are all data sets there are, expected one that trains")
+    left_out: dict[str, str] = {}
+    known = {row.id for row in kept}
+    for first, second in pairs:
+        if (first in known) != (second in known):
+            left_out[second if first in known else first] = "unseen by its data set, but a duplicate of a study that may train"
+    clients: dict[str, list[str]] = {}
+    for row in rows:
+        if row.dataset in datasets and row.id not in left_out:
+            clients.setdefault(f"{row.dataset}-{row.vendor or 'unknown'}", []).append(row.id)
+    return kept, {name: tuple(sorted(ids)) for name, ids in sorted(clients.items())}, left_out
+
+
 def split_client(
     rows: Sequence[Patient], split_seed: int | str, fractions: Sequence[float] = (0.6, 0.1, 0.1, 0.2), pairs: Iterable[tuple[str, str]] = ()
 ) -> Split:

@@ -42,8 +42,7 @@ class Run:
     @property
     def clients(self) -> tuple[str, ...]:
         """The clients that trained."""
-        held_out = set((self.config.get("clients") or {}).get("held_out") or ())
-        return tuple(c for c in self.summary["clients"] if c not in held_out)
+        return tuple(self.summary["clients"])
 
     @property
     def finished(self) -> bool:

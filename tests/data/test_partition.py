@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from raylora.core.errors import InputError
 from raylora.data import partition
 from raylora.data.groups import disease_label, without_counterpart
-from raylora.data.partition import PARTS, assign_clients, check_clients, eligible, split_client, split_official
+from raylora.data.partition import PARTS, assign_clients, check_clients, eligible, set_apart, split_client, split_official
 
 GROUPS = {"acdc": ("NOR", "DCM", "RV"), "mnms": ("NOR", "ARV", "HHD", ""), "mnms2": ("NOR", "RV")}
 
@@ -138,6 +138,18 @@ def test_held_out_clients_never_train_and_unknowns_are_said():
     assert (found.clients, found.held_out, found.left_out) == ({"Siemens": ("a",)}, {"GE": ("b",)}, {"c": "no vendor is known"})
     with pytest.raises(InputError, match=r"held_out: no client 'Canon', expected some of GE, Siemens"):
         assign_clients(rows, by="vendor", held_out=["Canon"])
+
+
+def test_data_sets_that_never_train_are_clients_by_vendor_without_patients_known_from_elsewhere():
+    rows = [row("a"), row("b", "mnms", vendor="GE"), row("c", "mnms", vendor=""), row("d", "mnms", vendor="GE"), row("e", "mnms2")]
+    kept, clients, left_out = set_apart(rows, ["mnms"], [("a", "d"), ("a", "e")])
+    assert [r.id for r in kept] == ["a", "e"] and clients == {"mnms-GE": ("b",), "mnms-unknown": ("c",)}
+    assert left_out == {"d": "unseen by its data set, but a duplicate of a study that may train"}
+    assert set_apart(rows, []) == (rows, {}, {})
+    with pytest.raises(InputError, match=r"clients.unseen: no studies of mnms2, expected some of acdc, mnms"):
+        set_apart(rows[:2], ["mnms2"])
+    with pytest.raises(InputError, match=r"clients.unseen: mnms are all data sets"):
+        set_apart(rows[1:2], ["mnms"])
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,6 @@ def test_remarks_of_an_oracle_crop_and_of_seen_cases(tmp_path):
     assert said[0].startswith("Oracle crop") and said[1].startswith("Some cases were seen") and len(said) == 2
 
 
-def test_clients_that_never_trained_are_not_among_the_clients(tmp_path):
-    run = read_run(make_run(tmp_path / "run", patients=1, config={"clients.held_out": ["canon"]}))
-    assert run.clients == ("ge", "philips", "siemens")
-
-
 def test_a_line_that_was_cut_off_is_left_out_and_a_broken_one_is_named(folder, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()
