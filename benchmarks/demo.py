@@ -17,9 +17,10 @@ from raylora.report import compare, tables
 from raylora.report.live import Live
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+EQUAL = "strategy.weights=uniform"  # every hospital counts the same, as in the score, the mean over hospitals
 RUNS = (
-    ("demo_segmentation", "fedit", ()),
-    ("demo_segmentation", "rate_my_lora", ("strategy.temperature=0.3",)),
+    ("demo_segmentation", "fedit", (EQUAL,)),
+    ("demo_segmentation", "rate_my_lora", (EQUAL, "strategy.temperature=0.5")),
     ("demo_disease", "fedit", ()),
     ("demo_disease", "med_duallora", ()),
 )
@@ -31,7 +32,7 @@ def main() -> None:
     folders = []
     with driver.session(None):
         for name, strategy, options in RUNS:
-            overrides = [f"name={name}_{strategy}", f"strategy={{name: {strategy}}}", *options, *sys.argv[1:]]
+            overrides = [f"name={name}_{strategy}", f"strategy.name={strategy}", *options, *sys.argv[1:]]
             config = configuration.load(CONFIGS / f"{name}.yaml", overrides)
             folder = (out / config.name).resolve()
             with Live() as live:

@@ -75,12 +75,14 @@ def self_test(baseline: Group | None, metric: str) -> SelfTest:
     return SelfTest(baseline.label, scores, max(values) - min(values), resolvable_difference(values, len(values), len(values)))
 
 
-def pairs_of(groups: Sequence[Group], metric: str, a_a: SelfTest, root_seed: int = 0, replicates: int = REPLICATES) -> list[Pair]:
-    """All pairs of groups: tested, corrected (Holm over all of them), and put into words."""
+def pairs_of(
+    groups: Sequence[Group], metric: str, a_a: SelfTest, root_seed: int = 0, replicates: int = REPLICATES, against: Group | None = None
+) -> list[Pair]:
+    """All pairs of groups, or each group with the one it is held `against`: tested, corrected (Holm over these pairs), put into words."""
     panels = {group.label: group.in_client(metric) for group in groups}
     probability = {group.label: group.in_client("auc") for group in groups} if metric == "balanced_accuracy" else {}
     pairs = []
-    for a, b in combinations(groups, 2):
+    for a, b in combinations(groups, 2) if against is None else [(group, against) for group in groups if group is not against]:
         one, other = common(panels[a.label], panels[b.label])
         if (one.point or 0.0) < (other.point or 0.0):
             a, b, one, other = b, a, other, one

@@ -183,6 +183,13 @@ def to_csv(table: Table) -> str:
     return buffer.getvalue()
 
 
+def to_markdown(table: Table) -> str:
+    """The rows as they read, as a Markdown table; words left, numbers right."""
+    head = [column.name for column in table.columns]
+    rule = ["---:" if column.number else "---" for column in table.columns]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *table.texts()))
+
+
 def estimate_of(block: Mapping[str, object] | None) -> Estimate:
     """One metric of `final` as an estimate."""
     if not block:

@@ -15,6 +15,7 @@ from raylora.report.table import (
     seconds_text,
     signed,
     to_csv,
+    to_markdown,
     whole,
     words,
 )
@@ -67,3 +68,12 @@ def test_p_values_signs_and_file_names():
     assert p_text(0.0004) == "< 0.001" and p_text(0.0312) == "0.031"
     assert signed("d").text(Estimate(0.01, -0.002, 0.022)) == "+0.010 [-0.002, +0.022]"
     assert file_name(TABLE) == "scores___more"
+
+
+def test_markdown_reads_as_the_table_does():
+    assert to_markdown(TABLE).splitlines() == [
+        "| Name | Dice | Hidden | Cross [95 %] | n |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| a [b] | 0.873 [0.861, 0.885] | 0.500 | 0.800 [0.700, 0.900] | 20 |",
+        "| c | n/a | n/a | n/a | n/a |",
+    ]

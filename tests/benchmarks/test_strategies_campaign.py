@@ -1,0 +1,47 @@
+"""The comparison of strategies, small: every row runs, goes on where it was left, and its table says what the run folders hold."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import strategies
+from raylora.strategies import STRATEGIES
+
+
+def test_every_strategy_of_the_registry_has_a_row():
+    assert {strategies.configuration.load(strategies.CONFIGS / f"{entry}.yaml").strategy.name for entry in strategies.entries()} == set(STRATEGIES)
+    assert {"fedit_rating", "rate_my_lora_shuffled", "local", "centralised", "fedavg_full"} <= set(strategies.entries())
+
+
+def test_all_rows_have_the_same_budget(tmp_path):
+    """Same data, rounds and ranks; two adapters share the rank, the pooled client takes the steps of all."""
+    for task in strategies.TASKS:
+        studies = {e: strategies.Study(task=task, entry=e, folder=tmp_path, data="", rates=(1.0,), seeds=(0,)).config(1.0, 0) for e in strategies.entries()}
+        base = studies["fedit"]
+        for entry, config in studies.items():
+            assert config.data.model_copy(update={"rating_to_training": False}) == base.data and config.training.rounds == base.training.rounds
+            trained = 2 if entry in ("feddpa", "med_duallora", "sdflora") else 1  # FedALT's second adapter is the others' mean: not trained
+            assert config.lora.rank * trained == base.lora.rank, entry
+            assert config.lora.alpha / config.lora.rank == base.lora.alpha / base.lora.rank
+            clients = 4 if entry == "centralised" else 1
+            assert config.training.local_steps == clients * base.training.local_steps, entry
+
+
+@pytest.mark.slow
+def test_a_small_campaign_ends_with_its_table_and_goes_on_where_it_was_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(strategies, "SMALL", (*strategies.SMALL, "data.phantom.patients=40", "model.sizes={depth: 2, width: 16, heads: 2}", "model.weights=null"))
+    monkeypatch.setattr(sys, "argv", ["strategies", "--small", "--only", "local", "--task", "disease", "--runs", str(tmp_path), "--jobs", "1"])
+    strategies.main()
+    said = capsys.readouterr().out
+    assert "[2/2] disease fedit" in said and "Strategies on disease" in said
+    result = json.loads((tmp_path / "disease.json").read_text())
+    rows = {row["entry"]: row for row in result["rows"]}
+    assert set(rows) == {"local", "fedit"} and rows["fedit"]["pair"] is None
+    summary = json.loads((tmp_path / rows["local"]["study"]["runs"][0] / "summary.json").read_text())
+    assert rows["local"]["score"]["in_client"]["value"] == pytest.approx(summary["final"]["balanced_accuracy"]["mean"])
+    assert rows["local"]["score"]["bytes_up"] == summary["bytes_up"]
+    assert "| local |" in (tmp_path / "disease.md").read_text() and (tmp_path / "strategies.png").stat().st_size > 5000
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
+    strategies.main()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")} == times and len(times) == 2
