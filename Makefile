@@ -22,6 +22,7 @@ test: $(STAMP)
 
 check: $(STAMP)
 	@$(BIN)/ruff check raylora benchmarks tests
+	@$(BIN)/ruff format --check raylora benchmarks tests
 	@$(BIN)/mypy
 
 check-system: $(STAMP)

@@ -43,7 +43,9 @@ def main() -> None:
     found.show()
     page = out / "compare.html"
     found.write_html(page)
-    print(f"\n{time.perf_counter() - started:.0f} s. The comparison is {page}; each run's report.html, pictures and adapters are in {out}/<run>/.")
+    print(
+        f"\n{time.perf_counter() - started:.0f} s. The comparison is {page}; each run's report.html, pictures and adapters are in {out}/<run>/."
+    )
 
 
 if __name__ == "__main__":

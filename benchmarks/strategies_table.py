@@ -15,7 +15,22 @@ from raylora.report.groups import Group
 from raylora.report.pairs import Pair, pairs_of, self_test
 from raylora.report.runs import read_run
 from raylora.report.scores import Score, frozen_score, score_of
-from raylora.report.table import Cell, Estimate, Table, decimal, estimate, p_value, rich_table, seconds, signed, size, terminal, to_csv, to_markdown, words
+from raylora.report.table import (
+    Cell,
+    Estimate,
+    Table,
+    decimal,
+    estimate,
+    p_value,
+    rich_table,
+    seconds,
+    signed,
+    size,
+    terminal,
+    to_csv,
+    to_markdown,
+    words,
+)
 from raylora.report.words import metric_words
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,7 +63,12 @@ def write(tasks: Sequence[str], entries: Sequence[str], folder: Path, output: Pa
         metric = PRIMARY[task]
         base = next(group for group in groups if group.label == BASELINE)
         a_a = self_test(base, metric)
-        pairs = {name: pair for pair in pairs_of(groups, metric, a_a, 0, REPLICATES, against=base) for name in (pair.a, pair.b) if name != BASELINE}
+        pairs = {
+            name: pair
+            for pair in pairs_of(groups, metric, a_a, 0, REPLICATES, against=base)
+            for name in (pair.a, pair.b)
+            if name != BASELINE
+        }
         rows = [Row(g.label, studies[g.label], score_of(g, metric, 0, REPLICATES), pairs.get(g.label)) for g in groups]
         frozen = frozen_score(base, metric, 0, REPLICATES)
         full = table(task, rows, frozen, a_a.sentence)
@@ -64,7 +84,9 @@ def write(tasks: Sequence[str], entries: Sequence[str], folder: Path, output: Pa
             "metric": metric,
             "a_a": asdict(a_a),
             "frozen": plain(frozen),
-            "rows": [{"entry": row.entry, "study": row.study, "score": plain(row.score), "pair": row.pair and asdict(row.pair)} for row in rows],
+            "rows": [
+                {"entry": row.entry, "study": row.study, "score": plain(row.score), "pair": row.pair and asdict(row.pair)} for row in rows
+            ],
         }
         (output / f"{task}.json").write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
         made[task] = rows
@@ -92,7 +114,9 @@ def table(task: str, rows: Sequence[Row], frozen: Score, a_a: str) -> Table:
     for row in sorted(rows, key=lambda row: -(row.score.in_client.value or 0.0)):
         s = row.score
         at_edge = "*" if row.study["edge"] else ""
-        lines.append((row.entry + at_edge, row.study["lr"], s.in_client, s.cross_client, *difference(row), s.bytes_up, s.bytes_down, s.seconds))
+        lines.append(
+            (row.entry + at_edge, row.study["lr"], s.in_client, s.cross_client, *difference(row), s.bytes_up, s.bytes_down, s.seconds)
+        )
     some = rows[0].study
     note = (
         f"{metric_words(PRIMARY[task])} on test patients, the primary metric: means over {len(some['runs'])} seeds, clients and a client's test patients. "
@@ -135,7 +159,16 @@ def picture(made: dict[str, list[Row]], path: Path) -> None:
         shown = [row for row in rows if row.score.in_client.value is not None and row.score.bytes_total]
         for row in shown:
             value = row.score.in_client
-            panel.errorbar(row.score.bytes_total / 1e6, value.value, yerr=[[value.value - value.low], [value.high - value.value]], fmt="o", ms=4, lw=0.8, color="#2a6f97", ecolor="#c9d6df")
+            panel.errorbar(
+                row.score.bytes_total / 1e6,
+                value.value,
+                yerr=[[value.value - value.low], [value.high - value.value]],
+                fmt="o",
+                ms=4,
+                lw=0.8,
+                color="#2a6f97",
+                ecolor="#c9d6df",
+            )
         placed: list[tuple[float, float]] = []
         for row in sorted(shown, key=lambda row: row.score.in_client.value or 0.0):
             x, y = row.score.bytes_total / 1e6, row.score.in_client.value

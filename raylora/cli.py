@@ -13,7 +13,13 @@ import typer
 
 from raylora.core.errors import InputError, RunError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help="Federated low-rank adaptation of cardiac MR foundation models, simulated on Ray.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Federated low-rank adaptation of cardiac MR foundation models, simulated on Ray.",
+)
 data_app = typer.Typer(no_args_is_help=True, help="Synthetic cohorts, and downloads made ready.")
 app.add_typer(data_app, name="data")
 
@@ -25,7 +31,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print the summary as one JSO
 
 
 @app.command()
-def run(config: ConfigFile, overrides: Overrides = None, output: Output = None, address: Address = None, plan: Annotated[bool, typer.Option("--plan", help="Say what it would do and need, without doing it (data are prepared if they are not).")] = False, as_json: Json = False) -> None:
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    output: Output = None,
+    address: Address = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what it would do and need, without doing it (data are prepared if they are not).")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """One federated experiment."""
     from raylora import config as configuration
     from raylora import launch
@@ -57,7 +72,11 @@ def resume(folder: Annotated[Path, typer.Argument(metavar="DIR")], address: Addr
 
 
 @app.command()
-def compare(folders: Annotated[list[Path] | None, typer.Argument(metavar="DIR...")] = None, output: Annotated[Path | None, typer.Option("--output", help="An HTML page.")] = None, as_json: Json = False) -> None:
+def compare(
+    folders: Annotated[list[Path] | None, typer.Argument(metavar="DIR...")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="An HTML page.")] = None,
+    as_json: Json = False,
+) -> None:
     """Runs side by side: tables, paired tests, pictures."""
     from raylora.report import compare as comparing
 
@@ -73,7 +92,11 @@ def compare(folders: Annotated[list[Path] | None, typer.Argument(metavar="DIR...
 
 
 @app.command()
-def pretrain(config: ConfigFile, overrides: Overrides = None, output: Annotated[Path | None, typer.Option("--output", help="FILE.safetensors")] = None) -> None:
+def pretrain(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option("--output", help="FILE.safetensors")] = None,
+) -> None:
     """Make a small foundation model."""
     from raylora import config as configuration
     from raylora import foundation
@@ -90,7 +113,9 @@ def pretrain(config: ConfigFile, overrides: Overrides = None, output: Annotated[
 def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     out: Annotated[Path, typer.Argument(metavar="OUT")],
-    client: Annotated[str | None, typer.Option("--client", metavar="ID", help="One client's model, private parts included (default: the shared one).")] = None,
+    client: Annotated[
+        str | None, typer.Option("--client", metavar="ID", help="One client's model, private parts included (default: the shared one).")
+    ] = None,
     merged: Annotated[bool, typer.Option("--merged", help="The base with the adapter merged in, as safetensors.")] = False,
 ) -> None:
     """A PEFT adapter folder, or merged weights, with a model card."""
@@ -100,7 +125,10 @@ def export(
 
 
 @app.command()
-def upload(folder: Annotated[Path, typer.Argument(metavar="DIR")], uri: Annotated[str | None, typer.Option("--uri", help="A tracking server or database (default: the run's own).")] = None) -> None:
+def upload(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    uri: Annotated[str | None, typer.Option("--uri", help="A tracking server or database (default: the run's own).")] = None,
+) -> None:
     """Put a finished run into an MLflow server later."""
     from raylora import launch
 
@@ -108,13 +136,26 @@ def upload(folder: Annotated[Path, typer.Argument(metavar="DIR")], uri: Annotate
 
 
 @data_app.command()
-def phantom(out: Annotated[Path, typer.Argument(metavar="OUT")], layout: Annotated[str, typer.Option(help="acdc, mnms or mnms2")] = "mnms", patients: Annotated[int, typer.Option(min=1)] = 100, seed: int = 0, shift: Annotated[float, typer.Option(min=0.0, help="Strength of the vendors' differences.")] = 1.0) -> None:
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="OUT")],
+    layout: Annotated[str, typer.Option(help="acdc, mnms or mnms2")] = "mnms",
+    patients: Annotated[int, typer.Option(min=1)] = 100,
+    seed: int = 0,
+    shift: Annotated[float, typer.Option(min=0.0, help="Strength of the vendors' differences.")] = 1.0,
+) -> None:
     """Write a synthetic cohort."""
     from raylora.data.phantom import write_cohort
     from raylora.report.live import Live
 
     with Live() as live:
-        write_cohort(out, layout=layout, patients=patients, seed=seed, shift=shift, progress=lambda done, total: live({"event": "progress", "text": "making phantoms", "done": done, "total": total}))
+        write_cohort(
+            out,
+            layout=layout,
+            patients=patients,
+            seed=seed,
+            shift=shift,
+            progress=lambda done, total: live({"event": "progress", "text": "making phantoms", "done": done, "total": total}),
+        )
     typer.echo(f"{patients} studies in the {layout} layout: {out}")
 
 
@@ -149,7 +190,11 @@ def check(source: Annotated[Path, typer.Argument(metavar="SRC")], as_json: Json 
     from raylora.report.live import Live
 
     with Live() as live:
-        found = look(source, mapper=process_map(workers()), progress=lambda done, total: live({"event": "progress", "text": "reading studies", "done": done, "total": total}))
+        found = look(
+            source,
+            mapper=process_map(workers()),
+            progress=lambda done, total: live({"event": "progress", "text": "reading studies", "done": done, "total": total}),
+        )
     for line in found.lines():
         typer.echo(line)
     if as_json:

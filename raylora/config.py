@@ -76,7 +76,9 @@ class Data(Section):
         """The data sets; of several, those without a `root` lie in the folder `root` under their own names."""
         if not isinstance(self.dataset, list):
             return (Source(dataset=self.dataset, root=self.root),)
-        inside = {s.dataset: f"{self.root}/{s.dataset}" for s in self.dataset if self.root is not None and s.dataset != "phantom"}
+        inside: dict[str, str] = {
+            s.dataset: f"{self.root}/{s.dataset}" for s in self.dataset if self.root is not None and s.dataset != "phantom"
+        }
         return tuple(s if s.root is not None else s.model_copy(update={"root": inside.get(s.dataset)}) for s in self.dataset)
 
 
@@ -94,7 +96,9 @@ class Model(Section):
     """The frozen backbone."""
 
     name: Literal["unet", "vit", "cinema"] = "unet"
-    weights: str | None = None  # a path, a name in the weights folder, CineMA's published name, shipped weights; nothing: random, from `seed`
+    weights: str | None = (
+        None  # a path, a name in the weights folder, CineMA's published name, shipped weights; nothing: random, from `seed`
+    )
     weights_folder: str | None = None  # where names are looked for; default: RAYLORA_WEIGHTS
     size: Literal["small", "paper", "base"] = "small"
     sizes: dict[str, Any] = {}  # constructor arguments over the named size

@@ -96,7 +96,9 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
     weights = {name: value.detach().numpy().copy() for name, value in model.weights.items()}
     refused = cohort.seen_by(seen)
     if refused and not config.data.allow_seen:
-        raise InputError(f"model.weights: {config.model.weights} has seen {len(refused)} validation or test cases ({refused[0]}, ...); data.allow_seen=true overrides")
+        raise InputError(
+            f"model.weights: {config.model.weights} has seen {len(refused)} validation or test cases ({refused[0]}, ...); data.allow_seen=true overrides"
+        )
     spec = HostSpec(
         model=backbone,
         sets=tuple(str(folder) for folder in folders),
@@ -116,7 +118,8 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
     )
     by_site = {site.id: site for site in sites}
     clients = tuple(
-        Client(id=c, num_examples=len(by_site[c].training), rank=by_site[c].rank, scaling=config.lora.alpha / by_site[c].rank) for c in training
+        Client(id=c, num_examples=len(by_site[c].training), rank=by_site[c].rank, scaling=config.lora.alpha / by_site[c].rank)
+        for c in training
     )
     _rehearse(config, model, spec, clients)
     return Plan(
@@ -156,7 +159,9 @@ def _rehearse(config: Config, model: StackedModel, spec: HostSpec, clients: Sequ
         require_compressible(config, strategy, task)
         asks = bool(task.scores) or strategy.review is not None
         if asks and not rating[client.id]:
-            raise InputError(f"client {client.id}: no rating cases, expected one at least for strategy.name {strategy.name} (see data.fractions)")
+            raise InputError(
+                f"client {client.id}: no rating cases, expected one at least for strategy.name {strategy.name} (see data.fractions)"
+            )
 
 
 def _load_weights(config: Config, model: StackedModel) -> Seen:
@@ -236,7 +241,9 @@ def _ranks(config: Config, clients: Sequence[str]) -> dict[str, int]:
         return dict.fromkeys(clients, rank)
     if isinstance(rank, list):
         if len(rank) != len(clients):
-            raise InputError(f"lora.rank: expected one rank for each of the {len(clients)} clients ({', '.join(clients)}), found {len(rank)}")
+            raise InputError(
+                f"lora.rank: expected one rank for each of the {len(clients)} clients ({', '.join(clients)}), found {len(rank)}"
+            )
         return dict(zip(clients, rank, strict=True))
     if set(rank) != set(clients):
         raise InputError(f"lora.rank: expected the clients {', '.join(clients)}, found {', '.join(sorted(rank))}")
@@ -246,7 +253,9 @@ def _ranks(config: Config, clients: Sequence[str]) -> dict[str, int]:
 # ---- the run
 
 
-def run_experiment(plan: Plan, out: Path, make_executor: Callable[[Plan], Executor], *, resume: bool = False, notes: Mapping[str, Any] | None = None) -> Iterator[Event]:
+def run_experiment(
+    plan: Plan, out: Path, make_executor: Callable[[Plan], Executor], *, resume: bool = False, notes: Mapping[str, Any] | None = None
+) -> Iterator[Event]:
     """Run (or go on with) an experiment into the folder `out`, telling what happens. The last event is {"event": "done", "summary": ...}.
 
     `make_executor` decides where clients run and nothing else. Raises RunError if a client fails for good or a loss is not finite.
@@ -265,7 +274,13 @@ def run_experiment(plan: Plan, out: Path, make_executor: Callable[[Plan], Execut
         progress, rows = found or (progress, rows)
         record.rewind(rows, progress.round)
         yield from ({"event": "note", "text": word} for word in words)
-    yield {"event": "start", "clients": [c.id for c in clients], "rounds": config.training.rounds, "round": progress.round, "name": config.name}
+    yield {
+        "event": "start",
+        "clients": [c.id for c in clients],
+        "rounds": config.training.rounds,
+        "round": progress.round,
+        "name": config.name,
+    }
     executor = make_executor(plan)
     try:
         executor.restore(progress.states)
@@ -356,7 +371,7 @@ def _models(
 
 def _same_model(tree: Tree, other: Tree, strategy: Strategy) -> bool:
     """Whether two trees are one function: equal, or different only in private adapters whose product is zero."""
-    if strategy.router or strategy.gates or strategy.mixed_ranks and any(tree[n].shape != other[n].shape for n in tree):
+    if strategy.router or strategy.gates or (strategy.mixed_ranks and any(tree[n].shape != other[n].shape for n in tree)):
         return False
     silent = {n.replace(".lora_B", ".lora_A") for n in tree if n.endswith(".lora_B") and not np.any(tree[n]) and not np.any(other[n])}
     return all(n in silent or np.array_equal(tree[n], other[n]) for n in tree)
@@ -365,7 +380,9 @@ def _same_model(tree: Tree, other: Tree, strategy: Strategy) -> bool:
 def _requests(trees: Mapping[str, Tree], gates: Mapping[str, float], data_of: Mapping[str, tuple[str, ...]]) -> list[Scored]:
     """The global part alone is used as it is; a client's full model with its gates."""
     return [
-        Scored(model_of=name, tree=tree, gates={} if name == "global" else gates, data_of=data_of[name]) for name, tree in trees.items() if data_of.get(name)
+        Scored(model_of=name, tree=tree, gates={} if name == "global" else gates, data_of=data_of[name])
+        for name, tree in trees.items()
+        if data_of.get(name)
     ]
 
 
@@ -374,7 +391,9 @@ def _validate(
 ) -> list[EvalRow]:
     """In-client validation: each client's own model on its own validation cases; the global one at all of them."""
     trees, gates = _models(plan, strategy, model, progress, broadcasts)
-    rows = executor.evaluate(_requests(trees, gates, {name: plan.homes if name == "global" else (name,) for name in trees}), "validation", full=False)
+    rows = executor.evaluate(
+        _requests(trees, gates, {name: plan.homes if name == "global" else (name,) for name in trees}), "validation", full=False
+    )
     shared = [client for client in plan.homes if client not in trees]
     return rows + [(c, c, *row[2:]) for c in shared for row in rows if row[0] == "global" and row[1] == c]
 
@@ -390,7 +409,14 @@ def _validation_scores(rows: Sequence[EvalRow], task: str) -> dict[str, dict[str
         else:
             p = {row[2]: row[6] for row in own if row[5] == "probability"}
             y = {row[2]: row[6] for row in own if row[5] == "label"}
-            scores[client] = {"likelihood": float(np.mean([p[k] if y[k] else 1 - p[k] for k in y])), "accuracy": float(np.mean([(p[k] > 0.5) == bool(y[k]) for k in y]))} if y else {}
+            scores[client] = (
+                {
+                    "likelihood": float(np.mean([p[k] if y[k] else 1 - p[k] for k in y])),
+                    "accuracy": float(np.mean([(p[k] > 0.5) == bool(y[k]) for k in y])),
+                }
+                if y
+                else {}
+            )
     return scores
 
 
@@ -465,12 +491,19 @@ def _finish(
         "versions": versions(),
         "config_sha256": config.sha256(),
         "data_sha256": plan.data_sha256,
-        "by_dataset": matrix.by_group(table, task=config.task, clients=clients, group_of=plan.cohort.datasets) if plan.cohort.several else None,
-        "protocol": {**plan.cohort.protocol.stamped(), "rating_to_training": config.data.rating_to_training} if plan.cohort.protocol else None,
+        "by_dataset": matrix.by_group(table, task=config.task, clients=clients, group_of=plan.cohort.datasets)
+        if plan.cohort.several
+        else None,
+        "protocol": {**plan.cohort.protocol.stamped(), "rating_to_training": config.data.rating_to_training}
+        if plan.cohort.protocol
+        else None,
         "crop": sorted({row.crop for row in plan.cohort.rows.values()}),
         "patients": {client: {part: len(ids) for part, ids in parts.items()} for client, parts in plan.splits.items()},
         "base": {"weights": config.model.weights, "has_seen": list(plan.seen_cases)},
-        "parameters": {"sent": sum(v.size for v in broadcasts[plan.clients[0].id].adapter.values()), "frozen": sum(v.size for v in plan.weights.values())},
+        "parameters": {
+            "sent": sum(v.size for v in broadcasts[plan.clients[0].id].adapter.values()),
+            "frozen": sum(v.size for v in plan.weights.values()),
+        },
         **notes,
     }
     if config.task == "segmentation" and config.evaluation.overlays:
@@ -492,7 +525,13 @@ def _thresholds(rows: Sequence[tuple[Any, ...]], t: int) -> dict[str, float]:
 
 
 def _write_adapters(
-    plan: Plan, strategy: Strategy, model: StackedModel, progress: Progress, trees: Mapping[str, Tree], gates: Mapping[str, float], folder: Path
+    plan: Plan,
+    strategy: Strategy,
+    model: StackedModel,
+    progress: Progress,
+    trees: Mapping[str, Tree],
+    gates: Mapping[str, float],
+    folder: Path,
 ) -> dict[str, str]:
     """One folder a model: everything that was added to the original base."""
     kernels = {path: tuple(layer.base.kernel_size) for path, layer in model.layers.items() if hasattr(layer.base, "kernel_size")}
@@ -515,13 +554,23 @@ def _write_adapters(
 
 
 def _overlays(
-    plan: Plan, executor: Executor, trees: Mapping[str, Tree], gates: Mapping[str, float], table: Sequence[matrix.CaseRow], count: int, folder: Path
+    plan: Plan,
+    executor: Executor,
+    trees: Mapping[str, Tree],
+    gates: Mapping[str, float],
+    table: Sequence[matrix.CaseRow],
+    count: int,
+    folder: Path,
 ) -> None:
     """Images, predictions and truths of the best, median and worst test patients, for the report's pictures."""
     import safetensors.numpy
 
     scores = sorted(
-        {(r.value, r.data_of, r.patient) for r in table if r.split == "test" and r.model_of == r.data_of and r.metric == "dice" and r.structure == "all"}
+        {
+            (r.value, r.data_of, r.patient)
+            for r in table
+            if r.split == "test" and r.model_of == r.data_of and r.metric == "dice" and r.structure == "all"
+        }
     )
     if not scores:
         return
@@ -551,8 +600,12 @@ def versions() -> dict[str, str]:
 def git_commit(folder: Path) -> str | None:
     """The commit of the code that runs, with "+" if the tree has changes; None outside a checkout."""
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, timeout=5, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+" if dirty else "")

@@ -34,7 +34,14 @@ def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None)
     def report(step: int, steps: int, loss: float) -> None:
         say(f"pre-training, loss {loss:.4f}", step, steps)
 
-    common = {"steps": config.steps, "batch_size": config.batch_size, "lr": config.lr, "weight_decay": config.weight_decay, "seed": config.seed, "report": report}
+    common = {
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "lr": config.lr,
+        "weight_decay": config.weight_decay,
+        "seed": config.seed,
+        "report": report,
+    }
     if config.task == "segmentation":
         pretrain.supervised(network, samples, **common)
     elif config.model.name == "vit":

@@ -30,7 +30,9 @@ def free_folder(name: str, under: Path = Path("runs")) -> Path:
 def claim(folder: Path) -> None:
     """Make the output folder. Raises InputError if it holds anything already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--output {folder}: already holds {'a run' if (folder / 'config.yaml').exists() else 'something'}; name another folder, or use `raylora resume`")
+        raise InputError(
+            f"--output {folder}: already holds {'a run' if (folder / 'config.yaml').exists() else 'something'}; name another folder, or use `raylora resume`"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -61,7 +63,9 @@ def absolute(config: Config, here: Path) -> Config:
     return configuration.from_dict(values)
 
 
-def run(config: Config, out: Path, *, address: str | None = None, on_event: Callable[[Event], None] = lambda event: None, resume: bool = False) -> dict[str, Any]:
+def run(
+    config: Config, out: Path, *, address: str | None = None, on_event: Callable[[Event], None] = lambda event: None, resume: bool = False
+) -> dict[str, Any]:
     """Run one experiment into `out` and return its summary. Raises InputError before anything is left behind, RunError afterwards."""
     from raylora import experiment
     from raylora.cluster import driver, resources
@@ -186,7 +190,14 @@ def _tracker(config: Config, plan: Any) -> Any:
         return None
     from raylora.tracking.mlflow import Tracker
 
-    return Tracker(config.tracking.uri, config.tracking.experiment, config.name, config.as_dict(), tags(config, plan.data_sha256), config.tracking.client_runs)
+    return Tracker(
+        config.tracking.uri,
+        config.tracking.experiment,
+        config.name,
+        config.as_dict(),
+        tags(config, plan.data_sha256),
+        config.tracking.client_runs,
+    )
 
 
 def tags(config: Config, data_sha256: str) -> dict[str, str]:
@@ -235,7 +246,14 @@ def upload(folder: Path, uri: str | None = None) -> str:
     if summary.get("status") != "finished":
         raise InputError(f"{folder}: no finished run (its status is {summary.get('status')})")
     try:
-        return mlflow.upload(folder, mlflow.resolved(where, Path.cwd()), config.tracking.experiment, config.tracking.client_runs, config.as_dict(), tags(config, summary["data_sha256"]))
+        return mlflow.upload(
+            folder,
+            mlflow.resolved(where, Path.cwd()),
+            config.tracking.experiment,
+            config.tracking.client_runs,
+            config.as_dict(),
+            tags(config, summary["data_sha256"]),
+        )
     except InputError:
         raise
     except Exception as error:

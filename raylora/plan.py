@@ -51,7 +51,13 @@ def describe(config: Config, say: Say = lambda what, done, total: None, mapper: 
         "clients": _clients(plan),
         "held_out": list(plan.held_out),
         "left_out": dict(sorted(Counter(plan.left_out.values()).items())),
-        "base": {"name": config.model.name, "size": config.model.size, "weights": weights, "missing": missing, "has_seen": len(plan.seen_cases)},
+        "base": {
+            "name": config.model.name,
+            "size": config.model.size,
+            "weights": weights,
+            "missing": missing,
+            "has_seen": len(plan.seen_cases),
+        },
         "parameters": {"frozen": sum(v.size for v in plan.weights.values()), "trained": sum(v.size for v in first.values())},
         "traffic": bytes_of_rounds,
         "memory_bytes": memory,
@@ -82,8 +88,7 @@ def _clients(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def traffic(plan: Plan, model: StackedModel) -> list[dict[str, int]]:
-    """{"up", "down"} bytes of the first rounds, over all clients. Counted where a run counts, on messages of clients that only pretend to train.
-    """
+    """{"up", "down"} bytes of the first rounds, over all clients. Counted where a run counts, on messages of clients that only pretend to train."""
     strategy = make_strategy(plan.config, len(plan.clients))
     executor = Rehearsal(model, protocol_of(plan.spec), plan.clients)
     rounds, sampled = [], plan.config.sampling
@@ -171,7 +176,9 @@ def _outputs(backbone: torch.nn.Module, stages: list[Stage], plan: Plan) -> list
 
     handles = [module.register_forward_hook(add) for module in backbone.modules() if not list(module.children())]
     channels = 2 if plan.spec.task == "disease" else 1
-    tensors: tuple[torch.Tensor, ...] = (torch.empty(plan.config.training.batch_size, channels, *plan.spec.model.image_size, device="meta"),)
+    tensors: tuple[torch.Tensor, ...] = (
+        torch.empty(plan.config.training.batch_size, channels, *plan.spec.model.image_size, device="meta"),
+    )
     found = []
     for stage in stages:
         count = 0

@@ -28,7 +28,8 @@ MNMS_PLACES = (  # split, vendor, centre, studies, labelled
 def write_manifests(folder: Path, options: PrepareOptions) -> Path:
     """`folder`/{acdc,mnms,mnms2}/manifest.json: 150, 345 and 360 studies; two of M&Ms are in M&Ms-2 again."""
     acdc = [
-        _row(f"patient{n:03d}", "acdc", "training" if n <= 100 else "testing", "Siemens", "1", ACDC_GROUPS[n % 5], options) for n in range(1, 151)
+        _row(f"patient{n:03d}", "acdc", "training" if n <= 100 else "testing", "Siemens", "1", ACDC_GROUPS[n % 5], options)
+        for n in range(1, 151)
     ]
     mnms, number = [], 0
     for split, vendor, centre, count, labelled in MNMS_PLACES:
@@ -49,7 +50,9 @@ def write_manifests(folder: Path, options: PrepareOptions) -> Path:
     return folder
 
 
-def _row(id: str, dataset: str, split: str, vendor: str, centre: str, group: str, options: PrepareOptions, labelled: bool = True, twin: str = "") -> Row:
+def _row(
+    id: str, dataset: str, split: str, vendor: str, centre: str, group: str, options: PrepareOptions, labelled: bool = True, twin: str = ""
+) -> Row:
     noise = generator(0, f"fingerprint {dataset} {id}").integers(0, 256, SIDE * SIDE * LEVELS, dtype=np.uint8)
     geometry = Geometry(
         native_shape=(256, 216, 10),

@@ -149,13 +149,18 @@ def test_weights_that_are_not_the_adapters_are_refused(runs, tmp_path):
     for name, scale in (("a", 1.0), ("b", 2.0)):
         scaled = {key: scale * value for key, value in weights.items()}
         zoo.save_weights(tmp_path / f"{name}.safetensors", scaled, half=False, seen=zoo.Seen(), about={})
-    config = configuration.from_dict({**source.config.as_dict(), "model": {**source.config.as_dict()["model"], "weights": str(tmp_path / "a.safetensors")}})
+    config = configuration.from_dict(
+        {**source.config.as_dict(), "model": {**source.config.as_dict()["model"], "weights": str(tmp_path / "a.safetensors")}}
+    )
     folder = export(run(config, tmp_path / "run").folder, tmp_path / "out")
     assert logits(base_model(folder), source).isfinite().all()
     (tmp_path / "a.safetensors").rename(tmp_path / "moved.safetensors")
     with pytest.raises(InputError, match="model.weights: .*a.safetensors: no such file"):
         base_model(folder)
-    assert torch.equal(logits(base_model(folder, str(tmp_path / "moved.safetensors")), source), logits(base_model(folder, str(tmp_path / "moved.safetensors")), source))
+    assert torch.equal(
+        logits(base_model(folder, str(tmp_path / "moved.safetensors")), source),
+        logits(base_model(folder, str(tmp_path / "moved.safetensors")), source),
+    )
     with pytest.raises(InputError, match=r"b\.safetensors: not the weights that the adapter was trained on"):
         base_model(folder, str(tmp_path / "b.safetensors"))
     with pytest.raises(InputError, match=r"raylora\.json: expected the description"):
@@ -178,7 +183,9 @@ def test_the_card_says_where_it_comes_from_and_what_it_reached(runs, tmp_path):
 def test_cinemas_segmenter_with_its_decoder_trained(prepared_folder, cohort_folder, tmp_path):
     """LoRA on the decoder's convolutions, and a decoder that was trained whole, in one folder each."""
     for decoder in ("lora", "full"):
-        values = settings(cohort_folder, model={"name": "cinema", "sizes": CINEMA, "decoder": decoder}, lora__blocks=1, training__rounds=1, **GRID)
+        values = settings(
+            cohort_folder, model={"name": "cinema", "sizes": CINEMA, "decoder": decoder}, lora__blocks=1, training__rounds=1, **GRID
+        )
         values["data"]["cache"] = str(tmp_path / "cache")
         done = run(configuration.from_dict(values), tmp_path / decoder)
         folder = export(done.folder, tmp_path / f"{decoder}_out")

@@ -56,7 +56,10 @@ def test_med_duallora_on_three_sets(prepared):
     number_of_metrics = 2  # the count of patients, the loss
     down, up = 4 * 4 * (pair + head), 4 * (4 * (pair + head) + 8 * number_of_metrics)
     assert plan["traffic"] == [{"up": up, "down": down}] * 2
-    assert plan["base"]["missing"].startswith("model.weights: no file cinema") and "huggingface.co/mathpluscode/CineMA" in plan["base"]["missing"]
+    assert (
+        plan["base"]["missing"].startswith("model.weights: no file cinema")
+        and "huggingface.co/mathpluscode/CineMA" in plan["base"]["missing"]
+    )
     assert plan["actors"]["cpus"] == 4 and plan["actors"]["gpus"] == 1
     memory = plan["memory_bytes"]
     assert memory["backbone"] == 4 * plan["parameters"]["frozen"] and 0.2e9 < memory["activations"] < 3e9
@@ -93,5 +96,11 @@ def test_a_plan_in_words(prepared):
     with console.file:
         show_plan(plan, console)
         text = console.export_text()
-    for part in ("fedit on disease, 3 rounds", "b (held out)", "Protocol p (sha256 0123456789abcdef)", "! no file cinema", "left out 2: unlabelled"):
+    for part in (
+        "fedit on disease, 3 rounds",
+        "b (held out)",
+        "Protocol p (sha256 0123456789abcdef)",
+        "! no file cinema",
+        "left out 2: unlabelled",
+    ):
         assert part in text, part

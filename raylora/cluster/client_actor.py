@@ -77,7 +77,9 @@ class RayExecutor:
         self.places[index] = self._get(self.actors[index].where.remote(), f"actor {index}")
 
     def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
-        lean = [[(client, replace(broadcast, base_delta={})) for client, broadcast in stack] for stack in stacks]  # the driver has folded already
+        lean = [
+            [(client, replace(broadcast, base_delta={})) for client, broadcast in stack] for stack in stacks
+        ]  # the driver has folded already
 
         def submit(stack: Stack) -> Any:
             actor = self.actors[self.home[stack[0][0]]]

@@ -91,7 +91,9 @@ def session(address: str | None) -> Iterator[None]:
         ray.init(**options)
     except Exception as error:  # Ray says a plain Exception where a node does not come up in time
         said = " ".join(str(error).split())[:300]
-        raise (RunError(f"Ray does not start: {said}") if address is None else InputError(f"--address {address}: Ray does not answer: {said}")) from None
+        raise (
+            RunError(f"Ray does not start: {said}") if address is None else InputError(f"--address {address}: Ray does not answer: {said}")
+        ) from None
     try:
         yield
     finally:
@@ -112,7 +114,9 @@ def run(values: Mapping[str, Any], out: Path, *, address: str | None, resume: bo
     with session(address):
         kind = ray.remote(num_cpus=0)(DriverActor)
         here = ray.get_runtime_context().get_node_id()
-        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id=here, soft=False)  # the run folder is on this machine
+        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            node_id=here, soft=False
+        )  # the run folder is on this machine
         driver = kind.options(scheduling_strategy=strategy).remote()
         try:
             for reference in driver.run.options(num_returns="streaming").remote(values, str(out), resume, notes):

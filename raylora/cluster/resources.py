@@ -38,14 +38,18 @@ def _visible_gpus() -> int:
     return len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()]) if os.path.isdir("/dev") else 0
 
 
-def request(weights: Mapping[str, float], *, cpus_per_client: float, gpus_per_client: float, clients_per_actor: int | str, available: Available) -> Request:
+def request(
+    weights: Mapping[str, float], *, cpus_per_client: float, gpus_per_client: float, clients_per_actor: int | str, available: Available
+) -> Request:
     """Spread clients over actors, the heaviest first, and check that all actors fit at once.
 
     `weights` are the clients' expected costs (training patients). One client at a time computes in an actor, so an actor needs one client's
     share. Raises InputError when the shares do not exist or a GPU share does not divide one.
     """
     if 0 < gpus_per_client < 1 and abs(round(1 / gpus_per_client) - 1 / gpus_per_client) > 1e-6:
-        raise InputError(f"placement.gpus_per_client: a share of a GPU must be 1/n (0.5, 0.25, ...), found {gpus_per_client:g}: Ray would wait for ever")
+        raise InputError(
+            f"placement.gpus_per_client: a share of a GPU must be 1/n (0.5, 0.25, ...), found {gpus_per_client:g}: Ray would wait for ever"
+        )
     if gpus_per_client > 1 and gpus_per_client != int(gpus_per_client):
         raise InputError(f"placement.gpus_per_client: above one it must be a whole number, found {gpus_per_client:g}")
     fits = fitting(available, cpus_per_client, gpus_per_client)
@@ -81,5 +85,3 @@ def balanced(weights: Mapping[str, float], count: int) -> tuple[tuple[str, ...],
         groups[target].append(client)
         loads[target] += weights[client]
     return tuple(tuple(sorted(group)) for group in groups if group)
-
-

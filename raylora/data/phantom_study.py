@@ -61,7 +61,14 @@ def _pick(shares: Mapping[str, float], quantile: float) -> str:
 
 
 def study(
-    seed: int, number: int, *, vendor: str | None = None, group: str | None = None, shift: float = 1.0, severity: float = 1.0, vendors: Sequence[str] | None = None
+    seed: int,
+    number: int,
+    *,
+    vendor: str | None = None,
+    group: str | None = None,
+    shift: float = 1.0,
+    severity: float = 1.0,
+    vendors: Sequence[str] | None = None,
 ) -> PhantomStudy:
     """Patient ``number`` of the population ``seed``, examined.
 

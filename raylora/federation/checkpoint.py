@@ -45,7 +45,9 @@ def save(folder: Path, progress: Progress, rows: int) -> Path:
         "round": progress.round,
         "values": progress.server.values,
         "server_trees": sorted(progress.server.trees),
-        "states": {c: {"round": s.round, "base_version": s.base_version, "trees": sorted(s.trees)} for c, s in sorted(progress.states.items())},
+        "states": {
+            c: {"round": s.round, "base_version": s.base_version, "trees": sorted(s.trees)} for c, s in sorted(progress.states.items())
+        },
         "base_version": progress.base_version,
         "versions": dict(progress.versions),
         "bytes_up": progress.bytes_up,

@@ -65,7 +65,9 @@ def initial_tree(model: StackedModel, protocol: Protocol, client: str, rank: int
     return tree
 
 
-def compose(model: StackedModel, protocol: Protocol, site_id: str, rank: int, state: ClientState | None, adapter: Tree) -> dict[str, np.ndarray]:
+def compose(
+    model: StackedModel, protocol: Protocol, site_id: str, rank: int, state: ClientState | None, adapter: Tree
+) -> dict[str, np.ndarray]:
     """A client's model: its initial tree, overlaid by what it kept, overlaid by what it was sent.
 
     Raises ValueError for a broadcast name that the model does not have.
@@ -103,7 +105,10 @@ def work(
         _score(model, protocol, sites, trees, protocol.gates, metrics, "score_received")
     after: list[Mapping[str, np.ndarray]] = list(trees)
     steps = [0] * len(sites)
-    controls = [{**b.extra, **({"c_k": s.trees["c_k"]} if s is not None and "c_k" in s.trees else {})} for s, b in zip(states, broadcasts, strict=True)]
+    controls = [
+        {**b.extra, **({"c_k": s.trees["c_k"]} if s is not None and "c_k" in s.trees else {})}
+        for s, b in zip(states, broadcasts, strict=True)
+    ]
     if task.phases:
         jobs = [
             Job(client=site.id, samples=site.shard.training, tree=tree, alpha=protocol.alpha, extra=extra)

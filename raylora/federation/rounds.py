@@ -66,7 +66,9 @@ class RoundReport:
     clients: tuple[ClientReport, ...]
 
 
-def receive(progress: Progress, strategy: Strategy, clients: Sequence[Client], original: Mapping[str, np.ndarray]) -> tuple[Progress, dict[str, Broadcast]]:
+def receive(
+    progress: Progress, strategy: Strategy, clients: Sequence[Client], original: Mapping[str, np.ndarray]
+) -> tuple[Progress, dict[str, Broadcast]]:
     """What every client would be sent now, with a new base delta folded into the server's base.
 
     `original` holds the backbone's own weights; a fold is computed once, here, in float64, so that every client has the same bits.
@@ -94,7 +96,9 @@ def receive(progress: Progress, strategy: Strategy, clients: Sequence[Client], o
 def _accumulate(folded: Tree, delta: Tree) -> Tree:
     """The sum of two sets of pairs of unit scale, each at its numerical rank."""
     old, new = lowrank.pairs(folded), lowrank.pairs(delta)
-    return lowrank.named({m: lowrank.refactor([p[m] for p in (old, new) if m in p], [1.0] * ((m in old) + (m in new))) for m in sorted({*old, *new})})
+    return lowrank.named(
+        {m: lowrank.refactor([p[m] for p in (old, new) if m in p], [1.0] * ((m in old) + (m in new))) for m in sorted({*old, *new})}
+    )
 
 
 def run_round(
@@ -138,7 +142,8 @@ def run_round(
         bytes_down=progress.bytes_down + sum(down.values()),
     )
     reports = tuple(
-        ClientReport(client=c, seconds=outcomes[c].seconds, bytes_up=up[c], bytes_down=down[c], metrics=outcomes[c].update.metrics) for c in order
+        ClientReport(client=c, seconds=outcomes[c].seconds, bytes_up=up[c], bytes_down=down[c], metrics=outcomes[c].update.metrics)
+        for c in order
     )
     return after, RoundReport(round=progress.round, clients=reports)
 
@@ -154,7 +159,8 @@ def _review(
     replies = {outcome.update.client_id: outcome.update for outcome in executor.train(stacks)}
     up = {client: payload.bytes_of(reply) for client, reply in replies.items()}
     merged = [
-        replace(update, metrics={**update.metrics, **replies[update.client_id].metrics}) if update.client_id in replies else update for update in updates
+        replace(update, metrics={**update.metrics, **replies[update.client_id].metrics}) if update.client_id in replies else update
+        for update in updates
     ]
     return merged, down, up
 

@@ -81,7 +81,9 @@ class HostSpec:
         return replace(self, sites=tuple(site for site in self.sites if site.id in set(clients)))
 
 
-def build_model(spec: ModelSpec, weights: Mapping[str, np.ndarray] | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> StackedModel:
+def build_model(
+    spec: ModelSpec, weights: Mapping[str, np.ndarray] | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> StackedModel:
     """The backbone with adapters in place. `weights` replace those drawn from the seed; on a CPU they are used in place, never written."""
     backbone = zoo.build(spec.name, spec.task, spec.size, spec.image_size, spec.sizes, spec.seed)
     if spec.checkpointing:

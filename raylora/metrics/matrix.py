@@ -34,7 +34,6 @@ class Sample:
         value = float(self.measure(np.ones(len(self.values)))) if len(self.values) else np.nan
         return value if np.isfinite(value) else None
 
-
     def only(self, group_of: Mapping[str, str], group: str) -> Sample:
         """The same for the patients of one group."""
         kept = [i for i, patient in enumerate(self.patients) if group_of[patient] == group]

@@ -62,10 +62,15 @@ class Adapted(nn.Module):
         """One convolution a client with its own W + sum_j gate_j scaling_j B_j A_j. With a U-Net's few channels a convolution is bound by
         memory, and a second one to r channels costs nearly as much as the first."""
         base, clients = self.base, len(next(iter(self.factors.values()))[0])
-        delta = sum(torch.bmm(b * (self.gates.get(name, 1.0) * self.scalings[name])[:, None, None], a) for name, (a, b) in self.factors.items())
+        delta = sum(
+            torch.bmm(b * (self.gates.get(name, 1.0) * self.scalings[name])[:, None, None], a) for name, (a, b) in self.factors.items()
+        )
         weights = (base.weight + delta.reshape(clients, *base.weight.shape)).to(x.dtype)
         conv = _convolution(base)
-        parts = [conv(part, weight, base.bias, base.stride, base.padding, base.dilation) for part, weight in zip(x.chunk(clients), weights, strict=True)]
+        parts = [
+            conv(part, weight, base.bias, base.stride, base.padding, base.dilation)
+            for part, weight in zip(x.chunk(clients), weights, strict=True)
+        ]
         return parts[0] if clients == 1 else torch.cat(parts)
 
     def _linear(self, x: Tensor, a: Tensor, b: Tensor, scaling: Tensor) -> Tensor:
@@ -78,7 +83,8 @@ class Adapted(nn.Module):
         conv = _convolution(base)
         weights = a.reshape(*a.shape[:2], base.in_channels, *base.kernel_size)  # (K, r, in, *kernel)
         parts = [
-            conv(part, weight, None, base.stride, base.padding, base.dilation) * s for part, weight, s in zip(x.chunk(len(a)), weights, scaling, strict=True)
+            conv(part, weight, None, base.stride, base.padding, base.dilation) * s
+            for part, weight, s in zip(x.chunk(len(a)), weights, scaling, strict=True)
         ]
         ones = (1,) * (x.dim() - 2)
         return torch.cat([conv(part, right.reshape(*right.shape, *ones)) for part, right in zip(parts, b, strict=True)])
@@ -93,7 +99,10 @@ class Adapted(nn.Module):
             return scores.softmax(-1).split(1, -1)
         base, conv = self.base, _convolution(self.base)
         kernels = router.reshape(*router.shape[:2], base.in_channels, *base.kernel_size)  # (K, adapters, in, *kernel)
-        parts = [conv(part, kernel, None, base.stride, base.padding, base.dilation) for part, kernel in zip(x.chunk(len(kernels)), kernels, strict=True)]
+        parts = [
+            conv(part, kernel, None, base.stride, base.padding, base.dilation)
+            for part, kernel in zip(x.chunk(len(kernels)), kernels, strict=True)
+        ]
         return torch.cat(parts).softmax(1).split(1, 1)
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from raylora.core.types import Tree
 PREFIX = "base_model.model."
 
 
-def combined(tree: Tree, folded: Tree, scalings: Mapping[str, float], gates: Mapping[str, float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def combined(
+    tree: Tree, folded: Tree, scalings: Mapping[str, float], gates: Mapping[str, float]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{module: (A, B)} of unit scale: what was folded into the base plus every adapter of the tree, exactly.
 
     A single unfolded adapter keeps its own A (its B takes the scaling); several are stacked and brought to their numerical rank.

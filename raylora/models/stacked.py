@@ -49,13 +49,17 @@ def adapted_modules(backbone: nn.Module, targets: Sequence[str] | None, blocks: 
         beyond = sorted(number for number in wanted if number >= count)
         if beyond or not wanted:
             raise InputError(f"lora.blocks: expected block numbers from 0 to {count - 1}, found {beyond or 'none'}")
-    inside = [prefix for number in sorted(wanted) for prefix in ([numbered[number]] if isinstance(numbered[number], str) else numbered[number])]
+    inside = [
+        prefix for number in sorted(wanted) for prefix in ([numbered[number]] if isinstance(numbered[number], str) else numbered[number])
+    ]
     paths = []
     for path, module in backbone.named_modules():
         in_block = any(path == prefix or path.startswith(prefix + ".") for prefix in inside)
         if any(re.fullmatch(known[target], path) for target in chosen) and (in_block or not _numbered(path, numbered)):
             if type(module) not in (nn.Linear, *CONVOLUTIONS) and not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
-                raise InputError(f"lora.targets: {path} is a {type(module).__name__}; only linear and (not transposed) convolution layers take LoRA")
+                raise InputError(
+                    f"lora.targets: {path} is a {type(module).__name__}; only linear and (not transposed) convolution layers take LoRA"
+                )
             if getattr(module, "groups", 1) != 1:
                 raise InputError(f"lora.targets: {path} is a grouped convolution, which takes no LoRA")
             paths.append(path)
@@ -154,7 +158,8 @@ class StackedModel:
             self.parameters[name] = torch.from_numpy(stacked).to(device=device, dtype=kept_in(dtype))
         first = next(iter(self.layers), None)
         self.ranks = [
-            {adapter: len(tree[prefixed(adapter, f"{first}.lora_A")]) for adapter in self.adapters} if first is not None else {} for tree in trees
+            {adapter: len(tree[prefixed(adapter, f"{first}.lora_A")]) for adapter in self.adapters} if first is not None else {}
+            for tree in trees
         ]
         self._alphas = list(alphas)
         self._connect()

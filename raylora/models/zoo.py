@@ -120,7 +120,9 @@ def load_weights(own: Mapping[str, torch.Tensor], head_names: Sequence[str], wei
     if is_pretraining(tensors):
         tensors = pretrained_tensors(own, tensors, path)
     else:
-        expected = {name: value for name, value in own.items() if name in tensors or not any(fnmatch.fnmatchcase(name, p) for p in head_names)}
+        expected = {
+            name: value for name, value in own.items() if name in tensors or not any(fnmatch.fnmatchcase(name, p) for p in head_names)
+        }
         check_tensors(expected, tensors, path)
     for name, value in tensors.items():
         if not value.isfinite().all():

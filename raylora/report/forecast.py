@@ -41,9 +41,15 @@ def needs_table(plan: Mapping[str, Any]) -> Table:
         ("Bytes of the first round", f"up {bytes_text(first['up'])}, down {bytes_text(first['down'])}"),
         ("Bytes of a later round", f"up {bytes_text(later['up'])}, down {bytes_text(later['down'])}"),
         (f"Bytes of all {rounds} rounds", bytes_text(whole_run)),
-        ("Memory of an actor, about", f"{bytes_text(sum(memory.values()))} ({', '.join(f'{k} {bytes_text(v)}' for k, v in memory.items())})"),
+        (
+            "Memory of an actor, about",
+            f"{bytes_text(sum(memory.values()))} ({', '.join(f'{k} {bytes_text(v)}' for k, v in memory.items())})",
+        ),
         ("An actor takes", f"{actors['cpus']:g} CPU, {actors['gpus']:g} GPU"),
-        ("Actors", f"{actors['wanted']} wanted; here fit {actors['fit_here']} ({actors['fit_by_share']} by CPU and GPU, {actors['fit_by_memory']} by memory)"),
+        (
+            "Actors",
+            f"{actors['wanted']} wanted; here fit {actors['fit_here']} ({actors['fit_by_share']} by CPU and GPU, {actors['fit_by_memory']} by memory)",
+        ),
     ]
     return Table("What it needs", (words(""), words("")), tuple(rows))
 
@@ -53,7 +59,10 @@ def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     console = console or terminal()
     base, sets = plan["base"], ", ".join(f"{name} {count}" for name, count in plan["datasets"].items())
     weights = base["weights"] or "random weights"
-    console.print(f"{plan['name']}: {plan['strategy']} on {plan['task']}, {plan['rounds']} rounds; {base['name']} {base['size']}, {weights}", highlight=False)
+    console.print(
+        f"{plan['name']}: {plan['strategy']} on {plan['task']}, {plan['rounds']} rounds; {base['name']} {base['size']}, {weights}",
+        highlight=False,
+    )
     pairs = f"; {plan['duplicate_pairs']} patients are in two sets" if plan["duplicate_pairs"] else ""
     console.print(f"patients: {sets}{pairs}", highlight=False)
     for table in (clients_table(plan), needs_table(plan)):

@@ -134,9 +134,7 @@ def seconds_text(cell: Cell) -> str:
 def rich_table(table: Table) -> RichTable:
     """For a terminal: the essential columns, the first sentence of the note, and the marks."""
     caption = "\n".join(text for text in (table.note.split(". ")[0], table.marks) if text)
-    shown = RichTable(
-        title=table.title, caption=escape(caption) or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    shown = RichTable(title=table.title, caption=escape(caption) or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown.title_justify = shown.caption_justify = "left"
     keep = [i for i, column in enumerate(table.columns) if column.essential]
     rows = [[_brief(table.columns[i], row[i]) for i in keep] for row in table.rows]

@@ -77,7 +77,12 @@ def dataset_table(summary: Mapping[str, Any]) -> Table:
     rows = []
     for name, block in sorted(first.items()):
         rows.append((name, block["n"], block["frozen"], *((found[m].get(name) or {}).get("mean") for m in shown)))
-    columns = (words("Data set"), whole("n"), decimal(f"{metric_words(PRIMARY[task])}, frozen"), *(decimal(metric_words(m, arrow=True)) for m in shown))
+    columns = (
+        words("Data set"),
+        whole("n"),
+        decimal(f"{metric_words(PRIMARY[task])}, frozen"),
+        *(decimal(metric_words(m, arrow=True)) for m in shown),
+    )
     note = "Each client's own model on its own test patients, over all test patients (n) of a data set."
     return Table("Test scores by data set", columns if rows else (), tuple(rows), note)
 

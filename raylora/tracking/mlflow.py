@@ -22,7 +22,9 @@ def resolved(uri: str, folder: Path) -> str:
         return uri
     path = (folder / uri.removeprefix("sqlite:///")).resolve()
     if kind := _network_disk(path):
-        raise InputError(f"tracking.uri: {path} is on a network disk ({kind}), where SQLite's locks cannot be trusted; use a tracking server or a local path")
+        raise InputError(
+            f"tracking.uri: {path} is on a network disk ({kind}), where SQLite's locks cannot be trusted; use a tracking server or a local path"
+        )
     return f"sqlite:///{path}"
 
 
@@ -39,7 +41,9 @@ def _network_disk(path: Path) -> str | None:
 class Tracker:
     """Follows one run. `tell` never blocks and never raises; `close` waits a bounded time and says what went wrong."""
 
-    def __init__(self, uri: str, experiment: str, name: str, config: Mapping[str, Any], tags: Mapping[str, str], client_runs: int = 16) -> None:
+    def __init__(
+        self, uri: str, experiment: str, name: str, config: Mapping[str, Any], tags: Mapping[str, str], client_runs: int = 16
+    ) -> None:
         self.uri, self.experiment, self.client_runs = uri, experiment, client_runs
         self.run_id: str | None = None
         self.error: str | None = None
@@ -94,7 +98,16 @@ class Tracker:
 class RunLog:
     """One run (and its clients' child runs) through MLflow's client API."""
 
-    def __init__(self, uri: str, experiment: str, name: str, config: Mapping[str, Any], tags: Mapping[str, str], client_runs: int, parent: str | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        name: str,
+        config: Mapping[str, Any],
+        tags: Mapping[str, str],
+        client_runs: int,
+        parent: str | None = None,
+    ) -> None:
         import logging
         import os
 
@@ -150,7 +163,11 @@ class RunLog:
 
     def _log(self, run: str, values: Mapping[str, Any], step: int) -> None:
         now = int(time.time() * 1000)
-        numbers = {key: value for key, value in flat(values).items() if isinstance(value, int | float) and not isinstance(value, bool) and key != "round"}
+        numbers = {
+            key: value
+            for key, value in flat(values).items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and key != "round"
+        }
         metrics = [self._metric(key, float(value), now, step) for key, value in sorted(numbers.items())]
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(run, metrics=metrics[start : start + 1000])

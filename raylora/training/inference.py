@@ -48,7 +48,9 @@ def disease_probabilities(model: StackedModel, cases: Sequence[EvalCase], depth:
     device, dtype = _placed(model)
     found: list[float] = []
     for start in range(0, len(cases), batch_size):
-        images = np.stack([np.stack([pad_depth(case.images[f], depth) for f in ("ED", "ES")]) for case in cases[start : start + batch_size]])
+        images = np.stack(
+            [np.stack([pad_depth(case.images[f], depth) for f in ("ED", "ES")]) for case in cases[start : start + batch_size]]
+        )
         logits = model(torch.from_numpy(images.astype(np.float32, copy=False)).to(device, dtype))
         found += logits.double().softmax(1)[:, 1].tolist()
     return found

@@ -64,7 +64,9 @@ class Result:
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def train(model: StackedModel, jobs: Sequence[Job], phases: Sequence[Phase], settings: Settings, loss: Loss, *, seed: int, round: int) -> list[Result]:
+def train(
+    model: StackedModel, jobs: Sequence[Job], phases: Sequence[Phase], settings: Settings, loss: Loss, *, seed: int, round: int
+) -> list[Result]:
     """Train the jobs' clients in one pass, phase after phase. Raises RunError at the first non-finite loss, naming round, client and step."""
     plans = [_batches(job, settings, seed, round) for job in jobs]
     trees: list[Mapping[str, np.ndarray]] = [dict(job.tree) for job in jobs]
@@ -162,7 +164,9 @@ class _Terms:
 
     KNOWN = ("prox", "control", "het_prune", "het_gamma", "orthogonal")
 
-    def __init__(self, phase: Phase, jobs: Sequence[Job], parameters: Mapping[str, torch.Tensor], model: StackedModel, dtype: torch.dtype) -> None:
+    def __init__(
+        self, phase: Phase, jobs: Sequence[Job], parameters: Mapping[str, torch.Tensor], model: StackedModel, dtype: torch.dtype
+    ) -> None:
         unknown = set(phase.terms) - set(self.KNOWN)
         if unknown:
             raise ValueError(f"unknown local terms {sorted(unknown)} (known: {self.KNOWN})")
@@ -227,7 +231,11 @@ def _batches(job: Job, settings: Settings, seed: int, round: int) -> list[np.nda
     rng = generator(seed, "batches", round, job.client)
     count, size = len(job.samples), min(settings.batch_size, len(job.samples))
     if settings.local_steps is None:
-        return [order[i : i + size] for order in (rng.permutation(count) for _ in range(settings.local_epochs or 1)) for i in range(0, count, size)]
+        return [
+            order[i : i + size]
+            for order in (rng.permutation(count) for _ in range(settings.local_epochs or 1))
+            for i in range(0, count, size)
+        ]
     needed = settings.local_steps * size
     stream = np.concatenate([rng.permutation(count) for _ in range(-(-needed // count))])
     return [stream[i : i + size] for i in range(0, needed, size)]

@@ -19,7 +19,9 @@ Report = Callable[[int, int, float], None]
 """step, steps, mean loss since the last report"""
 
 
-def supervised(network: nn.Module, samples: Samples, *, steps: int, batch_size: int, lr: float, weight_decay: float, seed: int, report: Report) -> nn.Module:
+def supervised(
+    network: nn.Module, samples: Samples, *, steps: int, batch_size: int, lr: float, weight_decay: float, seed: int, report: Report
+) -> nn.Module:
     """Train every weight on labelled frames."""
 
     def loss(images: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -28,7 +30,18 @@ def supervised(network: nn.Module, samples: Samples, *, steps: int, batch_size: 
     return _descend(network, [network], samples, loss, steps, batch_size, lr, weight_decay, seed, report)
 
 
-def masked(network: nn.Module, samples: Samples, *, mask: float, steps: int, batch_size: int, lr: float, weight_decay: float, seed: int, report: Report) -> nn.Module:
+def masked(
+    network: nn.Module,
+    samples: Samples,
+    *,
+    mask: float,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    report: Report,
+) -> nn.Module:
     """Masked auto-encoding (He et al., 2111.06377) of a ViT; the decoder is thrown away."""
     from raylora.models.draw import draw_weights
     from raylora.models.mae import MAEDecoder, mae_loss

@@ -10,17 +10,24 @@ from raylora.strategies import STRATEGIES
 
 
 def test_every_strategy_of_the_registry_has_a_row():
-    assert {strategies.configuration.load(strategies.CONFIGS / f"{entry}.yaml").strategy.name for entry in strategies.entries()} == set(STRATEGIES)
+    assert {strategies.configuration.load(strategies.CONFIGS / f"{entry}.yaml").strategy.name for entry in strategies.entries()} == set(
+        STRATEGIES
+    )
     assert {"fedit_rating", "rate_my_lora_shuffled", "local", "centralised", "fedavg_full"} <= set(strategies.entries())
 
 
 def test_all_rows_have_the_same_budget(tmp_path):
     """Same data, rounds and ranks; two adapters share the rank, the pooled client takes the steps of all."""
     for task in strategies.TASKS:
-        studies = {e: strategies.Study(task=task, entry=e, folder=tmp_path, data="", rates=(1.0,), seeds=(0,)).config(1.0, 0) for e in strategies.entries()}
+        studies = {
+            e: strategies.Study(task=task, entry=e, folder=tmp_path, data="", rates=(1.0,), seeds=(0,)).config(1.0, 0)
+            for e in strategies.entries()
+        }
         base = studies["fedit"]
         for entry, config in studies.items():
-            assert config.data.model_copy(update={"rating_to_training": False}) == base.data and config.training.rounds == base.training.rounds
+            assert (
+                config.data.model_copy(update={"rating_to_training": False}) == base.data and config.training.rounds == base.training.rounds
+            )
             trained = 2 if entry in ("feddpa", "med_duallora", "sdflora") else 1  # FedALT's second adapter is the others' mean: not trained
             assert config.lora.rank * trained == base.lora.rank, entry
             assert config.lora.alpha / config.lora.rank == base.lora.alpha / base.lora.rank
@@ -30,8 +37,14 @@ def test_all_rows_have_the_same_budget(tmp_path):
 
 @pytest.mark.slow
 def test_a_small_campaign_ends_with_its_table_and_goes_on_where_it_was_left(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(strategies, "SMALL", (*strategies.SMALL, "data.phantom.patients=40", "model.sizes={depth: 2, width: 16, heads: 2}", "model.weights=null"))
-    monkeypatch.setattr(sys, "argv", ["strategies", "--small", "--only", "local", "--task", "disease", "--runs", str(tmp_path), "--jobs", "1"])
+    monkeypatch.setattr(
+        strategies,
+        "SMALL",
+        (*strategies.SMALL, "data.phantom.patients=40", "model.sizes={depth: 2, width: 16, heads: 2}", "model.weights=null"),
+    )
+    monkeypatch.setattr(
+        sys, "argv", ["strategies", "--small", "--only", "local", "--task", "disease", "--runs", str(tmp_path), "--jobs", "1"]
+    )
     strategies.main()
     said = capsys.readouterr().out
     assert "[2/2] disease fedit" in said and "Strategies on disease" in said

@@ -91,13 +91,17 @@ def test_names_mean_files_in_the_weights_folder(tmp_path, monkeypatch):
     assert zoo.find("cinema", None, "cinema") == tmp_path / published["cinema"]
     (tmp_path / "mine.safetensors").touch()
     assert zoo.find("mine", None, "unet") == tmp_path / "mine.safetensors"
-    with pytest.raises(InputError, match="no file segmentation/mnms_sax_1 in .*publishes finetuned/segmentation/mnms_sax/mnms_sax_1.safetensors at"):
+    with pytest.raises(
+        InputError, match="no file segmentation/mnms_sax_1 in .*publishes finetuned/segmentation/mnms_sax/mnms_sax_1.safetensors at"
+    ):
         zoo.find("segmentation/mnms_sax_1", None, "cinema")
     monkeypatch.setenv("RAYLORA_WEIGHTS", str(tmp_path / "gone"))
     with pytest.raises(InputError, match=r"RAYLORA_WEIGHTS\): .*gone: no such folder"):
         zoo.find("cinema", None, "cinema")
     monkeypatch.delenv("RAYLORA_WEIGHTS")
-    with pytest.raises(InputError, match="no file cinema and no weights folder is set; CineMA publishes pretrained/cinema.safetensors at hugg"):
+    with pytest.raises(
+        InputError, match="no file cinema and no weights folder is set; CineMA publishes pretrained/cinema.safetensors at hugg"
+    ):
         zoo.find("cinema", None, "cinema")
 
 
@@ -107,7 +111,9 @@ def test_names_mean_files_in_the_weights_folder(tmp_path, monkeypatch):
 def test_a_set_that_the_weights_have_seen_is_refused_or_marked(prepared_folder, tmp_path):
     save_file(zoo.build("cinema", "disease", "small", SIZE, SIZES).state_dict(), tmp_path / "mnms_sax_0.safetensors")
     options = with_model(weights=str(tmp_path / "mnms_sax_0.safetensors"))
-    with pytest.raises(InputError, match=r"mnms_sax_0\.safetensors has seen 16 validation or test cases \(.*data\.allow_seen=true overrides"):
+    with pytest.raises(
+        InputError, match=r"mnms_sax_0\.safetensors has seen 16 validation or test cases \(.*data\.allow_seen=true overrides"
+    ):
         experiment.make_plan(tiny(prepared_folder, **options))
     plan = experiment.make_plan(tiny(prepared_folder, **options, data__allow_seen=True))
     assert len(plan.seen_cases) == 16 and set(plan.seen_cases) <= set(plan.cohort.rows)
@@ -141,7 +147,9 @@ def test_a_frozen_decoder_that_has_learnt_nothing_is_refused(cohort_folder, tmp_
     pretrained(tmp_path / "c.safetensors")
     options = {"data__size": [32, 32, 4], "data__cache": str(tmp_path / "cache")}
     weights = str(tmp_path / "c.safetensors")
-    with pytest.raises(InputError, match="c.safetensors is a pre-training checkpoint without a decoder: expected full or lora, found frozen"):
+    with pytest.raises(
+        InputError, match="c.safetensors is a pre-training checkpoint without a decoder: expected full or lora, found frozen"
+    ):
         experiment.make_plan(tiny(cohort_folder, "segmentation", **options, **decoder(weights=weights)))
     plan = experiment.make_plan(tiny(cohort_folder, "segmentation", **options, **decoder("lora", weights=weights)))
     assert any("decoder_dict" in module for module in plan.weights)

@@ -79,7 +79,8 @@ def with_peft(adapters: dict[str, dict[str, np.ndarray]], head: dict[str, np.nda
 
 def split(whole: dict[str, np.ndarray], adapters: tuple[str, ...]) -> tuple[dict, dict]:
     parts = {
-        a or "shared": {n.removeprefix(f"{a}."): v for n, v in whole.items() if ".lora_" in n and n.startswith("local.") == (a == "local")} for a in adapters
+        a or "shared": {n.removeprefix(f"{a}."): v for n, v in whole.items() if ".lora_" in n and n.startswith("local.") == (a == "local")}
+        for a in adapters
     }
     return parts, {n: v for n, v in whole.items() if n.startswith("head")}
 

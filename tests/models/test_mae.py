@@ -97,7 +97,6 @@ def test_images_are_standardised_and_flat_ones_become_zero():
     assert not found[2].any()
 
 
-
 @pytest.mark.slow
 def test_the_loss_falls_and_every_part_but_the_head_learns(vit, decoder):
     images = pictures(16)
