@@ -248,12 +248,6 @@ class Config(Section):
     tracking: Tracking = Tracking()
     checkpoint: Checkpoint = Checkpoint()
 
-    @model_validator(mode="after")
-    def _one_draw(self) -> Config:
-        if self.model.checkpointing and self.lora.dropout:
-            raise ValueError("model.checkpointing computes a pass twice and lora.dropout would draw twice: give one of them")
-        return self
-
     def as_dict(self) -> dict[str, Any]:
         """Plain values, `inf` included, as they go into YAML."""
         return self.model_dump(mode="python")

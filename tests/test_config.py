@@ -68,7 +68,6 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(values, key, near):
         ({"strategy": "fedit"}, "strategy", "'fedit'"),
         ({"sampling": {"fraction": 0.5}}, "sampling", "needs kind uniform, size or poisson"),
         ({"training": {"local_epochs": 1, "local_steps": 2}}, "training", "not both"),
-        ({"model": {"checkpointing": True}, "lora": {"dropout": 0.1}}, "config", "lora.dropout would draw twice"),
     ],
 )
 def test_wrong_values_are_refused_by_key(values, key, found):
