@@ -111,8 +111,8 @@ def markdown(result: dict[str, Any]) -> str:
     scores = [f"{f[m]:.3f}" for m in SHOWN[:4]] + [f"{f[m]:.1f}" for m in SHOWN[4:]]
     lines.append(f"| frozen model | {' | '.join(scores)} | | | |")
     for name, m in result["methods"].items():
-        low, high = m["dice_ci95"]
-        scores = [f"{m['dice']:.3f} ({low:.3f} to {high:.3f})"] + [f"{m[k]:.3f}" for k in SHOWN[1:4]] + [f"{m[k]:.1f}" for k in SHOWN[4:]]
+        interval = " ({:.3f} to {:.3f})".format(*m["dice_ci95"]) if m["dice_ci95"] else ""  # none for one patient a client
+        scores = [f"{m['dice']:.3f}{interval}"] + [f"{m[k]:.3f}" for k in SHOWN[1:4]] + [f"{m[k]:.1f}" for k in SHOWN[4:]]
         costs = [f"{m['bytes_up'] / 1e6:.1f}", f"{m['bytes_down'] / 1e6:.1f}", f"{m['seconds']:.0f}"]
         lines.append(f"| {name} | {' | '.join([*scores, *costs])} |")
     n = next(iter(result["methods"].values()))["n"]

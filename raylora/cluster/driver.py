@@ -6,13 +6,17 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from raylora.cluster import resources
 from raylora.core.errors import InputError, RunError
+
+if TYPE_CHECKING:  # a client process that only starts Ray need not import torch
+    from raylora.config import Training
+    from raylora.federation.spec import SiteSpec
 
 Event = Mapping[str, Any]
 
@@ -39,9 +43,9 @@ class DriverActor:
 
 
 def request_of(plan: Any, has: resources.Available) -> resources.Request:
-    """The actors of a plan. Sites that only hold patients to be scored weigh little."""
+    """The actors of a plan."""
     place = plan.config.placement
-    weights = {site.id: len(site.training) + 0.2 * len(site.test) for site in plan.spec.sites}
+    weights = {site.id: round_cost(site, plan.config.training, frames=2 if plan.config.task == "segmentation" else 1) for site in plan.spec.sites}
     found = resources.request(
         weights,
         cpus_per_client=place.cpus_per_client,
@@ -54,6 +58,20 @@ def request_of(plan: Any, has: resources.Available) -> resources.Request:
             f"training.stack: clients that share a pass must be in one actor, found {len(found.groups)} (placement.clients_per_actor={len(weights)} is one)"
         )
     return found
+
+
+def round_cost(site: SiteSpec, training: Training, frames: int) -> float:
+    """What a site computes in a round, about, in training samples: those it trains on, and a third of each one it scores.
+
+    Its rating cases are scored twice, the test patients once in the whole run.
+    """
+    if not site.training:
+        trained = 0.0
+    elif training.local_steps is not None:
+        trained = float(training.local_steps * training.batch_size)
+    else:
+        trained = float((training.local_epochs or 1) * frames * len(site.training))
+    return trained + frames * (2 * len(site.rating) + len(site.test) / training.rounds) / 3
 
 
 def connected() -> bool:

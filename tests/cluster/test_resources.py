@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import tiny
 
-from raylora.cluster.driver import request_of
+from raylora.cluster.driver import request_of, round_cost
 from raylora.cluster.resources import Available, balanced, fitting, local, request
 from raylora.core.errors import InputError
+from raylora.config import Training
 from raylora.experiment import make_plan
+from raylora.federation.spec import SiteSpec
 
 FOUR = dict.fromkeys("abcd", 1.0)
 
@@ -51,6 +53,19 @@ def test_what_does_not_fit_is_refused(options, words):
         ask(**options)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_round_costs_what_is_trained_and_scored():
+    """Epochs cost by patients; a number of steps costs every client the same, however many patients it has."""
+    names = tuple(f"p{i}" for i in range(60))
+    large = SiteSpec(id="a", rank=2, training=names, validation=(), rating=names[:3], test=names[:15])
+    small = SiteSpec(id="b", rank=2, training=names[:10], validation=(), rating=(), test=())
+    epochs, steps = Training(local_epochs=2, rounds=5), Training(local_steps=8, batch_size=4, rounds=5)
+    assert round_cost(large, epochs, frames=2) == 2 * 2 * 60 + 2 * (2 * 3 + 3) / 3
+    assert round_cost(small, epochs, frames=1) == 20 and round_cost(small, steps, frames=2) == 32
+    assert round_cost(large, steps, frames=2) == 32 + 6
+    only_scored = SiteSpec(id="c", rank=2, training=(), validation=(), rating=(), test=names[:30])
+    assert round_cost(only_scored, steps, frames=1) == 2
 
 
 def test_packed_clients_need_one_share_together():
