@@ -63,7 +63,8 @@ def base_of(run: Finished):
 def assert_same(found: torch.Tensor, expected: torch.Tensor, other: torch.Tensor) -> None:
     """Equal up to rounding, which norms amplify, and far from another model's logits."""
     error, effect = (found - expected).abs().max(), (other - expected).abs().max()
-    assert error < 1e-4 and effect > 2e-5 and error < effect / 10, f"error {error:.1e}, effect {effect:.1e}"
+    size = max(1.0, float(expected.abs().max()))
+    assert error < 1e-4 * size and effect > 2e-5 and error < effect / 10, f"error {error:.1e}, effect {effect:.1e}, size {size:.1f}"
 
 
 def opened(folder):

@@ -59,7 +59,7 @@ def test_three_layouts_are_one_experiment(ray_cluster, tmp_path):
         right = {label: [(c["probability"] >= 0.5) == label for c in cases.values() if c["label"] == label] for label in (0, 1)}
         assert block["mean"] == pytest.approx(np.mean([np.mean(v) for v in right.values()]))
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "By data set" in page and all(word in page for word in ("mnms2", "Philips"))
+    assert "Test scores by data set" in page and all(word in page for word in ("mnms2", "Philips"))
 
 
 @pytest.mark.slow
