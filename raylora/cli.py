@@ -75,6 +75,8 @@ def resume(folder: Annotated[Path, typer.Argument(metavar="DIR")], address: Addr
 def compare(
     folders: Annotated[list[Path] | None, typer.Argument(metavar="DIR...")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="An HTML page.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FOLDER", help="Every table as a CSV file.")] = None,
+    baseline: Annotated[str | None, typer.Option("--baseline", help="Strategy or label of the A/A row (default: fedit).")] = None,
     as_json: Json = False,
 ) -> None:
     """Runs side by side: tables, paired tests, pictures."""
@@ -82,11 +84,13 @@ def compare(
 
     if not folders:
         raise InputError("compare: expected run folders")
-    found = comparing.compare(folders)
+    found = comparing.compare(folders, baseline=baseline)
     found.show()
     if output is not None:
         found.write_html(output)
         typer.echo(f"page: {output}")
+    if csv is not None:
+        typer.echo(f"tables: {csv} ({len(found.write_csv(csv))} files)")
     if as_json:
         _print(found.as_dict(), True)
 

@@ -212,3 +212,17 @@ def test_the_page_is_whole_and_alone(both, tmp_path):
         assert " ".join(sentence.split()) in page.text
     assert "AUC and decisions" in page.text and "exploratory" in page.text.lower()
     assert len(page.all("img")) == 6  # for each task: scores, against bytes, against seconds
+
+
+def test_the_command_writes_page_and_tables(folders, tmp_path, capsys, monkeypatch):
+    """`raylora compare`: the A/A row is of the baseline that was asked for, every table has a file."""
+    from raylora.cli import app, guarded
+
+    words = ["compare", *(str(folder) for folder in folders.values()), "--baseline", "rate_my_lora", "--output", str(tmp_path / "page.html")]
+    monkeypatch.setattr("sys.argv", ["raylora", *words, "--csv", str(tmp_path / "tables"), "--json"])
+    assert guarded(lambda: app(standalone_mode=False)) == 0
+    said = capsys.readouterr().out
+    found = json.loads(said.splitlines()[-1])
+    assert found["blocks"][0]["a_a"]["baseline"].startswith("rate_my_lora")
+    files = sorted(path.name for path in (tmp_path / "tables").glob("*.csv"))
+    assert any("pairs" in name for name in files) and f"({len(files)} files)" in said and (tmp_path / "page.html").stat().st_size > 1000
