@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -86,6 +87,7 @@ def run(config: Config, folder: Path, data: str, *, test: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stamp.json").write_text(stamp)
     (folder / "config.yaml").write_text(configuration.dump(config))
+    began = time.process_time()  # what else the machine does is not in it
     plan = experiment.make_plan(config)
     events = experiment.run_experiment(plan, folder, lambda p: InProcess(build_host(p.spec, p.weights)), resume=True)
     try:
@@ -95,6 +97,13 @@ def run(config: Config, folder: Path, data: str, *, test: bool) -> None:
                 break
     except RunError as error:  # a rate that is too large
         (folder / "failed.txt").write_text(str(error))
+    (folder / "cpu_seconds.json").write_text(json.dumps(cpu_seconds(folder) + time.process_time() - began))
+
+
+def cpu_seconds(folder: Path) -> float:
+    """What a run has cost so far, in one thread; over all its starts."""
+    path = folder / "cpu_seconds.json"
+    return float(json.loads(path.read_text())) if path.is_file() else 0.0
 
 
 def trained(config: Config, folder: Path) -> bool:
@@ -128,6 +137,7 @@ def conduct(study: Study) -> str:
     scores = {f"{study.config(rate, 0).training.lr:g}": score for rate, score in tried.items()}
     about = {"entry": study.entry, "task": study.task, "chosen_by": CHOSEN_BY[study.task], "tried": scores, "lr": lr}
     about["runs"] = [str(study.run_folder(chosen, seed).relative_to(study.folder)) for seed in study.seeds]
+    about["cpu_seconds"] = statistics.median(cpu_seconds(study.run_folder(chosen, seed)) for seed in study.seeds)
     about["edge"] = len(study.rates) > 1 and chosen in (study.rates[0], study.rates[-1])
     (study.folder / study.task / study.entry / "study.json").write_text(json.dumps(about, indent=1) + "\n")
     return f"{study.task} {study.entry}: lr {lr:g}, {CHOSEN_BY[study.task]} {known[chosen]:.3f} ({time.perf_counter() - started:.0f} s)"

@@ -108,21 +108,21 @@ def table(task: str, rows: Sequence[Row], frozen: Score, a_a: str) -> Table:
     """Every strategy, the best in-client score first."""
     columns = (
         words("Strategy"), decimal("lr", 4), estimate("In-client [95 %]"), estimate("Cross-client [95 %]"), signed("Minus FedIT [95 %]"),
-        p_value("p, Holm"), words("Verdict"), size("Up"), size("Down"), seconds("Time"),
+        p_value("p, Holm"), words("Verdict"), size("Up"), size("Down"), seconds("CPU time"),
     )  # fmt: skip
     lines: list[tuple[Cell, ...]] = [("frozen model", None, frozen.in_client, None, None, None, "", None, None, None)]
     for row in sorted(rows, key=lambda row: -(row.score.in_client.value or 0.0)):
         s = row.score
         at_edge = "*" if row.study["edge"] else ""
         lines.append(
-            (row.entry + at_edge, row.study["lr"], s.in_client, s.cross_client, *difference(row), s.bytes_up, s.bytes_down, s.seconds)
+            (row.entry + at_edge, row.study["lr"], s.in_client, s.cross_client, *difference(row), s.bytes_up, s.bytes_down, row.study["cpu_seconds"])
         )
     some = rows[0].study
     note = (
         f"{metric_words(PRIMARY[task])} on test patients, the primary metric: means over {len(some['runs'])} seeds, clients and a client's test patients. "
         f"Of {len(some['tried'])} learning rates each, the one with the best {some['chosen_by']} on validation patients (seed 0); *: it is the smallest or "
-        f"the largest tried. p: paired test against FedIT on the same patients, Holm over these rows. Bytes of a whole run; time of one run, two at once "
-        f"on two cores. {a_a}"
+        f"the largest tried. p: paired test against FedIT on the same patients, Holm over these rows. Bytes of a whole run; CPU time of one run, "
+        f"which has one thread. {a_a}"
     )
     return Table(f"Strategies on {task}", columns, tuple(lines), note)
 
