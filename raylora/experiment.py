@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -42,6 +42,8 @@ from raylora.training.local import Settings
 Event = Mapping[str, Any]
 PRIMARY = matrix.PRIMARY
 POOL = "pooled"  # the one client of a strategy that pools all data
+STOP = "stop"  # sent to a running experiment after a round: end here, without a look at the test patients
+Events = Generator[Event, str | None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,10 +257,11 @@ def _ranks(config: Config, clients: Sequence[str]) -> dict[str, int]:
 
 def run_experiment(
     plan: Plan, out: Path, make_executor: Callable[[Plan], Executor], *, resume: bool = False, notes: Mapping[str, Any] | None = None
-) -> Iterator[Event]:
+) -> Events:
     """Run (or go on with) an experiment into the folder `out`, telling what happens. The last event is {"event": "done", "summary": ...}.
 
-    `make_executor` decides where clients run and nothing else. Raises RunError if a client fails for good or a loss is not finite.
+    Whoever answers "start" or a "round" with STOP ends it there: adapters and a summary with `status: pruned` are written, test patients are not
+    scored. `make_executor` decides where clients run and nothing else. Raises RunError if a client fails for good or a loss is not finite.
     """
     started = time.time()
     threadpool_limits(1, user_api="blas")  # of the server's sums and decompositions: other counts of threads give other last bits
@@ -273,8 +276,9 @@ def run_experiment(
         found, words = checkpoint.latest(checkpoints)
         progress, rows = found or (progress, rows)
         record.rewind(rows, progress.round)
-        yield from ({"event": "note", "text": word} for word in words)
-    yield {
+        for word in words:
+            yield {"event": "note", "text": word}
+    answer = yield {
         "event": "start",
         "clients": [c.id for c in clients],
         "rounds": config.training.rounds,
@@ -286,7 +290,7 @@ def run_experiment(
         executor.restore(progress.states)
         progress, broadcasts = receive(progress, strategy, clients, plan.weights)
         executor.set_base(progress.base)
-        while progress.round < config.training.rounds:
+        while progress.round < config.training.rounds and answer != STOP:
             t, began = progress.round, time.perf_counter()
             cohort = [c.id for c in sampling.cohort(clients, config.sampling.kind, config.sampling.fraction, config.seed, t)]
             progress, report = run_round(progress, broadcasts, strategy, clients, cohort, executor, stack=_stack(config))
@@ -307,8 +311,11 @@ def run_experiment(
             if progress.round % config.checkpoint.every == 0 or last:
                 checkpoint.save(checkpoints, progress, record.rows)
                 checkpoint.prune(checkpoints, config.checkpoint.keep)
-            yield {"event": "round", "round": t, "rounds": config.training.rounds, "lines": lines}
-        summary = yield from _finish(plan, strategy, model, progress, broadcasts, executor, record, started, notes or {})
+            answer = yield {"event": "round", "round": t, "rounds": config.training.rounds, "lines": lines}
+        if progress.round < config.training.rounds:
+            summary = _end_early(plan, strategy, model, progress, broadcasts, executor, record, started, notes or {})
+        else:
+            summary = yield from _finish(plan, strategy, model, progress, broadcasts, executor, record, started, notes or {})
     finally:
         executor.close()
     yield {"event": "done", "summary": summary}
@@ -433,7 +440,7 @@ def _finish(
     record: Record,
     started: float,
     notes: Mapping[str, Any],
-) -> Iterator[Event]:
+) -> Generator[Event, str | None, dict[str, Any]]:
     """Score the last round's models on the test cases, once; write adapters, cases and summary."""
     config, everyone = plan.config, (*plan.homes, *plan.held_out)
     t = config.training.rounds - 1
@@ -461,21 +468,66 @@ def _finish(
     clients = list(plan.homes)
     final = matrix.final(table, task=config.task, clients=clients, seed=config.seed, replicates=config.evaluation.bootstrap)
     summary = {
-        "schema": 1,
         "status": "finished",
+        **_about(plan, progress, executor, started, notes),
+        "held_out": list(plan.held_out),
+        "final": final,
+        "cross_client": matrix.cross_client(table, metric=PRIMARY[config.task], clients=clients),
+        "adapter_sha256": hashes,
+        "by_dataset": matrix.by_group(table, task=config.task, clients=clients, group_of=plan.cohort.datasets)
+        if plan.cohort.several
+        else None,
+        "protocol": {**plan.cohort.protocol.stamped(), "rating_to_training": config.data.rating_to_training}
+        if plan.cohort.protocol
+        else None,
+        "crop": sorted({row.crop for row in plan.cohort.rows.values()}),
+        "patients": {client: {part: len(ids) for part, ids in parts.items()} for client, parts in plan.splits.items()},
+        "base": {"weights": config.model.weights, "has_seen": list(plan.seen_cases)},
+        "parameters": {
+            "sent": sum(v.size for v in broadcasts[plan.clients[0].id].adapter.values()),
+            "frozen": sum(v.size for v in plan.weights.values()),
+        },
+    }
+    if config.task == "segmentation" and config.evaluation.overlays:
+        _overlays(plan, executor, trees, gates, table, config.evaluation.overlays, record.folder)
+    write_json(record.folder / "summary.json", summary)
+    return finite(summary)
+
+
+def _end_early(
+    plan: Plan,
+    strategy: Strategy,
+    model: StackedModel,
+    progress: Progress,
+    broadcasts: Mapping[str, Broadcast],
+    executor: Executor,
+    record: Record,
+    started: float,
+    notes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What is left of an experiment that was asked to stop after a round."""
+    trees, gates = _models(plan, strategy, model, progress, broadcasts)
+    hashes = _write_adapters(plan, strategy, model, progress, trees, gates, record.folder / "adapters")
+    about = _about(plan, progress, executor, started, notes)
+    summary = {"status": "pruned", **about, "stopped_after": progress.round, "adapter_sha256": hashes}
+    write_json(record.folder / "summary.json", summary)
+    return finite(summary)
+
+
+def _about(plan: Plan, progress: Progress, executor: Executor, started: float, notes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of any run, whatever its end."""
+    config = plan.config
+    return {
+        "schema": 1,
         "name": config.name,
         "task": config.task,
         "strategy": config.strategy.name,
         "seed": config.seed,
         "rounds": config.training.rounds,
-        "clients": clients,
-        "held_out": list(plan.held_out),
-        "final": final,
-        "cross_client": matrix.cross_client(table, metric=PRIMARY[config.task], clients=clients),
+        "clients": list(plan.homes),
         "bytes_up": progress.bytes_up,
         "bytes_down": progress.bytes_down,
         "epsilon": epsilon(config, progress.round, len(plan.clients)),
-        "adapter_sha256": hashes,
         "wall_seconds": time.time() - started,
         "virtual_seconds": None,
         "driver": {},
@@ -491,25 +543,8 @@ def _finish(
         "versions": versions(),
         "config_sha256": config.sha256(),
         "data_sha256": plan.data_sha256,
-        "by_dataset": matrix.by_group(table, task=config.task, clients=clients, group_of=plan.cohort.datasets)
-        if plan.cohort.several
-        else None,
-        "protocol": {**plan.cohort.protocol.stamped(), "rating_to_training": config.data.rating_to_training}
-        if plan.cohort.protocol
-        else None,
-        "crop": sorted({row.crop for row in plan.cohort.rows.values()}),
-        "patients": {client: {part: len(ids) for part, ids in parts.items()} for client, parts in plan.splits.items()},
-        "base": {"weights": config.model.weights, "has_seen": list(plan.seen_cases)},
-        "parameters": {
-            "sent": sum(v.size for v in broadcasts[plan.clients[0].id].adapter.values()),
-            "frozen": sum(v.size for v in plan.weights.values()),
-        },
         **notes,
     }
-    if config.task == "segmentation" and config.evaluation.overlays:
-        _overlays(plan, executor, trees, gates, table, config.evaluation.overlays, record.folder)
-    write_json(record.folder / "summary.json", summary)
-    return finite(summary)
 
 
 def _thresholds(rows: Sequence[tuple[Any, ...]], t: int) -> dict[str, float]:
