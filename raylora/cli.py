@@ -72,6 +72,26 @@ def resume(folder: Annotated[Path, typer.Argument(metavar="DIR")], address: Addr
 
 
 @app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A sweep file: a base experiment, a search space, an objective.")],
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option("--output", help="The sweep's folder (default: runs/<name>); again on the same: goes on.")] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Many experiments on Ray Tune; the same command goes on with a sweep that was interrupted."""
+    from raylora import launch_sweep
+    from raylora.report.sweep import SweepLive, show_sweep
+
+    with SweepLive() as live:
+        out, found = launch_sweep.sweep(config, overrides or (), output, address=address, on_event=live)
+    show_sweep(found)
+    typer.echo(f"everything is in {out}: sweep.json, trials/, comparison.html")
+    if as_json:
+        _print(found, True)
+
+
+@app.command()
 def compare(
     folders: Annotated[list[Path] | None, typer.Argument(metavar="DIR...")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="An HTML page.")] = None,

@@ -34,6 +34,10 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, `inf` included, as they go into YAML."""
+        return self.model_dump(mode="python")
+
 
 class Phantom(Section):
     """The cohort that `dataset: phantom` makes on demand."""
@@ -248,10 +252,6 @@ class Config(Section):
     tracking: Tracking = Tracking()
     checkpoint: Checkpoint = Checkpoint()
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, `inf` included, as they go into YAML."""
-        return self.model_dump(mode="python")
-
     def sha256(self) -> str:
         """Of what decides the numbers: everything but the name, placement, tracking and checkpoints."""
         values = {key: value for key, value in self.as_dict().items() if key not in ("name", "placement", "tracking", "checkpoint")}
@@ -278,7 +278,7 @@ class Pretrain(Section):
 
 def load_pretrain(path: Path, overrides: Sequence[str] = ()) -> Pretrain:
     """As `load`, for `raylora pretrain`."""
-    return _validated(Pretrain, override(read_yaml(path), overrides), str(path))
+    return validated(Pretrain, override(read_yaml(path), overrides), str(path))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -330,7 +330,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply ``lora.rank=8`` style overrides to nested values; returns a new mapping. Raises InputError."""
-    result: dict[str, Any] = json.loads(json.dumps(values, default=str)) if values else {}
+    result = laid_over(values, {}, "")
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals or not key.strip():
@@ -339,12 +339,20 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
             value = yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError, ValueError):
             raise InputError(f"override {item!r}: the value is not valid YAML") from None
+        result = laid_over(result, {key.strip(): value}, f"override {item!r}")
+    return result
+
+
+def laid_over(values: Mapping[str, Any], changes: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Nested values with those of dotted keys replaced; returns a new mapping. Raises InputError."""
+    result: dict[str, Any] = json.loads(json.dumps(values, default=str)) if values else {}
+    for key, value in changes.items():
         target = result
-        *parents, last = key.strip().split(".")
+        *parents, last = key.split(".")
         for parent in parents:
             child = target.setdefault(parent, {})
             if not isinstance(child, dict):
-                raise InputError(f"override {item!r}: {parent} is not a section")
+                raise InputError(f"{origin}: {parent} is not a section")
             target = child
         target[last] = value
     return result
@@ -352,13 +360,14 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
 
 def from_dict(values: Mapping[str, Any], origin: str = "config") -> Config:
     """Check plain values against the schema. Raises InputError naming the key, what was expected and what was found."""
-    return _validated(Config, values, origin)
+    return validated(Config, values, origin)
 
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
-def _validated(schema: type[Checked], values: Mapping[str, Any], origin: str) -> Checked:
+def validated(schema: type[Checked], values: Mapping[str, Any], origin: str) -> Checked:
+    """As `from_dict`, for any schema."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -396,8 +405,8 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
 
 
-def dump(config: Config) -> str:
-    """The resolved configuration as YAML that `load` reads back to the same values."""
+def dump(config: Section) -> str:
+    """The resolved values as YAML that reads back to the same."""
     return yaml.safe_dump(_plain(config.as_dict()), sort_keys=False, allow_unicode=True)
 
 

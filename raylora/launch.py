@@ -74,7 +74,7 @@ def run(
     config = config if resume else absolute(config, Path.cwd())
 
     if not resume:
-        _refuse_used(out)
+        refuse_used(out)
     with contextlib.ExitStack() as ending:  # Ray starts once, for what is to be prepared or for the run
         plan = experiment.make_plan(config, _told(on_event), ray_map(lambda: ending.enter_context(driver.session(address))))
         if address is None and not driver.connected():
@@ -170,7 +170,8 @@ def prepare(
         return obtain.prepare_download(dataset, source.resolve(), out.resolve(), options, skip_bad, _told(on_event), mapper)
 
 
-def _refuse_used(out: Path) -> None:
+def refuse_used(out: Path) -> None:
+    """Raises InputError for an output folder that holds anything."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         claim(out)
 

@@ -51,9 +51,10 @@ class ClientActor:
 class RayExecutor:
     """An `Executor` over `ClientActor`s. A lost actor is started again, given its clients' states and asked again: no number changes."""
 
-    def __init__(self, spec: HostSpec, weights: Mapping[str, np.ndarray], request: Request, timeout_s: float) -> None:
+    def __init__(self, spec: HostSpec, weights: Any, request: Request, timeout_s: float) -> None:
+        """`weights`: the backbone's, as arrays, or as a reference to where Ray holds them already."""
         self.spec, self.request, self.timeout_s = spec, request, timeout_s
-        self.weights = ray.put(dict(weights))  # once a node; actors on a CPU use the object store's own memory
+        self.weights = weights if isinstance(weights, ray.ObjectRef) else ray.put(dict(weights))  # once a node; actors on a CPU use the object store's own memory
         self.base = ray.put({})
         self.states: dict[str, ClientState] = {}
         self.home = {client: index for index, group in enumerate(request.groups) for client in group}

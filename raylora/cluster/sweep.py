@@ -1,0 +1,407 @@
+"""Ray Tune: trials as actors in placement groups, a scheduler and a search that are made again from the ledger."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import Searcher
+
+from raylora import config as configuration
+from raylora.cluster.resources import Available, Request, fitting
+from raylora.config import Config
+from raylora.core.errors import InputError, RunError
+from raylora.sweep.ledger import Ledger
+from raylora.sweep.search import Search
+from raylora.sweep.space import Sweep, Trial
+from raylora.tracking.record import write_json
+
+RESTARTS = 3  # of one trial's driver, after it was lost
+SETTLE_S = 60.0  # for pruned trials to write their end
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the record is ours
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no objective
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the command as it ends every other
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # nothing is unpickled when a sweep is gone on with
+    "TUNE_RESULT_BUFFER_LENGTH": "1",  # a trial stands still until its report was judged
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+Told = Callable[[str, Trial, Mapping[str, Any]], None]
+"""(what, trial, result): "started", "report", "finished", "pruned", "failed"."""
+
+
+class DriverActor(tune.Trainable):
+    """As `driver.DriverActor`, moved on from report to report by Tune; its clients are actors in the trial's placement group."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.trial = _running(config["place"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The next trial in the same process."""
+        self.cleanup()
+        self.trial = _running(new_config["place"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        report = self.trial.advance()
+        if report.status == "finished":
+            from raylora.report.html import write_report
+
+            write_report(self.trial.folder)
+        return {
+            "round": report.round,
+            "objective": report.objective,
+            "lines": [dict(line) for line in report.lines],
+            "status": report.status,
+            "error": report.error,
+            "done": report.status != "running",
+        }
+
+    def cleanup(self) -> None:
+        """Called for a trial that was stopped, and for one that has ended."""
+        self.trial.prune()
+        self.trial.close()
+
+
+@dataclass(frozen=True)
+class Place:
+    """All that a trial's driver needs to know."""
+
+    number: int
+    config: dict[str, Any]
+    config_sha256: str
+    folder: str
+    metric: str
+    until: int | None
+    request: Request
+    backbones: Mapping[str, Any]  # hash -> where Ray holds the weights
+
+    def __repr__(self) -> str:
+        return f"trial {self.number}"  # Tune makes names of it
+
+
+def _running(place: Place) -> Any:
+    from raylora import experiment
+    from raylora.cluster.client_actor import RayExecutor
+    from raylora.models.peft import hash_of
+    from raylora.sweep.trial import RunningTrial
+
+    config, folder = configuration.from_dict(place.config), Path(place.folder)
+
+    def executor(plan: experiment.Plan) -> RayExecutor:
+        weights = place.backbones.get(hash_of(plan.weights), plan.weights)
+        return RayExecutor(plan.spec, weights, place.request, plan.config.placement.timeout_s)
+
+    me = {"driver": {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}}
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.yaml").is_file():
+        (folder / "config.yaml").write_text(configuration.dump(config), encoding="utf-8")
+    return RunningTrial(config, folder, place.metric, executor, notes=me, until=place.until)
+
+
+class Unwritten:
+    """Tune copies what it is given, and writes it as pickles that nobody reads: neither shall touch the ledger behind it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a scheduler knows of a trial: the same before and after an interruption."""
+
+    trial_id: str
+
+
+class Remembered(Unwritten, FIFOScheduler):
+    """A scheduler of Tune's behind the ledger: every report and every pruning is written down before it takes effect."""
+
+    def __init__(self, sweep: Sweep, ledger: Ledger, max_rounds: int) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.known: set[int] = set()
+        self.inner = scheduler(sweep, max_rounds)
+        self.reported = {(line["number"], line["round"]) for line in ledger.lines if line["kind"] == "report"}
+        ended = ledger.of("end")
+        for number in ledger.of("trial"):
+            self._add(number)
+        for line in ledger.lines:  # as it happened
+            if line["kind"] == "report":
+                self._judge(line["number"], {"round": line["round"], "objective": line["objective"]})
+        for number in ended:
+            self._complete(number, ledger.reports(number))
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if _number(trial) not in self.known:
+            self._add(_number(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        number, value = _number(trial), result.get("objective")
+        if value is None:
+            return TrialScheduler.CONTINUE
+        key = (number, result["round"])
+        if key not in self.reported:
+            self.ledger.append({"kind": "report", "number": number, "round": result["round"], "objective": value})
+            self.reported.add(key)
+        decision = self._judge(number, {"round": result["round"], "objective": value})
+        if decision == TrialScheduler.STOP:
+            self.ledger.append({"kind": "pruned", "number": number, "round": result["round"]})
+        return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Its last report is compared with by those still running."""
+        number, value = _number(trial), result.get("objective")
+        if value is not None and (number, result["round"]) not in self.reported:
+            self.ledger.append({"kind": "report", "number": number, "round": result["round"], "objective": value})
+            self.reported.add((number, result["round"]))
+        self._complete(number, self.ledger.reports(number))
+
+    def _add(self, number: int) -> None:
+        self.known.add(number)
+        if self.inner is not None:
+            self.inner.on_trial_add(None, Seat(str(number)))
+
+    def _judge(self, number: int, result: dict[str, Any]) -> str:
+        return TrialScheduler.CONTINUE if self.inner is None else str(self.inner.on_trial_result(None, Seat(str(number)), result))
+
+    def _complete(self, number: int, reports: Sequence[tuple[int, float]]) -> None:
+        if self.inner is not None and reports:
+            self.inner.on_trial_complete(None, Seat(str(number)), {"round": reports[-1][0], "objective": reports[-1][1]})
+
+
+def scheduler(sweep: Sweep, max_rounds: int) -> Any:
+    """Tune's own scheduler for a sweep; None: no trial is stopped early."""
+    common: dict[str, Any] = {"time_attr": "round", "metric": "objective", "mode": sweep.objective.mode}
+    if sweep.scheduler.kind == "asha":
+        grace = min(sweep.scheduler.grace, max_rounds)
+        return ASHAScheduler(
+            **common, max_t=max_rounds, grace_period=grace, reduction_factor=sweep.scheduler.reduction, stop_last_trials=False
+        )
+    if sweep.scheduler.kind == "median":  # it would pause trials that have nothing to be compared with; ours cannot be paused
+        return MedianStoppingRule(**common, grace_period=sweep.scheduler.grace, min_time_slice=float("inf"))
+    return None
+
+
+class Asked(Unwritten, Searcher):
+    """Hands out the trials that were left unfinished, then the search's."""
+
+    def __init__(self, search: Search, unfinished: Sequence[Trial], ledger: Ledger, place: Callable[[Trial], Place]) -> None:
+        super().__init__(metric="objective", mode="max")
+        self.search, self.unfinished, self.ledger, self.place = search, list(unfinished), ledger, place
+
+    def suggest(self, trial_id: str) -> Any:
+        if self.unfinished:
+            return {"place": self.place(self.unfinished.pop(0))}
+        trial = self.search.next()
+        if trial is None:
+            return Searcher.FINISHED
+        place = self.place(trial)
+        about = {"values": trial.values, "seed": trial.seed, "config_sha256": place.config_sha256}
+        self.ledger.append({"kind": "trial", "number": trial.number, **about})
+        return {"place": place}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The ledger's "end" tells the search."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """The ledger is what is kept."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError
+
+
+class Followed(Unwritten, tune.Callback):
+    """What happens to trials, for the ledger, the search and whoever listens."""
+
+    def __init__(self, search: Search, ledger: Ledger, folder: Path, trials: dict[int, Trial], told: Told) -> None:
+        self.search, self.ledger, self.folder, self.trials, self.told = search, ledger, folder, trials, told
+        self.stopped: dict[int, Mapping[str, Any]] = {}  # pruned, their summary not yet written
+        self.listening = True
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.told("started", self._of(trial), {})
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self.told("report", self._of(trial), result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result
+        number = _number(trial)
+        if number in self.ledger.of("end"):
+            return
+        if result.get("status", "running") == "running":  # Tune's word for one that its scheduler or the time limit stopped
+            if number in self.ledger.of("pruned"):
+                self.stopped[number] = result
+        else:
+            self._end(number, result)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its driver was lost too often: what goes wrong inside a trial is a report."""
+        number, config = _number(trial), trial.config["place"].config
+        said = f"its driver was lost {RESTARTS + 1} times"
+        about = {"schema": 1, "status": "failed", "name": config["name"], "task": config["task"], "strategy": config["strategy"]["name"]}
+        folder = self.folder / self.trials[number].folder
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "summary.json", {**about, "seed": config["seed"], "error": said})
+        self._end(number, {"status": "failed", "objective": None, "error": said})
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.settle()
+
+    def settle(self) -> None:
+        """Note the end of pruned trials whose summary has been written."""
+        for number, result in list(self.stopped.items()):
+            if status_of(self.folder / self.trials[number].folder) == "pruned":
+                del self.stopped[number]
+                self._end(number, {**result, "status": "pruned"})
+
+    def _end(self, number: int, result: Mapping[str, Any]) -> None:
+        objective = result.get("objective")
+        self.ledger.append({"kind": "end", "number": number, "status": result["status"], "objective": objective})
+        self.search.tell(self.trials[number], objective)
+        self.told(result["status"], self.trials[number], result)
+
+    def _of(self, trial: Any) -> Trial:
+        return self.trials[_number(trial)]
+
+
+def _number(trial: Any) -> int:
+    return int(trial.config["place"].number)
+
+
+def _name(trial: Any) -> str:
+    return f"{_number(trial):03d}"
+
+
+def status_of(folder: Path) -> str | None:
+    """`status` of a run folder's summary, None without one."""
+    try:
+        found = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return str(found.get("status"))
+
+
+def share(config: Config, has: Available, concurrent: int | None) -> Available:
+    """What one trial may fill with `clients_per_actor: auto`: its part of the machine, or one actor where any number of trials may run."""
+    place = config.placement
+    if concurrent is None:
+        return Available(cpus=place.cpus_per_client, gpus=place.gpus_per_client, where=has.where)
+    return Available(cpus=has.cpus / concurrent, gpus=has.gpus / concurrent, where=f"{has.where}, divided by {concurrent} concurrent trials,")
+
+
+def at_once(requests: Sequence[Request], has: Available, limit: int | None) -> int:
+    """How many trials fit side by side, the largest of them. Raises InputError if not one does."""
+    fits = min(fitting(has, request.cpus, request.gpus) // len(request.groups) for request in requests)
+    if not fits:
+        largest = max(requests, key=lambda request: len(request.groups) * request.cpus)
+        raise InputError(
+            f"placement: a trial needs {len(largest.groups)} actors of {largest.cpus:g} CPUs and {largest.gpus:g} GPUs, "
+            f"{has.where} has {has.cpus:g} CPUs and {has.gpus:g} GPUs; placement.clients_per_actor=auto puts all clients into one actor"
+        )
+    return min(fits, limit or fits)
+
+
+def run(
+    sweep: Sweep,
+    ledger: Ledger,
+    search: Search,
+    unfinished: Sequence[Trial],
+    folder: Path,
+    prepare: Callable[[Trial], tuple[Config, Request]],
+    backbones: Mapping[str, Any],
+    *,
+    concurrent: int,
+    max_rounds: int,
+    left_s: float | None,
+    told: Told,
+) -> None:
+    """Run what is left of a sweep on the Ray that is connected. `prepare` gives each trial's configuration and actors.
+
+    Raises RunError if Tune itself fails.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray.tune", "ray.train", "ray.air"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    references = {name: ray.put(dict(weights)) for name, weights in backbones.items()}  # once for all trials
+    trials: dict[int, Trial] = {}
+    pruned = {number: line["round"] for number, line in ledger.of("pruned").items()}
+
+    def place(trial: Trial) -> Place:
+        config, request = prepare(trial)
+        trials[trial.number] = trial
+        return Place(
+            number=trial.number,
+            config=config.as_dict(),
+            config_sha256=config.sha256(),
+            folder=str(folder / trial.folder),
+            metric=sweep.objective.metric,
+            until=pruned.get(trial.number),
+            request=request,
+            backbones=references,
+        )
+
+    here = f"node:{ray.util.get_node_ip_address()}"
+
+    def bundles(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+        request: Request = config["place"].request
+        actor = {"CPU": request.cpus, **({"GPU": request.gpus} if request.gpus else {})}
+        driver = {here: 0.001}  # run folders are on this machine: drivers too; they compute little and ask for no CPU
+        return tune.PlacementGroupFactory([driver, *[actor for _ in request.groups]], strategy="PACK")
+
+    followed = Followed(search, ledger, folder, trials, told)
+    storage = Path(tempfile.mkdtemp(prefix="raylora-tune-"))
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(DriverActor, bundles),
+            tune_config=tune.TuneConfig(
+                search_alg=Asked(search, unfinished, ledger, place),
+                scheduler=Remembered(sweep, ledger, max_rounds),
+                num_samples=-1,
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+                trial_name_creator=_name,
+                trial_dirname_creator=_name,
+                time_budget_s=left_s,
+            ),
+            run_config=tune.RunConfig(
+                name="sweep",
+                storage_path=str(storage),
+                verbose=0,
+                callbacks=[followed],
+                failure_config=tune.FailureConfig(max_failures=RESTARTS),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+        tuner.fit()
+        until = time.monotonic() + SETTLE_S
+        while followed.stopped and time.monotonic() < until:
+            followed.settle()
+            time.sleep(0.05)
+    except (InputError, RunError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise RunError(f"Ray Tune: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)

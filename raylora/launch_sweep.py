@@ -1,0 +1,174 @@
+"""A sweep as the command starts it: checked as a whole, counted, run by Ray Tune, followed by MLflow, ended with its comparison."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raylora import config as configuration
+from raylora import launch
+from raylora.config import Config
+from raylora.core.errors import InputError
+from raylora.sweep import space
+from raylora.sweep.ledger import Ledger
+from raylora.sweep.search import replayed
+from raylora.sweep.space import Sweep, Trial
+from raylora.sweep.state import state
+from raylora.tracking.record import write_json
+
+OnEvent = Callable[[Mapping[str, Any]], None]
+
+
+class Needs:
+    """What each trial needs, found by planning it as `run` would; trials that differ in their seed alone are planned once."""
+
+    def __init__(self, sweep: Sweep, has: Any, on_event: OnEvent, mapper: Any) -> None:
+        self.sweep, self.has, self.on_event, self.mapper = sweep, has, on_event, mapper
+        self.backbones: dict[str, Mapping[str, np.ndarray]] = {}  # by hash
+        self.data: dict[int, str] = {}  # trial -> data_sha256
+        self._known: dict[str, tuple[Any, str]] = {}
+
+    def __call__(self, trial: Trial) -> tuple[Config, Any]:
+        """Configuration and actors of a trial. Raises InputError naming the trial."""
+        from raylora import experiment
+        from raylora.cluster import driver, sweep
+        from raylora.models.peft import hash_of
+
+        config = self.sweep.config(trial.values, trial.seed, trial.number)
+        key = configuration.dump(config.model_copy(update={"seed": 0, "name": "trial"}))
+        if key not in self._known:
+            try:
+                plan = experiment.make_plan(config, lambda what, done, total: None, self.mapper)
+                request = driver.request_of(plan, sweep.share(config, self.has, self.sweep.limits.concurrent))
+            except InputError as error:
+                raise InputError(f"trial {trial.number} ({space.said(trial.values)}): {error}") from None
+            self.backbones.setdefault(hash_of(plan.weights), plan.weights)
+            self._known[key] = request, plan.data_sha256
+        request, self.data[trial.number] = self._known[key]
+        return config, request
+
+
+def sweep(
+    path: Path,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    *,
+    address: str | None = None,
+    on_event: OnEvent = lambda event: None,
+) -> tuple[Path, dict[str, Any]]:
+    """Run a sweep, or go on with it; its folder and what `sweep.json` says. Raises InputError before anything is started, RunError afterwards."""
+    from raylora.cluster import driver, resources
+    from raylora.cluster import sweep as tune
+    from raylora.cluster.mapper import ray_map
+
+    settings = space.load(path, overrides)
+    base = launch.absolute(configuration.from_dict(settings.base), Path.cwd())
+    settings = settings.model_copy(update={"base": base.as_dict()})
+    out = (out or Path("runs") / settings.name).resolve()
+    with contextlib.ExitStack() as ending:
+        if (out / "ledger.jsonl").exists():
+            ledger = ending.enter_context(contextlib.closing(Ledger(out, settings.sha256())))
+        else:
+            launch.refuse_used(out)
+            ledger = None
+        mapper = ray_map(lambda: ending.enter_context(driver.session(address)))
+        if address is not None:
+            ending.enter_context(driver.session(address))
+        needs = Needs(settings, driver.available() if driver.connected() else resources.local(), on_event, mapper)
+        listed = space.trials(settings) if settings.search.kind != "optuna" else []
+        requests = []
+        for number, trial in enumerate(listed, 1):
+            requests.append(needs(trial)[1])
+            on_event({"event": "progress", "text": "checking trials", "done": number, "total": len(listed)})
+        if not listed:  # the first suggestion stands for those to come
+            requests.append(needs(Trial(0, space.example(settings), settings.repeats[0]))[1])
+        concurrent = tune.at_once(requests, needs.has, settings.limits.concurrent)
+        if ledger is None:
+            ledger = ending.enter_context(contextlib.closing(Ledger(out, settings.sha256())))
+        ending.enter_context(driver.session(address))
+        return out, _run(settings, ledger, out, needs, concurrent, listed, on_event)
+
+
+def _run(
+    settings: Sweep, ledger: Ledger, out: Path, needs: Needs, concurrent: int, listed: Sequence[Trial], on_event: OnEvent
+) -> dict[str, Any]:
+    """What `sweep` does once everything has been checked."""
+    from raylora.cluster import sweep as tune
+
+    total = len(listed) or (settings.search.trials or 0) * len(settings.repeats)
+    total = min(total, settings.limits.trials or total)
+    (out / "sweep.yaml").write_text(configuration.dump(settings), encoding="utf-8")
+    search, unfinished = replayed(settings, ledger)
+    tracker = _tracker(settings, ledger, base := configuration.from_dict(settings.base))
+    began = time.monotonic()
+    before = len(ledger.of("end"))
+
+    def show(over: bool = False) -> dict[str, Any]:
+        found = state(settings, ledger, out, over=over, total=total)
+        ended = sum(found["counts"][status] for status in ("finished", "pruned", "failed"))
+        per_trial = (time.monotonic() - began) / (ended - before) if ended > before else None
+        left_s = None if per_trial is None else per_trial * (total - ended)
+        on_event({"event": "sweep", "state": found, "left_s": left_s, "concurrent": concurrent})
+        return found
+
+    def told(what: str, trial: Trial, result: Mapping[str, Any]) -> None:
+        folder = out / "trials" / trial.folder
+        if tracker is not None:
+            tracker.told(what, trial, result, folder)
+        if what in ("finished", "pruned", "failed"):
+            write_json(out / "sweep.json", show())
+        elif what == "report":
+            show()
+
+    whole = "FAILED"
+    rounds = max(settings.config(t.values, t.seed, t.number).training.rounds for t in listed) if listed else base.training.rounds
+    try:
+        if len(ledger.of("end")) < total:
+            show()
+            tune.run(
+                settings,
+                ledger,
+                search,
+                unfinished,
+                out / "trials",
+                needs,
+                needs.backbones,
+                concurrent=concurrent,
+                max_rounds=rounds,
+                left_s=settings.limits.hours and settings.limits.hours * 3600,
+                told=told,
+            )
+        found = show(over=len(ledger.of("end")) == total or settings.limits.hours is not None)
+        whole = "FINISHED"
+        write_json(out / "sweep.json", found)
+        _compare(out, found, on_event)
+        return found
+    except KeyboardInterrupt:
+        whole = "KILLED"
+        raise
+    finally:
+        if tracker is not None and (missing := tracker.end(whole, out)):
+            on_event({"event": "note", "text": f"{missing}; `raylora upload {out}` brings the record later"})
+
+
+def _compare(out: Path, found: Mapping[str, Any], on_event: OnEvent) -> None:
+    """The comparison page of the finished trials."""
+    from raylora.report import compare as comparing
+
+    finished = [out / row["folder"] for row in found["trials"] if row["status"] == "finished"]
+    if finished:
+        on_event({"event": "phase", "text": "writing the comparison"})
+        try:
+            comparing.compare(finished).write_html(out / "comparison.html")
+        except InputError as error:  # trials on different data: their tables would say nothing
+            on_event({"event": "note", "text": f"no comparison page: {error}"})
+
+
+def _tracker(settings: Sweep, ledger: Ledger, base: Config) -> Any:
+    return None

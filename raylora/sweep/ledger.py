@@ -1,0 +1,99 @@
+"""What a sweep remembers: lines of JSON, only ever appended, from which everything is made again after any interruption."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raylora.core.errors import InputError, RunError
+
+Line = Mapping[str, Any]
+"""One of
+  {"kind": "sweep", "sha256"}                                          the first line
+  {"kind": "trial", "number", "values", "seed", "config_sha256"}       it was chosen
+  {"kind": "report", "number", "round", "objective"}                   after so many rounds
+  {"kind": "pruned", "number", "round"}                                it is to end after that round
+  {"kind": "end", "number", "status", "objective"}                     finished | pruned | failed
+  {"kind": "mlflow", "parent", "trials"}                               run ids
+"""
+
+
+def plain(value: Any) -> Any:
+    """A value of a configuration as JSON takes it: infinity is the word that configurations read back."""
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class Ledger:
+    """The ledger of one sweep folder, held by one process at a time."""
+
+    def __init__(self, folder: Path, sha256: str) -> None:
+        """Open or begin it. A last line that was torn by a kill is dropped. Raises InputError for the ledger of another sweep, or one in use."""
+        self.path = folder / "ledger.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b")  # noqa: SIM115  (held open: it carries the lock)
+        except OSError as error:
+            raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise InputError(f"--output {folder}: another process is at work on this sweep") from None
+        self.lines = self._read()
+        if not self.lines:
+            self.append({"kind": "sweep", "sha256": sha256})
+        elif self.lines[0].get("sha256") != sha256:
+            self._file.close()
+            raise InputError(f"--output {folder}: holds another sweep (its base, space, seeds, objective, search or scheduler differ); name another folder")
+
+    def _read(self) -> list[Line]:
+        self._file.seek(0)
+        lines: list[Line] = []
+        good = 0
+        for number, raw in enumerate(self._file, 1):
+            try:
+                line = json.loads(raw) if raw.endswith(b"\n") else None
+            except ValueError:
+                line = None
+            if not isinstance(line, dict) or "kind" not in line:
+                rest = self._file.read()
+                if rest:
+                    self._file.close()
+                    raise InputError(f"{self.path}: line {number} is not a line of a ledger; move the folder away and start anew")
+                self._file.truncate(good)
+                break
+            lines.append(line)
+            good += len(raw)
+        return lines
+
+    def append(self, line: Line) -> None:
+        """Write a line; it is on the disk when this returns. Raises RunError."""
+        try:
+            self._file.write(json.dumps(plain(line), allow_nan=False).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written: {error.strerror}; the same command goes on from here") from None
+        self.lines.append(line)
+
+    def close(self) -> None:
+        self._file.close()
+
+    # ---- what the lines say
+
+    def of(self, kind: str) -> dict[int, Line]:
+        """The last line of a kind for each trial."""
+        return {line["number"]: line for line in self.lines if line["kind"] == kind}
+
+    def reports(self, number: int) -> list[tuple[int, float]]:
+        """(rounds done, objective) of one trial, in order."""
+        return [(line["round"], line["objective"]) for line in self.lines if line["kind"] == "report" and line["number"] == number]

@@ -1,0 +1,100 @@
+"""A sweep as it stands: `sweep.json`, made from the ledger and the trials' summaries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from raylora.sweep.ledger import Ledger, plain
+from raylora.sweep.space import Sweep, Trial
+
+PRIMARY = {"segmentation": "dice", "disease": "balanced_accuracy"}
+
+
+def state(sweep: Sweep, ledger: Ledger, folder: Path, *, over: bool, total: int | None) -> dict[str, Any]:
+    """What `sweep.json` holds: every trial, how many configurations were tried, the best one with its validation and its test score.
+
+    A configuration's objective is the mean over its seeds; only one whose trials have all finished can be the best.
+    """
+    ends, chosen = ledger.of("end"), ledger.of("trial")
+    rows = []
+    for number, line in sorted(chosen.items()):
+        trial = Trial(number, line["values"], line["seed"])
+        reports = ledger.reports(number)
+        end = ends.get(number)
+        summary = _summary(folder / "trials" / trial.folder) if end else {}
+        rows.append(
+            {
+                "number": number,
+                "folder": f"trials/{trial.folder}",
+                "values": plain(trial.values),
+                "seed": trial.seed,
+                "status": end["status"] if end else "unfinished",
+                "rounds": reports[-1][0] if reports else 0,
+                "objective": reports[-1][1] if reports else None,
+                "config_sha256": line["config_sha256"],
+                "adapter_sha256": summary.get("adapter_sha256"),
+                "test": _test(summary),
+                "error": summary.get("error"),
+            }
+        )
+    counts = {status: sum(row["status"] == status for row in rows) for status in ("finished", "pruned", "failed", "unfinished")}
+    done = over and not counts["unfinished"]
+    return {
+        "schema": 1,
+        "name": sweep.name,
+        "task": sweep.base["task"],
+        "status": "finished" if done else "stopped" if over else "running",
+        "objective": sweep.objective.model_dump(),
+        "search": sweep.search.model_dump(),
+        "scheduler": sweep.scheduler.model_dump(),
+        "space": plain(sweep.model_dump(exclude_none=True)["space"]),
+        "seeds": sweep.repeats,
+        "sha256": sweep.sha256(),
+        "trials_planned": total,
+        "counts": counts,
+        "configurations_tried": len({_key(row) for row in rows}),
+        "best": best(rows, sweep.objective.sign, len(sweep.repeats)),
+        "trials": rows,
+    }
+
+
+def best(rows: list[dict[str, Any]], sign: float, seeds: int) -> dict[str, Any] | None:
+    """The configuration with the best mean objective over its seeds, chosen on validation patients alone; None before one is complete."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(_key(row), []).append(row)
+    complete = [
+        group
+        for group in groups.values()
+        if len(group) == seeds and all(row["status"] == "finished" and row["objective"] is not None for row in group)
+    ]
+    if not complete:
+        return None
+    winner = max(complete, key=lambda group: (sign * fmean(row["objective"] for row in group), -group[0]["number"]))
+    tests = [row["test"] for row in winner]
+    return {
+        "values": winner[0]["values"],
+        "trials": [row["number"] for row in winner],
+        "objective": fmean(row["objective"] for row in winner),
+        "test": fmean(tests) if all(test is not None for test in tests) else None,
+    }
+
+
+def _key(row: dict[str, Any]) -> str:
+    return json.dumps(row["values"], sort_keys=True)
+
+
+def _test(summary: dict[str, Any]) -> float | None:
+    block = summary.get("final", {}).get(PRIMARY.get(str(summary.get("task")), ""))
+    return None if block is None else block["mean"]
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
