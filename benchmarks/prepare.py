@@ -51,7 +51,11 @@ def measure(patients: int) -> dict:
         "patients": patients,
         "studies_a_minute": round(60 * patients / first),
         "steps": steps,
-        "machine": {"processor": platform.processor() or platform.machine(), "cpus": len(os.sched_getaffinity(0)), "python": platform.python_version()},
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cpus": len(os.sched_getaffinity(0)),
+            "python": platform.python_version(),
+        },
     }
 
 

@@ -115,7 +115,16 @@ def table(task: str, rows: Sequence[Row], frozen: Score, a_a: str) -> Table:
         s = row.score
         at_edge = "*" if row.study["edge"] else ""
         lines.append(
-            (row.entry + at_edge, row.study["lr"], s.in_client, s.cross_client, *difference(row), s.bytes_up, s.bytes_down, row.study["cpu_seconds"])
+            (
+                row.entry + at_edge,
+                row.study["lr"],
+                s.in_client,
+                s.cross_client,
+                *difference(row),
+                s.bytes_up,
+                s.bytes_down,
+                row.study["cpu_seconds"],
+            )
         )
     some = rows[0].study
     note = (

@@ -75,7 +75,9 @@ def resume(folder: Annotated[Path, typer.Argument(metavar="DIR")], address: Addr
 def sweep(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A sweep file: a base experiment, a search space, an objective.")],
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option("--output", help="The sweep's folder (default: runs/<name>); again on the same: goes on.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The sweep's folder (default: runs/<name>); again on the same: goes on.")
+    ] = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:

@@ -22,7 +22,9 @@ def commands(page: Path) -> list[str]:
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
     lines = [line for block in blocks for line in block.splitlines()] + inline
-    return [line.split("  #")[0].strip() for line in lines if re.match(r"(raylora|make|python -m benchmarks\S*) \S|python -m benchmarks", line)]
+    return [
+        line.split("  #")[0].strip() for line in lines if re.match(r"(raylora|make|python -m benchmarks\S*) \S|python -m benchmarks", line)
+    ]
 
 
 EVERY = [(page.name, command) for page in PAGES for command in commands(page)]

@@ -54,7 +54,9 @@ class RayExecutor:
     def __init__(self, spec: HostSpec, weights: Any, request: Request, timeout_s: float) -> None:
         """`weights`: the backbone's, as arrays, or as a reference to where Ray holds them already."""
         self.spec, self.request, self.timeout_s = spec, request, timeout_s
-        self.weights = weights if isinstance(weights, ray.ObjectRef) else ray.put(dict(weights))  # once a node; actors on a CPU use the object store's own memory
+        self.weights = (
+            weights if isinstance(weights, ray.ObjectRef) else ray.put(dict(weights))
+        )  # once a node; actors on a CPU use the object store's own memory
         self.base = ray.put({})
         self.states: dict[str, ClientState] = {}
         self.home = {client: index for index, group in enumerate(request.groups) for client in group}

@@ -45,7 +45,9 @@ class DriverActor:
 def request_of(plan: Any, has: resources.Available) -> resources.Request:
     """The actors of a plan."""
     place = plan.config.placement
-    weights = {site.id: round_cost(site, plan.config.training, frames=2 if plan.config.task == "segmentation" else 1) for site in plan.spec.sites}
+    weights = {
+        site.id: round_cost(site, plan.config.training, frames=2 if plan.config.task == "segmentation" else 1) for site in plan.spec.sites
+    }
     found = resources.request(
         weights,
         cpus_per_client=place.cpus_per_client,

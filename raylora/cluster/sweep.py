@@ -307,7 +307,9 @@ def share(config: Config, has: Available, concurrent: int | None) -> Available:
     place = config.placement
     if concurrent is None:
         return Available(cpus=place.cpus_per_client, gpus=place.gpus_per_client, where=has.where)
-    return Available(cpus=has.cpus / concurrent, gpus=has.gpus / concurrent, where=f"{has.where}, divided by {concurrent} concurrent trials,")
+    return Available(
+        cpus=has.cpus / concurrent, gpus=has.gpus / concurrent, where=f"{has.where}, divided by {concurrent} concurrent trials,"
+    )
 
 
 def at_once(requests: Sequence[Request], has: Available, limit: int | None) -> int:

@@ -50,7 +50,9 @@ class SweepLive:
             if row["number"] not in self.told:
                 self.told.add(row["number"])
                 left = f", about {seconds_text(event['left_s'])} left" if event["left_s"] is not None else ""
-                self.console.print(f"{line(row)}  [{len(ended)} of {event['state']['trials_planned']}{left}]", highlight=False, markup=False)
+                self.console.print(
+                    f"{line(row)}  [{len(ended)} of {event['state']['trials_planned']}{left}]", highlight=False, markup=False
+                )
 
 
 def headline(event: Mapping[str, Any]) -> str:
@@ -136,7 +138,8 @@ def winner(state: Mapping[str, Any]) -> str:
     """The sentence on the best configuration."""
     found = state["best"]
     counts = state["counts"]
-    how_many = f"{state['configurations_tried']} configurations tried, {counts['finished']} trials finished, {counts['pruned']} pruned, {counts['failed']} failed"
+    ends = ", ".join(f"{counts[status]} {status}" for status in ("finished", "pruned", "failed"))
+    how_many = f"{state['configurations_tried']} configurations tried; trials: {ends}"
     if counts["unfinished"]:
         how_many += f", {counts['unfinished']} unfinished (the same command goes on)"
     if found is None:

@@ -40,7 +40,7 @@ class Ledger:
         self.path = folder / "ledger.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+b")  # noqa: SIM115  (held open: it carries the lock)
+            self._file = open(self.path, "a+b")
         except OSError as error:
             raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
         try:
@@ -53,7 +53,9 @@ class Ledger:
             self.append({"kind": "sweep", "sha256": sha256})
         elif self.lines[0].get("sha256") != sha256:
             self._file.close()
-            raise InputError(f"--output {folder}: holds another sweep (its base, space, seeds, objective, search or scheduler differ); name another folder")
+            raise InputError(
+                f"--output {folder}: holds another sweep (its base, space, seeds, objective, search or scheduler differ); name another folder"
+            )
 
     def _read(self) -> list[Line]:
         self._file.seek(0)

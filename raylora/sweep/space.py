@@ -200,11 +200,15 @@ def check(sweep: Sweep, origin: str) -> Sweep:
         )
     for key, dimension in sweep.space.items():
         if key in ("seed", "name") or key.split(".")[0] in ("placement", "tracking", "checkpoint", "evaluation"):
-            raise InputError(f"{origin}: space.{key}: does not change what is learnt{'; seeds: repeats with other seeds' * (key == 'seed')}")
+            raise InputError(
+                f"{origin}: space.{key}: does not change what is learnt{'; seeds: repeats with other seeds' * (key == 'seed')}"
+            )
         if key == "task":
             raise InputError(f"{origin}: space.task: trials of one sweep have one task, whose metric ranks them")
         if dimension.values is None and sweep.search.kind == "grid":
-            raise InputError(f"{origin}: space.{key}: expected a grid or a choice for search.kind grid, found a range (search.kind random draws from it)")
+            raise InputError(
+                f"{origin}: space.{key}: expected a grid or a choice for search.kind grid, found a range (search.kind random draws from it)"
+            )
     if sweep.scheduler.kind != "none" and not sweep.base["evaluation"]["every"]:
         raise InputError(f"{origin}: scheduler.kind: {sweep.scheduler.kind} needs validation while training, found evaluation.every 0")
     if sweep.search.kind == "optuna":

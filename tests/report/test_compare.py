@@ -218,7 +218,14 @@ def test_the_command_writes_page_and_tables(folders, tmp_path, capsys, monkeypat
     """`raylora compare`: the A/A row is of the baseline that was asked for, every table has a file."""
     from raylora.cli import app, guarded
 
-    words = ["compare", *(str(folder) for folder in folders.values()), "--baseline", "rate_my_lora", "--output", str(tmp_path / "page.html")]
+    words = [
+        "compare",
+        *(str(folder) for folder in folders.values()),
+        "--baseline",
+        "rate_my_lora",
+        "--output",
+        str(tmp_path / "page.html"),
+    ]
     monkeypatch.setattr("sys.argv", ["raylora", *words, "--csv", str(tmp_path / "tables"), "--json"])
     assert guarded(lambda: app(standalone_mode=False)) == 0
     said = capsys.readouterr().out
