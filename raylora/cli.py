@@ -136,7 +136,8 @@ def upload(
     """Put a finished run into an MLflow server later."""
     from raylora import launch
 
-    typer.echo(f"run: {launch.upload(folder, uri)}")
+    done = launch.upload(folder, uri)
+    typer.echo(f"run: {done.run_id}{' (all of it was there already)' if done.there else ''}")
 
 
 @data_app.command()

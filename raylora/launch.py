@@ -8,12 +8,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raylora import config as configuration
 from raylora.config import Config
 from raylora.core.errors import InputError, RunError
 from raylora.data.manifest import Manifest, PrepareOptions
+
+if TYPE_CHECKING:
+    from raylora.tracking.mlflow import Uploaded
 
 Event = Mapping[str, Any]
 
@@ -92,7 +95,7 @@ def _run(config: Config, plan: Any, out: Path, *, address: str | None, on_event:
     if not resume:
         claim(out)
         (out / "config.yaml").write_text(configuration.dump(config), encoding="utf-8")
-    tracker = _tracker(config, plan)
+    tracker = _tracker(config, plan, out)
     status = "FAILED"
     try:
         summary: dict[str, Any] | None = None
@@ -185,7 +188,7 @@ def _finished(out: Path, summary: dict[str, Any], tracker: Any) -> dict[str, Any
     return summary
 
 
-def _tracker(config: Config, plan: Any) -> Any:
+def _tracker(config: Config, plan: Any, out: Path) -> Any:
     if config.tracking.uri is None:
         return None
     from raylora.tracking.mlflow import Tracker
@@ -197,6 +200,7 @@ def _tracker(config: Config, plan: Any) -> Any:
         config.as_dict(),
         tags(config, plan.data_sha256),
         config.tracking.client_runs,
+        out,
     )
 
 
@@ -232,8 +236,8 @@ def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Even
     return run(configuration.load(folder / "config.yaml"), folder.resolve(), address=address, on_event=on_event, resume=True)
 
 
-def upload(folder: Path, uri: str | None = None) -> str:
-    """Put a finished run into an MLflow server; returns the run's id there. Raises InputError for a folder without a finished run."""
+def upload(folder: Path, uri: str | None = None) -> Uploaded:
+    """Put a finished run into an MLflow server, or what of it is missing there. Raises InputError for a folder without a finished run."""
     from raylora.tracking import mlflow
 
     if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():

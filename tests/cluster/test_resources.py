@@ -9,8 +9,8 @@ from small_runs import tiny
 
 from raylora.cluster.driver import request_of, round_cost
 from raylora.cluster.resources import Available, balanced, fitting, local, request
-from raylora.core.errors import InputError
 from raylora.config import Training
+from raylora.core.errors import InputError
 from raylora.experiment import make_plan
 from raylora.federation.spec import SiteSpec
 
