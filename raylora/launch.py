@@ -16,7 +16,7 @@ from raylora.core.errors import InputError, RunError
 from raylora.data.manifest import Manifest, PrepareOptions
 
 if TYPE_CHECKING:
-    from raylora.tracking.mlflow import Uploaded
+    from raylora.tracking.mlflow import Finished, Uploaded
 
 Event = Mapping[str, Any]
 
@@ -206,7 +206,7 @@ def _tracker(config: Config, plan: Any, out: Path) -> Any:
 
 def tags(config: Config, data_sha256: str) -> dict[str, str]:
     """What runs are searched by."""
-    from raylora.experiment import git_commit
+    from raylora.experiment import code_sha256, git_commit
 
     found = {
         "strategy": config.strategy.name,
@@ -216,6 +216,7 @@ def tags(config: Config, data_sha256: str) -> dict[str, str]:
         "seed": str(config.seed),
         "config_sha256": config.sha256(),
         "data_sha256": data_sha256,
+        "code_sha256": code_sha256(),
         "mlflow.source.name": "raylora run",
         "mlflow.user": os.environ.get("USER", ""),
     }
@@ -237,28 +238,58 @@ def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Even
 
 
 def upload(folder: Path, uri: str | None = None) -> Uploaded:
-    """Put a finished run into an MLflow server, or what of it is missing there. Raises InputError for a folder without a finished run."""
+    """Put a finished run, or a sweep with its trials, into an MLflow server, or what of it is missing there.
+
+    Raises InputError for a folder without either, RunError where the server does not take it.
+    """
     from raylora.tracking import mlflow
 
-    if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder}: no finished run (expected config.yaml and summary.json in it)")
-    config = configuration.load(folder / "config.yaml")
+    sweep = _json(folder / "sweep.json") if (folder / "sweep.json").is_file() else None
+    ended_trials = (path.parent for path in sorted(folder.glob("trials/*/summary.json")) if (path.parent / "config.yaml").is_file())
+    folders = [folder] if sweep is None else list(ended_trials)
+    if sweep is not None and sweep.get("status", "finished") != "finished":
+        raise InputError(f"{folder}: no finished sweep (its status is {sweep['status']})")
+    if not folders:
+        raise InputError(f"{folder}: expected a sweep with trials, found none that wrote a summary.json")
+    ended = {path: _ended(path) for path in folders}
+    config, run = ended[folders[0]]
+    if sweep is None and not run.finished:
+        raise InputError(f"{folder}: no finished run (its status is {run.summary.get('status')})")
     where = uri or config.tracking.uri
     if where is None:
         raise InputError("--uri: expected a tracking server or database, the run's own tracking.uri is null")
-    summary = json.loads((folder / "summary.json").read_text())
-    if summary.get("status") != "finished":
-        raise InputError(f"{folder}: no finished run (its status is {summary.get('status')})")
+    where = mlflow.resolved(where, Path.cwd())
     try:
-        return mlflow.upload(
-            folder,
-            mlflow.resolved(where, Path.cwd()),
-            config.tracking.experiment,
-            config.tracking.client_runs,
-            config.as_dict(),
-            tags(config, summary["data_sha256"]),
-        )
-    except InputError:
-        raise
+        if sweep is None:
+            return mlflow.upload(run, where, config.tracking.experiment)
+        trials = {int(path.name): run for path, (_, run) in ended.items() if path.name.isdigit()}
+        return mlflow.upload_sweep(folder, sweep, trials, where, config.tracking.experiment)
     except Exception as error:
         raise RunError(f"MLflow at {where}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _ended(folder: Path) -> tuple[Config, Finished]:
+    """A run folder whose run has ended. Raises InputError."""
+    from raylora.tracking.mlflow import Finished
+
+    if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder}: no finished run (expected config.yaml and summary.json in it)")
+    config, summary = configuration.load(folder / "config.yaml"), _json(folder / "summary.json")
+    return config, Finished(
+        folder=folder,
+        name=config.name,
+        summary=summary,
+        config=config.as_dict(),
+        tags=tags(config, str(summary.get("data_sha256", ""))),
+        client_runs=config.tracking.client_runs,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected one JSON object, found {type(value).__name__}")
+    return value

@@ -118,7 +118,7 @@ def test_mlflow_is_told_how_a_run_ended(no_ray, prepared_folder, tmp_path, monke
         def __init__(self, *_):
             pass
 
-        def write(self, node):
+        def write(self, node, worked):
             node.id, told[node.name] = node.id or node.name, node.ended
 
     monkeypatch.setattr(writer, "Store", Store)

@@ -83,7 +83,8 @@ class ExperimentRuns:
                 own = {f"final/{metric}": block["per_client"].get(client) for metric, block in summary["final"].items()}
                 self._child(client, at).measure(own, step, at)
         self.node.files += [item for item in sorted(folder.iterdir()) if item.name != "checkpoints" and not item.name.startswith(".")]
-        self.node.late = {RECORD: record_sha256(summary)}
+        written = folder / "summary.json"
+        self.node.late = {RECORD: record_sha256(json.loads(written.read_text(encoding="utf-8")) if written.is_file() else summary)}
         self.end("FINISHED", at)
 
     def end(self, status: str, at: int) -> None:
@@ -116,7 +117,7 @@ class ExperimentRuns:
 
 
 class Tracker:
-    """Follows one run. Nothing that it is told blocks or raises; `where` and `close` wait a bounded time."""
+    """Follows one run. Nothing that it is told blocks or raises; `where` and `close` wait, but not for a server that is silent."""
 
     def __init__(
         self,
@@ -158,18 +159,18 @@ class Tracker:
         self._writer.tell(lambda: self._run.end(status, at))
 
     def where(self) -> dict[str, str] | None:
-        """Where MLflow keeps the run, None if it does not. A short run may be over before MLflow has begun: this waits a bounded time."""
+        """Where MLflow keeps the run, None if it does not. A short run may be over before MLflow has begun: this waits for it."""
         self._writer.wait(lambda: self.run_id is not None)
         return None if self.run_id is None else {"tracking_uri": self.uri, "experiment": self.experiment, "run_id": self.run_id}
 
     def close(self) -> str | None:
-        """Wait for what is left (a bounded time); None, or one line on what is missing in MLflow."""
+        """Wait for what is left, not for a server that is silent; None, or one line on what is missing in MLflow."""
         return self._writer.close()
 
 
 class SweepTracker:
-    """Follows a sweep: its run, the trials below it, their clients below them, written by one thread. Nothing here blocks or raises but
-    `close`, which waits a bounded time."""
+    """Follows a sweep: its run, the trials below it, their clients below them, written by one thread. Nothing here raises, and nothing
+    but `close` waits."""
 
     def __init__(
         self,
@@ -246,7 +247,7 @@ class SweepTracker:
         return self._parent.id, {**self._known, **{number: id for number, id in made.items() if id is not None}}
 
     def close(self) -> str | None:
-        """Wait for what is left (a bounded time); None, or one line on what is missing in MLflow."""
+        """Wait for what is left, not for a server that is silent; None, or one line on what is missing in MLflow."""
         return self._writer.close()
 
     def _nodes(self) -> list[Node]:
@@ -259,37 +260,83 @@ class Uploaded:
 
     run_id: str
     there: bool  # all of it was there already
+    trials: int = 0  # of a sweep: those that were brought
 
 
-def upload(folder: Path, uri: str, experiment: str, client_runs: int, config: Mapping[str, Any], tags: Mapping[str, str]) -> Uploaded:
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A run folder whose run has ended, and what it is known by in MLflow."""
+
+    folder: Path
+    name: str
+    summary: Mapping[str, Any]
+    config: Mapping[str, Any]
+    tags: Mapping[str, str]
+    client_runs: int
+
+    @property
+    def finished(self) -> bool:
+        return self.summary.get("status") == "finished"
+
+
+def upload(run: Finished, uri: str, experiment: str) -> Uploaded:
     """Put a finished run into MLflow from its folder, or what of it is missing there. Raises whatever MLflow raises."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    store, record = Store(uri, experiment), record_sha256(summary)
+    return _bring(Store(uri, experiment), run, _kept(run.folder) or f"record:{record_sha256(run.summary)}", None)
+
+
+def upload_sweep(folder: Path, sweep: Mapping[str, Any], trials: Mapping[int, Finished], uri: str, experiment: str) -> Uploaded:
+    """Put a sweep (the contents of its `sweep.json`) and its ended trials into MLflow, or what of them is missing there."""
+    store, record = Store(uri, experiment), record_sha256(sweep)
     there = store.find({RECORD: record})
     if there is not None and there.info.status == "FINISHED":
         return Uploaded(there.info.run_id, True)
+    tags = {str(name): str(value) for name, value in (sweep.get("tags") or {}).items()}
+    parent = Node(
+        key=tags.get(KEY, f"record:{record}"),
+        name=str(sweep.get("name") or folder.name),
+        tags=tags,
+        id=_known_id(store, sweep),
+        known=True,
+        params=texts(sweep.get("values") or {}),
+    )
+    done = [_bring(store, trial, trial_key(number), parent, {"trial": str(number)}) for number, trial in sorted(trials.items())]
+    parent.files = sweep_files(folder)
+    parent.late, parent.ended = {RECORD: record}, ("FINISHED", now_ms())
+    store.write(parent)
+    return Uploaded(str(parent.id), False, sum(not each.there for each in done))
+
+
+def _bring(store: Store, run: Finished, key: str, parent: Node | None, more: Mapping[str, str] | None = None) -> Uploaded:
+    there = store.find({RECORD: record_sha256(run.summary)})
+    if there is not None and there.info.status in ("FINISHED", "FAILED", "KILLED"):
+        return Uploaded(there.info.run_id, True)
     at = now_ms()
+    begun = at - int(1000 * (run.summary.get("wall_seconds") or 0))
     node = Node(
-        key=_kept(folder) or f"record:{record}",
-        name=summary["name"],
-        tags=dict(tags),
-        begun_ms=at - int(1000 * summary["wall_seconds"]),
-        id=_known_id(store, summary),
+        key=key,
+        name=run.name,
+        parent=parent,
+        tags={**run.tags, **(more or {})},
+        begun_ms=begun,
+        id=_known_id(store, run.summary),
         known=True,
     )
-    runs = from_folder(node, folder, summary, config, client_runs, at)
-    for each in runs.nodes():
+    for each in told(node, run, at).nodes():
         store.write(each)
     return Uploaded(str(node.id), False)
 
 
-def from_folder(
-    node: Node, folder: Path, summary: Mapping[str, Any], config: Mapping[str, Any], client_runs: int, at: int
-) -> ExperimentRuns:
-    """What would have been told of a finished run while it ran."""
-    runs = ExperimentRuns(node, config, client_runs)
-    runs.rounds([json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()], at)
-    runs.finish(folder, summary, at)
+def told(node: Node, run: Finished, at: int) -> ExperimentRuns:
+    """What would have been told of a run while it ran."""
+    runs = ExperimentRuns(node, run.config, run.client_runs)
+    record = run.folder / "rounds.jsonl"
+    if record.is_file():
+        runs.rounds([json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()], at)
+    if run.finished:
+        runs.finish(run.folder, run.summary, at)
+    else:
+        runs.end("PRUNED" if run.summary.get("status") == "pruned" else "FAILED", at)
+        node.late[RECORD] = record_sha256(run.summary)
     return runs
 
 

@@ -12,7 +12,7 @@ import re
 import sqlite3
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,11 @@ class Store:
             raise
         return run if run.info.experiment_id == self.experiment_id and run.info.lifecycle_stage == "active" else None
 
-    def write(self, node: Node) -> None:
-        """Bring a run to where it should stand; called again after a failure it goes on with what is missing."""
+    def write(self, node: Node, worked: Callable[[], None] = lambda: None) -> None:
+        """Bring a run to where it should stand; called again after a failure it goes on with what is missing.
+
+        `worked` is called after each step that worked.
+        """
         if not node.dirty:
             return
         probe(self.uri)
@@ -98,13 +101,15 @@ class Store:
         if node.again:
             self.client.update_run(node.id, status="RUNNING")
             node.again = False
-        self._log(node)
+        worked()
+        self._log(node, worked)
         if node.data is not None:
             self._input(node)
             node.data = None
         while node.files:
             self._file(node, node.files[0])
             node.files.pop(0)
+            worked()
         if node.late:
             from mlflow.entities import RunTag
 
@@ -113,6 +118,7 @@ class Store:
         if node.ended is not None:
             self.client.set_terminated(node.id, *node.ended)
             node.ended = None
+        worked()
 
     def _open(self, node: Node) -> None:
         if node.id is not None:
@@ -129,10 +135,13 @@ class Store:
             node.id = self.client.create_run(self.experiment_id, start_time=node.begun_ms, run_name=node.name, tags=tags).info.run_id
             node.known = False
 
-    def _log(self, node: Node) -> None:
+    def _log(self, node: Node, worked: Callable[[], None]) -> None:
         """Parameters and metrics, as many in a call as it takes."""
         from mlflow.entities import Metric, Param
 
+        if node.known and node.params:  # they are never another value, and MLflow refuses one that reads otherwise
+            there = self.client.get_run(node.id).data.params
+            node.params = {key: text for key, text in node.params.items() if key not in there}
         if node.known:
             node.metrics = [item for item in node.metrics if item[3] not in self._steps(node, item[0])]
         while node.params or node.metrics:
@@ -142,6 +151,7 @@ class Store:
             for key, _ in params:
                 del node.params[key]
             del node.metrics[:MOST_METRICS]
+            worked()
 
     def _steps(self, node: Node, key: str) -> set[int]:
         if key not in node.steps:

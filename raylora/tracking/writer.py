@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from raylora.tracking.store import Node, Store, refusal
 
-WAIT_S = 60.0  # for the last uploads after a run
+WAIT_S = 60.0  # for a server that does not say a word, at the end of a run
 QUIET_S = 5.0  # a server that fails and has been silent for so long is not waited for
 PAUSE_S = 1.0  # what comes within it is written together
 LONGEST_S = 15.0  # between two tries
@@ -37,14 +37,18 @@ class Writer:
         self._queue.put(change)
 
     def wait(self, until: Callable[[], bool]) -> None:
-        """Wait (a bounded time) until something holds; not for a server that cannot be reached."""
-        end = time.monotonic() + WAIT_S
+        """Wait until something holds, for as long as MLflow takes what it is given; not for a server that cannot be reached."""
+        began = time.monotonic()
         with self._tried:
-            while not until() and self._thread.is_alive() and time.monotonic() < end and not self._lost():
+            while not until() and self._thread.is_alive() and self._silent(began) < WAIT_S and not self._lost():
                 self._tried.wait(0.1)
 
+    def _silent(self, since: float) -> float:
+        """Seconds since a write last worked, or since a later moment."""
+        return time.monotonic() - max(self._heard, since)
+
     def close(self) -> str | None:
-        """Wait (a bounded time) for what is left; None, or one line on what is missing."""
+        """Wait for what is left (see `wait`); None, or one line on what is missing."""
         if self._closing is None:
             self._closing = time.monotonic()
             self._queue.put(None)
@@ -55,7 +59,7 @@ class Writer:
         return self.error or self._fault
 
     def _lost(self) -> bool:
-        return self.error is not None and time.monotonic() - self._heard > QUIET_S
+        return self.error is not None and self._silent(0.0) > QUIET_S
 
     def _work(self) -> None:
         store: Store | None = None
@@ -74,17 +78,19 @@ class Writer:
                 failures += 1
                 patience = min(2.0**failures / 2, LONGEST_S)
                 self._say(self._line(error))
-            if closing and (not failures or time.monotonic() - (self._closing or 0.0) > WAIT_S):
+            if closing and (not failures or self._silent(self._closing or 0.0) > WAIT_S):
                 return
 
     def _write(self, store: Store, node: Node) -> None:
         try:
-            store.write(node)
+            store.write(node, self._worked)
         except Exception as error:
             if not refusal(error):
                 raise
             node.refused = True
             self._fault = self._line(error)
+
+    def _worked(self) -> None:
         self._heard = time.monotonic()
         self._say(None)
 
