@@ -155,10 +155,12 @@ def upload(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     uri: Annotated[str | None, typer.Option("--uri", help="A tracking server or database (default: the run's own).")] = None,
 ) -> None:
-    """Put a finished run into an MLflow server later."""
+    """Put a finished run, or a sweep with its trials, into an MLflow server later."""
     from raylora import launch
 
-    typer.echo(f"run: {launch.upload(folder, uri)}")
+    done = launch.upload(folder, uri)
+    brought = f" ({done.trials} trials)" if done.trials else ""
+    typer.echo(f"run: {done.run_id}{' (all of it was there already)' if done.there else brought}")
 
 
 @data_app.command()

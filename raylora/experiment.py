@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import platform
 import subprocess
 import time
@@ -490,6 +492,7 @@ def _finish(
     }
     if config.task == "segmentation" and config.evaluation.overlays:
         _overlays(plan, executor, trees, gates, table, config.evaluation.overlays, record.folder)
+    (record.folder / "environment.txt").write_text(environment(), encoding="utf-8")
     write_json(record.folder / "summary.json", summary)
     return finite(summary)
 
@@ -510,6 +513,7 @@ def _end_early(
     hashes = _write_adapters(plan, strategy, model, progress, trees, gates, record.folder / "adapters")
     about = _about(plan, progress, executor, started, notes)
     summary = {"status": "pruned", **about, "stopped_after": progress.round, "adapter_sha256": hashes}
+    (record.folder / "environment.txt").write_text(environment(), encoding="utf-8")
     write_json(record.folder / "summary.json", summary)
     return finite(summary)
 
@@ -632,6 +636,24 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
+def environment() -> str:
+    """Every installed distribution with its version, one a line, as `pip freeze` lists them."""
+    found = {(each.metadata["Name"] or "").lower(): each.version for each in metadata.distributions()}
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()) if name)
+
+
+@functools.cache
+def code_sha256() -> str:
+    """Of the package's own Python files, by name and content."""
+    root = Path(__file__).parent
+    found = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+@functools.cache
 def git_commit(folder: Path) -> str | None:
     """The commit of the code that runs, with "+" if the tree has changes; None outside a checkout."""
     try:

@@ -8,12 +8,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raylora import config as configuration
 from raylora.config import Config
 from raylora.core.errors import InputError, RunError
 from raylora.data.manifest import Manifest, PrepareOptions
+
+if TYPE_CHECKING:
+    from raylora.tracking.mlflow import Finished, Uploaded
 
 Event = Mapping[str, Any]
 
@@ -92,7 +95,7 @@ def _run(config: Config, plan: Any, out: Path, *, address: str | None, on_event:
     if not resume:
         claim(out)
         (out / "config.yaml").write_text(configuration.dump(config), encoding="utf-8")
-    tracker = _tracker(config, plan)
+    tracker = _tracker(config, plan, out)
     status = "FAILED"
     try:
         summary: dict[str, Any] | None = None
@@ -186,7 +189,7 @@ def _finished(out: Path, summary: dict[str, Any], tracker: Any) -> dict[str, Any
     return summary
 
 
-def _tracker(config: Config, plan: Any) -> Any:
+def _tracker(config: Config, plan: Any, out: Path) -> Any:
     if config.tracking.uri is None:
         return None
     from raylora.tracking.mlflow import Tracker
@@ -198,12 +201,13 @@ def _tracker(config: Config, plan: Any) -> Any:
         config.as_dict(),
         tags(config, plan.data_sha256),
         config.tracking.client_runs,
+        out,
     )
 
 
 def tags(config: Config, data_sha256: str) -> dict[str, str]:
     """What runs are searched by."""
-    from raylora.experiment import git_commit
+    from raylora.experiment import code_sha256, git_commit
 
     found = {
         "strategy": config.strategy.name,
@@ -213,6 +217,7 @@ def tags(config: Config, data_sha256: str) -> dict[str, str]:
         "seed": str(config.seed),
         "config_sha256": config.sha256(),
         "data_sha256": data_sha256,
+        "code_sha256": code_sha256(),
         "mlflow.source.name": "raylora run",
         "mlflow.user": os.environ.get("USER", ""),
     }
@@ -233,29 +238,59 @@ def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Even
     return run(configuration.load(folder / "config.yaml"), folder.resolve(), address=address, on_event=on_event, resume=True)
 
 
-def upload(folder: Path, uri: str | None = None) -> str:
-    """Put a finished run into an MLflow server; returns the run's id there. Raises InputError for a folder without a finished run."""
+def upload(folder: Path, uri: str | None = None) -> Uploaded:
+    """Put a finished run, or a sweep with its trials, into an MLflow server, or what of it is missing there.
+
+    Raises InputError for a folder without either, RunError where the server does not take it.
+    """
     from raylora.tracking import mlflow
 
-    if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder}: no finished run (expected config.yaml and summary.json in it)")
-    config = configuration.load(folder / "config.yaml")
+    sweep = _json(folder / "sweep.json") if (folder / "sweep.json").is_file() else None
+    ended_trials = (path.parent for path in sorted(folder.glob("trials/*/summary.json")) if (path.parent / "config.yaml").is_file())
+    folders = [folder] if sweep is None else list(ended_trials)
+    if sweep is not None and sweep.get("status", "finished") != "finished":
+        raise InputError(f"{folder}: no finished sweep (its status is {sweep['status']})")
+    if not folders:
+        raise InputError(f"{folder}: expected a sweep with trials, found none that wrote a summary.json")
+    ended = {path: _ended(path) for path in folders}
+    config, run = ended[folders[0]]
+    if sweep is None and not run.finished:
+        raise InputError(f"{folder}: no finished run (its status is {run.summary.get('status')})")
     where = uri or config.tracking.uri
     if where is None:
         raise InputError("--uri: expected a tracking server or database, the run's own tracking.uri is null")
-    summary = json.loads((folder / "summary.json").read_text())
-    if summary.get("status") != "finished":
-        raise InputError(f"{folder}: no finished run (its status is {summary.get('status')})")
+    where = mlflow.resolved(where, Path.cwd())
     try:
-        return mlflow.upload(
-            folder,
-            mlflow.resolved(where, Path.cwd()),
-            config.tracking.experiment,
-            config.tracking.client_runs,
-            config.as_dict(),
-            tags(config, summary["data_sha256"]),
-        )
-    except InputError:
-        raise
+        if sweep is None:
+            return mlflow.upload(run, where, config.tracking.experiment)
+        trials = {int(path.name): run for path, (_, run) in ended.items() if path.name.isdigit()}
+        return mlflow.upload_sweep(folder, sweep, trials, where, config.tracking.experiment)
     except Exception as error:
         raise RunError(f"MLflow at {where}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _ended(folder: Path) -> tuple[Config, Finished]:
+    """A run folder whose run has ended. Raises InputError."""
+    from raylora.tracking.mlflow import Finished
+
+    if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder}: no finished run (expected config.yaml and summary.json in it)")
+    config, summary = configuration.load(folder / "config.yaml"), _json(folder / "summary.json")
+    return config, Finished(
+        folder=folder,
+        name=config.name,
+        summary=summary,
+        config=config.as_dict(),
+        tags=tags(config, str(summary.get("data_sha256", ""))),
+        client_runs=config.tracking.client_runs,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected one JSON object, found {type(value).__name__}")
+    return value

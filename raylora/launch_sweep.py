@@ -15,7 +15,7 @@ from raylora import launch
 from raylora.config import Config
 from raylora.core.errors import InputError
 from raylora.sweep import space
-from raylora.sweep.ledger import Ledger
+from raylora.sweep.ledger import Ledger, plain
 from raylora.sweep.search import replayed
 from raylora.sweep.space import Sweep, Trial
 from raylora.sweep.state import state
@@ -104,7 +104,8 @@ def _run(
     total = min(total, settings.limits.trials or total)
     (out / "sweep.yaml").write_text(configuration.dump(settings), encoding="utf-8")
     search, unfinished = replayed(settings, ledger)
-    tracker = _tracker(settings, ledger, base := configuration.from_dict(settings.base))
+    base = configuration.from_dict(settings.base)
+    tracker = _tracker(settings, ledger, needs, base)
     began = time.monotonic()
     before = len(ledger.of("end"))
 
@@ -143,8 +144,10 @@ def _run(
                 left_s=settings.limits.hours and settings.limits.hours * 3600,
                 told=told,
             )
-        found = show(over=len(ledger.of("end")) == total or settings.limits.hours is not None)
-        whole = "FINISHED"
+        found = show(over=True)
+        if tracker is not None:
+            found["mlflow"] = {**tracker.where, "run_id": tracker.ids()["parent"]}
+        whole = "FINISHED" if found["status"] == "finished" else "KILLED"
         write_json(out / "sweep.json", found)
         _compare(out, found, on_event)
         return found
@@ -169,5 +172,62 @@ def _compare(out: Path, found: Mapping[str, Any], on_event: OnEvent) -> None:
             on_event({"event": "note", "text": f"no comparison page: {error}"})
 
 
-def _tracker(settings: Sweep, ledger: Ledger, base: Config) -> Any:
-    return None
+class Following:
+    """MLflow's record of a sweep, kept up with what the trials say."""
+
+    def __init__(self, settings: Sweep, ledger: Ledger, needs: Needs, tracking: Any) -> None:
+        from raylora.experiment import code_sha256
+        from raylora.tracking.mlflow import SweepTracker
+
+        known = next((line for line in reversed(ledger.lines) if line["kind"] == "mlflow"), {})
+        trials = {int(number): id for number, id in known.get("trials", {}).items()}
+        self.settings, self.ledger, self.needs = settings, ledger, needs
+        self.reported = {number: line["round"] for number, line in ledger.of("report").items()}
+        self.where = {"tracking_uri": tracking.uri, "experiment": tracking.experiment}
+        key = f"{settings.sha256()}:{ledger.path}"  # a sweep whose ids were lost with its process is found again
+        values = settings.model_dump(exclude={"base"}, exclude_none=True)
+        tags = {"raylora.key": key, "sweep_sha256": settings.sha256(), "code_sha256": code_sha256(), "task": settings.base["task"]}
+        self.tracker = SweepTracker(
+            tracking.uri, tracking.experiment, settings.name, plain(values), tags, tracking.client_runs, known=trials, parent=known.get("parent")
+        )
+        self.written = self.ids()
+
+    def ids(self) -> dict[str, Any]:
+        parent, trials = self.tracker.ids()
+        return {"parent": parent, "trials": {str(number): id for number, id in trials.items()}}
+
+    def told(self, what: str, trial: Trial, result: Mapping[str, Any], folder: Path) -> None:
+        """Pass on what a trial says; rounds that were reported before an interruption are in MLflow already."""
+        if what == "started":
+            config, _ = self.needs(trial)
+            self.tracker.trial(trial.number, config.name, config.as_dict(), launch.tags(config, self.needs.data[trial.number]))
+            return
+        before = self.reported.get(trial.number, 0)
+        lines = [line for line in result.get("lines", ()) if line["round"] >= before]
+        self.reported[trial.number] = max(before, result.get("round") or 0)
+        if lines:
+            self.tracker.rounds(trial.number, lines)
+        if what == "finished":
+            self.tracker.finish(trial.number, folder, self.placed(trial.number, folder))
+        elif what in ("pruned", "failed"):
+            self.tracker.fail(trial.number, what.upper())
+        if (ids := self.ids()) != self.written and ids["parent"] is not None:
+            self.ledger.append({"kind": "mlflow", **ids})
+            self.written = ids
+
+    def placed(self, number: int, folder: Path) -> dict[str, Any]:
+        """A trial's summary, with where MLflow keeps it if that is known."""
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+        if (run_id := self.tracker.ids()[1].get(number)) is not None:
+            summary["mlflow"] = {**self.where, "run_id": run_id}
+            write_json(folder / "summary.json", summary)
+        return summary
+
+    def end(self, status: str, out: Path) -> str | None:
+        """The sweep's end; one line on what is missing in MLflow."""
+        self.tracker.end(status, out)
+        return self.tracker.close()
+
+
+def _tracker(settings: Sweep, ledger: Ledger, needs: Needs, base: Config) -> Following | None:
+    return None if base.tracking.uri is None else Following(settings, ledger, needs, base.tracking)

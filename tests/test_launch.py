@@ -18,6 +18,7 @@ from raylora.federation.executor import InProcess
 from raylora.federation.spec import build_host
 from raylora.report import html
 from raylora.tracking import mlflow as tracking
+from raylora.tracking import writer
 
 
 @pytest.fixture
@@ -111,22 +112,20 @@ def test_tracking_that_fails_is_a_note_and_the_record_is_brought_later(no_ray, p
 
 @pytest.mark.parametrize(("error", "status"), [(RunError("x"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
 def test_mlflow_is_told_how_a_run_ended(no_ray, prepared_folder, tmp_path, monkeypatch, error, status):
-    told = []
+    told = {}
 
-    class Log:
-        run_id = "abc"
-
+    class Store:
         def __init__(self, *_):
             pass
 
-        def __getattr__(self, name):
-            return lambda *values: told.append((name, *values))
+        def write(self, node, worked):
+            node.id, told[node.name] = node.id or node.name, node.ended
 
-    monkeypatch.setattr(tracking, "RunLog", Log)
+    monkeypatch.setattr(writer, "Store", Store)
     no_ray["stop"] = after(1, error)
     with pytest.raises(type(error)):
         launch.run(tiny(prepared_folder, "disease", tracking={"uri": "sqlite:///x.db"}), tmp_path / "run")
-    assert told[-1] == ("end", status)
+    assert told["tiny"][0] == status
 
 
 def test_a_folder_that_is_no_run_is_not_resumed(no_ray, tmp_path, prepared_folder):

@@ -12,6 +12,7 @@ from raylora import config as configuration
 from raylora import launch
 from raylora.core.errors import InputError, RunError
 from raylora.tracking import mlflow as ours
+from raylora.tracking import writer
 from raylora.tracking.mlflow import Tracker, flat, resolved
 
 
@@ -92,8 +93,8 @@ def test_what_cannot_be_reached_is_said_once_and_ends_nothing(runs, uri):
 
 
 def test_waiting_has_an_end(runs, monkeypatch):
-    monkeypatch.setattr(ours, "WAIT_S", 0.2)
-    monkeypatch.setattr(ours, "RunLog", lambda *_: time.sleep(3))
+    monkeypatch.setattr(writer, "WAIT_S", 0.2)
+    monkeypatch.setattr(writer, "Store", lambda *_: time.sleep(3))
     tracker = tracked(runs("disease"), "http://127.0.0.1:9")
     assert "still busy after 0.2 s" in (tracker.close() or "")
 
@@ -101,7 +102,7 @@ def test_waiting_has_an_end(runs, monkeypatch):
 @pytest.mark.slow
 def test_a_record_is_brought_later(runs, mlflow_uri):
     found = runs("disease")
-    run_id = launch.upload(found.folder, mlflow_uri)
+    run_id = launch.upload(found.folder, mlflow_uri).run_id
     client = MlflowClient(tracking_uri=mlflow_uri)
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED" and run.data.tags["data_sha256"] == found.summary["data_sha256"]
