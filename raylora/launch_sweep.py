@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -188,7 +189,14 @@ class Following:
         values = settings.model_dump(exclude={"base"}, exclude_none=True)
         tags = {"raylora.key": key, "sweep_sha256": settings.sha256(), "code_sha256": code_sha256(), "task": settings.base["task"]}
         self.tracker = SweepTracker(
-            tracking.uri, tracking.experiment, settings.name, plain(values), tags, tracking.client_runs, known=trials, parent=known.get("parent")
+            tracking.uri,
+            tracking.experiment,
+            settings.name,
+            plain(values),
+            tags,
+            tracking.client_runs,
+            known=trials,
+            parent=known.get("parent"),
         )
         self.written = self.ids()
 

@@ -113,6 +113,35 @@ def _running(place: Place) -> Any:
     return RunningTrial(config, folder, place.metric, executor, notes=me, until=place.until)
 
 
+class Trouble(tune.Stopper):
+    """Ends the sweep at the first exception of our own code: Tune would take it for a failure of the trial at hand."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.error is not None
+
+    def watching(self, thing: Any, *names: str) -> Any:
+        """The thing, with what these methods raise kept."""
+        for name in names:
+            setattr(thing, name, self._kept(getattr(thing, name)))
+        return thing
+
+    def _kept(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any, **named: Any) -> Any:
+            try:
+                return method(*arguments, **named)
+            except BaseException as error:
+                self.error = self.error or error
+                raise
+
+        return watched
+
+
 class Unwritten:
     """Tune copies what it is given, and writes it as pickles that nobody reads: neither shall touch the ledger behind it."""
 
@@ -236,10 +265,12 @@ class Followed(Unwritten, tune.Callback):
     def __init__(self, search: Search, ledger: Ledger, folder: Path, trials: dict[int, Trial], told: Told) -> None:
         self.search, self.ledger, self.folder, self.trials, self.told = search, ledger, folder, trials, told
         self.stopped: dict[int, Mapping[str, Any]] = {}  # pruned, their summary not yet written
-        self.listening = True
+        self.started: set[int] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.told("started", self._of(trial), {})
+        if _number(trial) not in self.started:  # not when its driver was lost
+            self.started.add(_number(trial))
+            self.told("started", self._of(trial), {})
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         self.told("report", self._of(trial), result)
@@ -258,6 +289,8 @@ class Followed(Unwritten, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its driver was lost too often: what goes wrong inside a trial is a report."""
         number, config = _number(trial), trial.config["place"].config
+        if number in self.ledger.of("end"):
+            return
         said = f"its driver was lost {RESTARTS + 1} times"
         about = {"schema": 1, "status": "failed", "name": config["name"], "task": config["task"], "strategy": config["strategy"]["name"]}
         folder = self.folder / self.trials[number].folder
@@ -372,14 +405,24 @@ def run(
         driver = {here: 0.001}  # run folders are on this machine: drivers too; they compute little and ask for no CPU
         return tune.PlacementGroupFactory([driver, *[actor for _ in request.groups]], strategy="PACK")
 
-    followed = Followed(search, ledger, folder, trials, told)
+    trouble = Trouble()
+    followed = trouble.watching(
+        Followed(search, ledger, folder, trials, told),
+        "on_trial_start",
+        "on_trial_result",
+        "on_trial_complete",
+        "on_trial_error",
+        "on_step_end",
+    )
+    asked = trouble.watching(Asked(search, unfinished, ledger, place), "suggest")
+    remembered = trouble.watching(Remembered(sweep, ledger, max_rounds), "on_trial_add", "on_trial_result", "on_trial_complete")
     storage = Path(tempfile.mkdtemp(prefix="raylora-tune-"))
     try:
         tuner = tune.Tuner(
             tune.with_resources(DriverActor, bundles),
             tune_config=tune.TuneConfig(
-                search_alg=Asked(search, unfinished, ledger, place),
-                scheduler=Remembered(sweep, ledger, max_rounds),
+                search_alg=asked,
+                scheduler=remembered,
                 num_samples=-1,
                 max_concurrent_trials=concurrent,
                 reuse_actors=True,
@@ -391,12 +434,15 @@ def run(
                 name="sweep",
                 storage_path=str(storage),
                 verbose=0,
+                stop=trouble,
                 callbacks=[followed],
                 failure_config=tune.FailureConfig(max_failures=RESTARTS),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         tuner.fit()
+        if trouble.error is not None:
+            raise trouble.error
         until = time.monotonic() + SETTLE_S
         while followed.stopped and time.monotonic() < until:
             followed.settle()
@@ -404,6 +450,8 @@ def run(
     except (InputError, RunError, KeyboardInterrupt):
         raise
     except Exception as error:
+        if isinstance(trouble.error, InputError | RunError):
+            raise trouble.error from None
         raise RunError(f"Ray Tune: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
