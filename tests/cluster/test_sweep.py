@@ -1,0 +1,172 @@
+"""Sweeps on a real Ray: the same numbers as plain runs, within what was reserved, through kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import ray
+import yaml
+from mlflow import MlflowClient
+from ray._private.state import actors
+from small_runs import InProcess, build_host, run, settings
+
+from raylora import config as configuration
+from raylora import launch_sweep
+from raylora.core.errors import InputError
+from raylora.sweep.trial import RunningTrial
+
+pytestmark = pytest.mark.ray
+
+
+def write(folder, root, base=None, **changes):
+    """A sweep file beside its base experiment: two actors of two clients a trial, two trials at once."""
+    placement = {"cpus_per_client": 0.25, "clients_per_actor": 2}
+    (folder / "base.yaml").write_text(yaml.safe_dump(settings(root, placement=placement, **(base or {}))))
+    values = {"name": "ranks", "base": "base.yaml", "space": {"lora.rank": {"grid": [1, 2]}}, "seeds": [0, 1], "limits": {"concurrent": 2}}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({**values, **changes}))
+    return folder / "sweep.yaml"
+
+
+def plain_hashes(found, out):
+    """The hash of each trial's written config, run in this process."""
+    hashes = {}
+    for row in found["trials"]:
+        config = configuration.load(out / row["folder"] / "config.yaml")
+        hashes[row["number"]] = run(config, out / "plain" / str(row["number"])).hashes
+    return hashes
+
+
+def alive():
+    """Classes of the living actors of this Ray."""
+    return [
+        actor["ActorClassName"] for actor in actors().values() if actor["State"] in ("ALIVE", "PENDING_CREATION", "DEPENDENCIES_UNREADY")
+    ]
+
+
+class Watch(threading.Thread):
+    """Counts living actors until it is told to end."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.most, self.over = 0, threading.Event()
+
+    def run(self):
+        while not self.over.wait(0.1):
+            self.most = max(self.most, len(alive()))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_trials_are_plain_runs_within_what_was_reserved(prepared_folder, tmp_path, mlflow_uri):
+    path = write(tmp_path, prepared_folder, {"tracking": {"uri": mlflow_uri, "experiment": "sweeps"}})
+    before = len(alive())
+    watch = Watch()
+    watch.start()
+    out, found = launch_sweep.sweep(path, (), tmp_path / "out")
+    watch.over.set()
+    watch.join()
+    assert found["status"] == "finished"
+    assert [row["status"] for row in found["trials"]] == ["finished"] * 4
+    assert {row["number"]: row["adapter_sha256"] for row in found["trials"]} == plain_hashes(found, out)
+    assert before < watch.most <= before + 2 * (1 + 2)  # two trials at once: a driver and two clients' actors each
+    until = time.monotonic() + 20
+    while len(alive()) > before and time.monotonic() < until:
+        time.sleep(0.1)
+    assert len(alive()) == before
+    assert not ray.util.placement_group_table() or all(g["state"] == "REMOVED" for g in ray.util.placement_group_table().values())
+
+    best = found["best"]
+    means = {rank: sum(r["objective"] for r in found["trials"] if r["values"]["lora.rank"] == rank) / 2 for rank in (1, 2)}
+    assert best["values"]["lora.rank"] == max(means, key=means.get)
+    assert "<html" in (out / "comparison.html").read_text()
+
+    client = MlflowClient(mlflow_uri)
+    runs = client.search_runs([client.get_experiment_by_name("sweeps").experiment_id])
+    parent = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert [(r.info.run_name, r.info.status) for r in parent] == [("ranks", "FINISHED")]
+    trials = {r.info.run_name: r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent[0].info.run_id}
+    assert sorted(trials) == [f"ranks-{number:03d}" for number in range(4)]
+    for row in found["trials"]:
+        summary = json.loads((out / row["folder"] / "summary.json").read_text())
+        entry = trials[f"ranks-{row['number']:03d}"]
+        assert entry.data.metrics["final/dice/mean"] == summary["final"]["dice"]["mean"]
+        assert entry.data.metrics["validation.dice"] == row["objective"]
+        assert entry.data.params["lora.rank"] == str(row["values"]["lora.rank"])
+        children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == entry.info.run_id]
+        assert sorted(r.info.run_name for r in children) == summary["clients"]
+
+    again, same = launch_sweep.sweep(path, (), tmp_path / "out")  # nothing is left to do
+    assert same["trials"] == found["trials"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_asha_s_decisions_are_kept_and_a_pruned_trial_is_a_run_that_stopped_there(prepared_folder, tmp_path):
+    space = {"training.lr": {"grid": [0.03, 0.0003, 0.029, 0.00029]}}  # like and unlike: whichever is better, one of them is pruned
+    path = write(
+        tmp_path, prepared_folder, {"training__rounds": 4}, space=space, seeds=[0], scheduler={"kind": "asha", "reduction": 2},
+        limits={"concurrent": 1},
+    )  # fmt: skip
+    out, found = launch_sweep.sweep(path, (), tmp_path / "out")
+    pruned = [row for row in found["trials"] if row["status"] == "pruned"]
+    assert pruned
+    assert any(row["status"] == "finished" for row in found["trials"])
+    for row in pruned:
+        summary = json.loads((out / row["folder"] / "summary.json").read_text())
+        assert summary["stopped_after"] == row["rounds"]
+        assert "final" not in summary
+        config = configuration.load(out / row["folder"] / "config.yaml")
+        folder = out / "plain" / str(row["number"])
+        folder.mkdir(parents=True)
+        alone = RunningTrial(config, folder, "dice", lambda plan: InProcess(build_host(plan.spec, plan.weights)), until=row["rounds"])
+        while alone.advance().status == "running":
+            pass
+        assert json.loads((folder / "summary.json").read_text())["adapter_sha256"] == row["adapter_sha256"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_does_not_fit_is_said_at_once(prepared_folder, tmp_path):
+    path = write(tmp_path, prepared_folder)
+    with pytest.raises(InputError, match="placement"):
+        launch_sweep.sweep(path, ["placement.cpus_per_client=1000"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_that_cannot_be_is_named_before_anything_starts(prepared_folder, tmp_path):
+    path = write(tmp_path, prepared_folder, space={"lora.blocks": {"grid": ["all", 99]}})
+    with pytest.raises(InputError, match=r"trial 2 \(lora.blocks 99\)"):
+        launch_sweep.sweep(path, (), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_same_command_goes_on(prepared_folder, tmp_path):
+    """SIGKILL while trials run, twice; the third start ends it, and every trial is the plain run of its config."""
+    path = write(tmp_path, prepared_folder, {"training__rounds": 6})
+    command = [sys.executable, "-m", "raylora", "sweep", str(path), "--output", str(tmp_path / "out"), "--json"]
+    ledger = tmp_path / "out" / "ledger.jsonl"
+
+    def lines():
+        return len(ledger.read_text().splitlines()) if ledger.exists() else 0
+
+    for more in (4, 8):  # lines of the ledger since the start: somewhere in the middle of trials
+        began = lines()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        until = time.monotonic() + 180
+        while lines() < began + more and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        assert process.poll() is None, process.stderr.read()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [row["status"] for row in found["trials"]] == ["finished"] * 4
+    assert {row["number"]: row["adapter_sha256"] for row in found["trials"]} == plain_hashes(found, tmp_path / "out")
+    reports = [json.loads(line) for line in ledger.read_text().splitlines() if '"report"' in line]
+    assert sorted((line["number"], line["round"]) for line in reports) == [(n, r) for n in range(4) for r in range(1, 7)]  # each once
