@@ -99,7 +99,7 @@ def test_trials_are_plain_runs_within_what_was_reserved(prepared_folder, tmp_pat
         children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == entry.info.run_id]
         assert sorted(r.info.run_name for r in children) == summary["clients"]
 
-    again, same = launch_sweep.sweep(path, (), tmp_path / "out")  # nothing is left to do
+    _, same = launch_sweep.sweep(path, (), tmp_path / "out")  # nothing is left to do
     assert same["trials"] == found["trials"]
 
 
