@@ -118,7 +118,7 @@ def _remarks(by_block: Blocks, task: str, data: str, groups: Sequence[Group]) ->
     said = sorted({remark for run in runs for remark in run.remarks()})
     for run in runs:
         if not run.finished:
-            said.append(f"{run.folder} is {run.summary['status']}: it counts as tried and is not compared.")
+            said.append(f"{run.name} is {run.summary['status']}: it counts as tried and is not compared.")
     others = [other for of, other in by_block if of == task and other != data]
     if others:
         said.append(f"Other runs of this task were on other data ({', '.join(o[:8] for o in others)}): they are not tested against these.")
