@@ -144,7 +144,7 @@ def _block_dict(block: Block) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """JSON values only; the bootstrap replicates stay behind."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {key: _plain(v) for key, v in asdict(value).items() if key != "replicates"}
+        return {key: _plain(v) for key, v in asdict(value).items() if not key.endswith("replicates")}
     if isinstance(value, Mapping):
         return {str(key): _plain(v) for key, v in value.items()}
     if isinstance(value, list | tuple):

@@ -25,7 +25,9 @@ def tags(summary: dict) -> dict[str, str]:
 @pytest.fixture
 def tracked(mlflow_uri, tmp_path):
     """Two strategies with two seeds in MLflow, and a sweep with a trial that was pruned."""
-    folders = [make_run(tmp_path / "runs" / f"{s}{i}", strategy=s, seed=i, rounds=1, patients=3) for s in ("fedit", "local") for i in (0, 1)]
+    folders = [
+        make_run(tmp_path / "runs" / f"{s}{i}", strategy=s, seed=i, rounds=1, patients=3) for s in ("fedit", "local") for i in (0, 1)
+    ]
     for folder in folders:
         summary, config = json.loads((folder / "summary.json").read_text()), yaml.safe_load((folder / "config.yaml").read_text())
         run = Finished(folder=folder, name=folder.name, summary=summary, config=config, tags=tags(summary), client_runs=16)
