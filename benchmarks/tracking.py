@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from raylora import config as configuration
 from raylora.core.seeds import generator
@@ -55,7 +56,6 @@ def measure(folder: Path, trials: int, clients: int, rounds: int) -> dict[str, A
     for number in range(trials):
         while len(tracker.ids()[1]) < number - AHEAD:
             time.sleep(0.005)
-        told = time.perf_counter()
         config, lines, summary = trial(number, clients, rounds)
         out = folder / "trials" / f"{number:03d}"
         write_folder(out, config, lines, summary)
@@ -122,7 +122,7 @@ def write_folder(folder: Path, config: Mapping[str, Any], lines: list[dict[str, 
     """A run folder with one small adapter."""
     (folder / "adapters" / "global").mkdir(parents=True)
     (folder / "adapters" / "global" / "adapter_model.safetensors").write_bytes(b"\0" * 4096)
-    (folder / "config.yaml").write_text(json.dumps(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "summary.json").write_text(json.dumps(summary))
 

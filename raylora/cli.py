@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,22 +100,33 @@ def compare(
     output: Annotated[Path | None, typer.Option("--output", help="An HTML page.")] = None,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FOLDER", help="Every table as a CSV file.")] = None,
     baseline: Annotated[str | None, typer.Option("--baseline", help="Strategy or label of the A/A row (default: fedit).")] = None,
+    experiment: Annotated[str | None, typer.Option("--experiment", metavar="NAME", help="All ended runs of an MLflow experiment.")] = None,
+    uri: Annotated[str | None, typer.Option("--uri", help="Its tracking server or database (default: sqlite:///mlflow.db).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Runs side by side: tables, paired tests, pictures."""
+    """Runs (or sweeps, by their trials) side by side: tables, paired tests, pictures."""
+    from raylora import launch
     from raylora.report import compare as comparing
+    from raylora.report.live import Live
 
-    if not folders:
-        raise InputError("compare: expected run folders")
-    found = comparing.compare(folders, baseline=baseline)
-    found.show()
-    if output is not None:
-        found.write_html(output)
-        typer.echo(f"page: {output}")
-    if csv is not None:
-        typer.echo(f"tables: {csv} ({len(found.write_csv(csv))} files)")
-    if as_json:
-        _print(found.as_dict(), True)
+    if not folders and experiment is None:
+        raise InputError("compare: expected run folders, sweep folders, or --experiment NAME")
+    if uri is not None and experiment is None:
+        raise InputError("--uri: expected --experiment NAME with it")
+    with tempfile.TemporaryDirectory(prefix="raylora-compare-") as into:
+        names: dict[Path, str] = {}
+        if experiment is not None:
+            with Live() as live:
+                names = launch.fetch(experiment, uri, Path(into), on_event=live)
+        found = comparing.compare([*(folders or ()), *names], baseline=baseline, names=names)
+        found.show()
+        if output is not None:
+            found.write_html(output)
+            typer.echo(f"page: {output}")
+        if csv is not None:
+            typer.echo(f"tables: {csv} ({len(found.write_csv(csv))} files)")
+        if as_json:
+            _print(found.as_dict(), True)
 
 
 @app.command()

@@ -269,6 +269,22 @@ def upload(folder: Path, uri: str | None = None) -> Uploaded:
         raise RunError(f"MLflow at {where}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
 
 
+def fetch(experiment: str, uri: str | None, into: Path, *, on_event: Callable[[Event], None] = lambda event: None) -> dict[Path, str]:
+    """The ended runs of an MLflow experiment as {folder: name}, those that are not on this machine in new folders in `into`.
+
+    `uri`: by default the database that runs are tracked in by default. Raises InputError, and RunError where the server does not answer.
+    """
+    from raylora.tracking import mlflow, remote
+
+    where = mlflow.resolved(uri or str(configuration.Tracking().uri), Path.cwd())
+    try:
+        return remote.fetch(where, experiment, into, _told(on_event))
+    except InputError:
+        raise
+    except Exception as error:
+        raise RunError(f"MLflow at {where}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+
+
 def _ended(folder: Path) -> tuple[Config, Finished]:
     """A run folder whose run has ended. Raises InputError."""
     from raylora.tracking.mlflow import Finished

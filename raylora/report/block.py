@@ -14,6 +14,7 @@ from raylora.report.runs import Run
 from raylora.report.scores import Score, frozen_score, score_of
 from raylora.report.words import inside
 
+MOST_TESTED = 40  # configurations of which all pairs are tested
 Blocks = Mapping[tuple[str, str], Sequence[Run]]  # (task, data hash) -> runs
 
 
@@ -79,6 +80,13 @@ def make_block(by_block: Blocks, task: str, data: str, baseline: str | None, roo
         remarks.append(f"No configuration of this block is called {baseline}: A/A is not available.")
     a_a = self_test(base, metric)
     scores = tuple(score_of(group, metric, root_seed, replicates) for group in groups)
+    winners = _winners(scores, tried)
+    chosen = next(
+        (group for group, score in zip(groups, scores, strict=True) if any(w.overall and w.score is score for w in winners)), None
+    )
+    against = chosen if len(groups) > MOST_TESTED else None  # nobody reads a hundred thousand sentences
+    if against is not None:
+        remarks.append(f"{len(groups)} configurations: only pairs with {against.label}, which validation patients chose, are tested.")
     with_frozen = frozen_group(groups)
     return Block(
         task=task,
@@ -88,9 +96,9 @@ def make_block(by_block: Blocks, task: str, data: str, baseline: str | None, roo
         runs=tuple(runs),
         scores=scores,
         frozen=frozen_score(with_frozen, metric, root_seed, replicates) if with_frozen else None,
-        pairs=tuple(pairs_of(groups, metric, a_a, root_seed, replicates)),
+        pairs=tuple(pairs_of(groups, metric, a_a, root_seed, replicates, against)),
         a_a=a_a,
-        winners=tuple(_winners(scores, tried)),
+        winners=tuple(winners),
         remarks=tuple([*remarks, *_remarks(by_block, task, data, groups)]),
         marks=tuple(common_marks([run.summary for run in finished])),
     )
@@ -118,7 +126,7 @@ def _remarks(by_block: Blocks, task: str, data: str, groups: Sequence[Group]) ->
     said = sorted({remark for run in runs for remark in run.remarks()})
     for run in runs:
         if not run.finished:
-            said.append(f"{run.folder} is {run.summary['status']}: it counts as tried and is not compared.")
+            said.append(f"{run.name} is {run.summary['status']}: it counts as tried and is not compared.")
     others = [other for of, other in by_block if of == task and other != data]
     if others:
         said.append(f"Other runs of this task were on other data ({', '.join(o[:8] for o in others)}): they are not tested against these.")

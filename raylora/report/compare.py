@@ -15,6 +15,7 @@ from raylora.metrics.bootstrap import REPLICATES
 from raylora.report.block import Block, Blocks, make_block
 from raylora.report.compare_plots import block_pictures
 from raylora.report.compare_tables import block_tables, terminal_tables
+from raylora.report.figures import listing
 from raylora.report.groups import blocks_of
 from raylora.report.html import render, save_pictures, table_context, write_page
 from raylora.report.runs import find_runs
@@ -82,20 +83,28 @@ class Comparison:
         return write_page(Path(path), render("comparison.html", title="Comparison", runs=runs, blocks=blocks))
 
 
-def compare(run_dirs: Sequence[Path], *, baseline: str | None = None, root_seed: int = 0, replicates: int = REPLICATES) -> Comparison:
+def compare(
+    run_dirs: Sequence[Path],
+    *,
+    baseline: str | None = None,
+    root_seed: int = 0,
+    replicates: int = REPLICATES,
+    names: Mapping[Path, str] | None = None,
+) -> Comparison:
     """Compare run folders (and sweep folders, by their trials).
 
     Args:
         run_dirs: folders; runs of different tasks or data come into separate blocks and are not tested against each other.
         baseline: the label or strategy of the A/A row; by default FedIT, else the first.
         root_seed: of the bootstrap.
+        names: what runs are called that are not called by their folder.
 
     Raises InputError if a folder holds no run, if no run is finished, or if runs of one task can nowhere be compared because each was on
     other data.
     """
-    found = find_runs(run_dirs)
+    found = find_runs(run_dirs, names)
     if not any(run.finished for run in found):
-        raise InputError(f"compare: expected finished runs, found none in {', '.join(str(d) for d in run_dirs)}")
+        raise InputError(f"compare: expected finished runs, found none in {listing(((names or {}).get(d, str(d)) for d in run_dirs), 4)}")
     by_block = {key: runs for key, runs in blocks_of(found).items() if any(run.finished for run in runs)}
     _refuse_incomparable(by_block)
     blocks = [make_block(by_block, task, data, baseline, root_seed, replicates) for task, data in by_block]
@@ -109,7 +118,7 @@ def _refuse_incomparable(by_block: Blocks) -> None:
         if len(mine) > 1 and all(len(runs) == 1 for runs in mine.values()):
             (one, *_), (other, *_) = list(mine.values())[:2]
             raise InputError(
-                f"compare: {one.folder} and {other.folder} were on different data (data_sha256 {one.summary['data_sha256'][:8]} and "
+                f"compare: {one.name} and {other.name} were on different data (data_sha256 {one.summary['data_sha256'][:8]} and "
                 f"{other.summary['data_sha256'][:8]}): a comparison needs the same patients"
             )
 
@@ -120,7 +129,7 @@ def _block_dict(block: Block) -> dict[str, Any]:
         "metric": block.metric,
         "data_sha256": block.data_sha256,
         "varied": list(block.varied),
-        "runs": [str(run.folder) for run in block.runs],
+        "runs": [run.name for run in block.runs],
         "configurations": [_plain(score) for score in block.scores],
         "frozen": None if block.frozen is None else _plain(block.frozen),
         "pairs": [_plain(pair) for pair in block.pairs],
@@ -135,7 +144,7 @@ def _block_dict(block: Block) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """JSON values only; the bootstrap replicates stay behind."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {key: _plain(v) for key, v in asdict(value).items() if key != "replicates"}
+        return {key: _plain(v) for key, v in asdict(value).items() if not key.endswith("replicates")}
     if isinstance(value, Mapping):
         return {str(key): _plain(v) for key, v in value.items()}
     if isinstance(value, list | tuple):

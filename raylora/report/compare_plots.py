@@ -19,6 +19,8 @@ from raylora.report.table import Estimate, Table, bytes_text, decimal, estimate,
 from raylora.report.words import metric_words
 
 WIDE = 10.0  # an axis is logarithmic if its values span more than this factor
+MOST_SCORES = 40  # configurations in one picture
+MOST_WORDS = 12  # values on an axis that are not numbers
 
 
 def block_pictures(block: Block) -> list[Picture]:
@@ -27,19 +29,22 @@ def block_pictures(block: Block) -> list[Picture]:
         scores_picture(block),
         cost_picture(block, "bytes", "Bytes sent, both directions", lambda s: s.bytes_total, bytes_text),
         cost_picture(block, "seconds", "Wall time of a run", lambda s: s.seconds, seconds_text),
-        *(key_picture(block, key) for key in numeric_keys(block)),
+        *(key_picture(block, key) for key in swept_keys(block)),
         *(rank_by_blocks(block, strategy) for strategy in dict.fromkeys(s.strategy for s in block.scores)),
     ]
     return [picture for picture in made if picture is not None]
 
 
 def scores_picture(block: Block) -> Picture | None:
-    """In-client and cross-client score of each configuration with its interval."""
-    shown = [s for s in (*([block.frozen] if block.frozen else []), *block.scores) if s.in_client.value is not None]
+    """In-client and cross-client score of each configuration with its interval; of many, those that validation patients put first."""
+    scored = [s for s in block.scores if s.in_client.value is not None]
+    first = sorted(scored, key=lambda s: -math.inf if s.validation.value is None else s.validation.value, reverse=True)[:MOST_SCORES]
+    shown = [s for s in (block.frozen, *scored) if s is not None and s.in_client.value is not None and (s is block.frozen or s in first)]
     if not shown:
         return None
     metric = metric_words(block.metric)
-    title = f"{metric} on test patients, with 95 % intervals"
+    most = f" (the {MOST_SCORES} best on validation patients of {len(scored)})" if len(scored) > MOST_SCORES else ""
+    title = f"{metric} on test patients, with 95 % intervals{most}"
 
     def draw(theme: Theme) -> Figure:
         made, (axes,) = figure(theme, 7.6, 1.3 + 0.42 * len(shown))
@@ -102,45 +107,64 @@ def cost_picture(
     return Picture(f"{block.task}_{name}", title, alt, draw, data)
 
 
-def numeric_keys(block: Block) -> list[str]:
-    """The varied keys with two numbers or more among their values."""
-    return [key for key in block.varied if len({v for s in block.scores if _number(v := s.settings.get(key))}) > 1]
+def swept_keys(block: Block) -> list[str]:
+    """The varied keys with two values or more that can stand on an axis: numbers, or a few words. The strategy has pictures of its own."""
+    found = []
+    for key in block.varied:
+        values = {_hashable(v) for s in block.scores if (v := s.settings.get(key)) is not None}
+        if key != "strategy.name" and len(values) > 1 and (all(map(_number, values)) or len(values) <= MOST_WORDS):
+            found.append(key)
+    return found
 
 
 def key_picture(block: Block, key: str) -> Picture | None:
-    """The score against one key: for each strategy the mean over the configurations with a value, and the band of that mean."""
-    series: dict[str, list[tuple[object, Estimate]]] = {}
+    """The score against one key, on validation patients (what configurations are chosen by) and on test patients: for each strategy the mean
+    over the configurations with a value, and the band of that mean."""
+    series: dict[str, list[tuple[object, Estimate, Estimate]]] = {}
     for strategy in dict.fromkeys(s.strategy for s in block.scores):
         mine = [s for s in block.scores if s.strategy == strategy and s.in_client.value is not None and s.settings.get(key) is not None]
         values = sorted({_hashable(s.settings[key]) for s in mine}, key=_order)
         if len(values) > 1:
-            series[strategy] = [(v, mean_estimate([s for s in mine if _hashable(s.settings[key]) == v])) for v in values]
+            same = [(v, [s for s in mine if _hashable(s.settings[key]) == v]) for v in values]
+            series[strategy] = [(v, mean_estimate(scores, "validation"), mean_estimate(scores)) for v, scores in same]
     if not series:
         return None
     metric = metric_words(block.metric)
     title = f"{metric} against {key}"
-    every = sorted({v for points in series.values() for v, _ in points}, key=_order)
+    every = sorted({v for points in series.values() for v, _, _ in points}, key=_order)
     as_numbers = len(every) > 8 and all(_number(v) and math.isfinite(v) for v in every)
 
     def draw(theme: Theme) -> Figure:
-        made, (axes,) = figure(theme, 7.2, 3.4)
-        for (strategy, points), colour, marker in zip(series.items(), colours(theme, len(series)), markers(len(series)), strict=True):
-            x = [v if as_numbers else every.index(v) for v, _ in points]
-            axes.plot(x, [e.value for _, e in points], color=colour, marker=marker, label=strategy)
-            axes.fill_between(x, [e.low for _, e in points], [e.high for _, e in points], color=colour, alpha=0.18, linewidth=0)
-        axes.set(xlabel=key, ylabel=f"{metric}, in-client")
-        if as_numbers:
-            _scale(axes, every, value_text)
-        else:
-            axes.set_xticks(range(len(every)), [value_text(v) for v in every])
-        legend_outside(axes)
+        made, panels = figure(theme, 8.6, 3.4, columns=2, sharey=True)
+        for place, axes, name in zip((1, 2), panels, ("validation patients", "test patients"), strict=True):
+            for (strategy, points), colour, marker in zip(series.items(), colours(theme, len(series)), markers(len(series)), strict=True):
+                shown = [
+                    (v if as_numbers else every.index(v), point[place])
+                    for point in points
+                    if point[place].value is not None
+                    for v in point[:1]
+                ]
+                x, estimates = [at for at, _ in shown], [e for _, e in shown]
+                axes.plot(x, [e.value for e in estimates], color=colour, marker=marker, label=strategy)
+                axes.fill_between(x, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.18, linewidth=0)
+            axes.set(xlabel=key, title=name)
+            if as_numbers:
+                _scale(axes, every, value_text)
+            else:
+                axes.set_xticks(range(len(every)), [value_text(v) for v in every])
+        panels[0].set_ylabel(f"{metric}, in-client")
+        legend_outside(panels[1])
         return made
 
-    rows = tuple((strategy, value_text(v), e) for strategy, points in series.items() for v, e in points)
-    data = Table(title, (words("Strategy"), words(key), estimate(f"{metric}, in-client [95 %]")), rows)
-    best = {strategy: max(points, key=lambda p: p[1].value) for strategy, points in series.items()}
-    said = listing((f"{strategy} {e.value:.3f} at {value_text(v)}" for strategy, (v, e) in best.items()), 8)
-    return Picture(f"{block.task}_by_{key.replace('.', '_')}", title, f"{title}. Highest: {said}.", draw, data)
+    rows = tuple((strategy, value_text(v), test, validation) for strategy, points in series.items() for v, validation, test in points)
+    columns = (words("Strategy"), words(key), estimate("Test, in-client [95 %]"), estimate("Validation [95 %]"))
+    best = {strategy: max(points, key=lambda p: -math.inf if p[1].value is None else p[1].value) for strategy, points in series.items()}
+    chosen = {strategy: point for strategy, point in best.items() if point[1].value is not None}
+    said = listing(
+        (f"{strategy} at {value_text(v)}: {e.value:.3f}, on test patients {t.value:.3f}" for strategy, (v, e, t) in chosen.items()), 8
+    )
+    alt = f"{title}. Highest on validation patients: {said}." if said else f"{title}, on test patients."
+    return Picture(f"{block.task}_by_{key.replace('.', '_')}", title, alt, draw, Table(title, columns, rows))
 
 
 def rank_by_blocks(block: Block, strategy: str) -> Picture | None:

@@ -168,11 +168,11 @@ def settings_table(block: Block) -> Table:
 
 def runs_table(block: Block) -> Table:
     """The folders behind it all."""
-    columns = (words("Folder"), words("Strategy"), whole("Seed"), words("Status"), words("Configuration hash"))
+    columns = (words("Run"), words("Strategy"), whole("Seed"), words("Status"), words("Configuration hash"))
     rows = []
     for run in block.runs:
         sha256 = str(run.summary.get("config_sha256", ""))
-        rows.append((str(run.folder), run.strategy, run.seed, str(run.summary["status"]), sha256[:12]))
+        rows.append((run.name, run.strategy, run.seed, str(run.summary["status"]), sha256[:12]))
     return Table("Runs", columns, tuple(rows))
 
 

@@ -75,10 +75,14 @@ def abroad(table: CaseTable, metric: str, clients: Sequence[str]) -> list[dict[s
 
 
 def blocks_of(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """Runs by (task, data hash): only within these are patients the same."""
+    """Runs by (task, data hash): only within these are patients the same. A run that ended before it knew its data is of the task's only
+    data, if there is one."""
+    known = {(run.task, data) for run in runs if (data := str(run.summary.get("data_sha256") or ""))}
     blocks: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        blocks[run.task, str(run.summary.get("data_sha256", ""))].append(run)
+        only = [data for task, data in known if task == run.task]
+        data = str(run.summary.get("data_sha256") or "") or (only[0] if len(only) == 1 else "")
+        blocks[run.task, data].append(run)
     return dict(blocks)
 
 
@@ -93,7 +97,7 @@ def groups_of(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
         seeds = kept.setdefault(repr(mine), {})
         settings[repr(mine)] = mine
         if run.seed in seeds:
-            remarks.append(f"{run.folder} repeats {seeds[run.seed].folder} (same configuration, same seed) and was left out.")
+            remarks.append(f"{run.name} repeats {seeds[run.seed].name} (same configuration, same seed) and was left out.")
         else:
             seeds[run.seed] = run
     labels = _labels([(settings[key], next(iter(seeds.values())).strategy) for key, seeds in kept.items()])

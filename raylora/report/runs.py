@@ -26,6 +26,7 @@ class Run:
     config: Mapping[str, Any]  # nested, as resolved
     summary: Mapping[str, Any]
     rounds: Sequence[Mapping[str, Any]]  # the objects of rounds.jsonl
+    name: str = ""  # what it is called in tables and messages
 
     @property
     def task(self) -> str:
@@ -96,18 +97,26 @@ class Run:
         return said
 
 
-def read_run(folder: Path) -> Run:
-    """Read one run folder. Raises InputError if it is none."""
+def read_run(folder: Path, name: str = "") -> Run:
+    """Read one run folder, called so (by default by its path). Raises InputError if it is none."""
     folder = Path(folder)
     summary = _read_json(folder / "summary.json", folder)
-    missing = [key for key in ("task", "strategy", "seed", "clients", "status") if key not in summary]
+    config = _read_yaml(folder / "config.yaml")
+    if summary.get("status") in ("pruned", "failed"):  # it may have ended before it knew more than its configuration
+        strategy = (config.get("strategy") or {}).get("name")
+        summary = {"task": config.get("task"), "strategy": strategy, "seed": config.get("seed"), "clients": [], **summary}
+    missing = [key for key in ("task", "strategy", "seed", "clients", "status") if summary.get(key) is None]
     if missing:
         raise InputError(f"{folder / 'summary.json'}: expected the keys of a run's summary, {missing[0]!r} is not there")
-    return Run(folder=folder, config=_read_yaml(folder / "config.yaml"), summary=summary, rounds=_read_lines(folder / "rounds.jsonl"))
+    rounds = _read_lines(folder / "rounds.jsonl")
+    return Run(folder=folder, config=config, summary=summary, rounds=rounds, name=name or str(folder))
 
 
-def find_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs of some run folders and sweep folders (all their trials), in order. Raises InputError for any other folder."""
+def find_runs(folders: Sequence[Path], names: Mapping[Path, str] | None = None) -> list[Run]:
+    """The runs of some run folders and sweep folders (all their trials), in order. Raises InputError for any other folder.
+
+    `names`: what runs are called that are not called by their folder.
+    """
     runs = []
     for folder in map(Path, folders):
         if (folder / "sweep.json").is_file():
@@ -116,7 +125,7 @@ def find_runs(folders: Sequence[Path]) -> list[Run]:
                 raise InputError(f"{folder}: expected a sweep with trials, found none that wrote a summary.json")
             runs += [read_run(trial) for trial in trials]
         else:
-            runs.append(read_run(folder))
+            runs.append(read_run(folder, (names or {}).get(folder, "")))
     return runs
 
 

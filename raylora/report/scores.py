@@ -38,6 +38,7 @@ class Score:
     per_client: Mapping[str, float | None] = field(default_factory=dict)
     per_seed: Mapping[int, float | None] = field(default_factory=dict)
     replicates: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)  # (R,) of in_client, empty where there is no score
+    validation_replicates: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)  # (R,) of validation
 
     @property
     def bytes_total(self) -> float | None:
@@ -46,7 +47,7 @@ class Score:
 
 def score_of(group: Group, metric: str, root_seed: int = 0, replicates: int = REPLICATES) -> Score:
     """Everything the tables and pictures say of one group, for the primary metric of its task."""
-    own = group.in_client(metric)
+    own, validation = group.in_client(metric), group.in_client(metric, "validation")
     clients = group.runs[0].clients
     unseen = sorted(group.runs[0].test.sites - set(clients))
     others = [name for name in reported_metrics(group.runs[0].task) if name != metric]
@@ -59,7 +60,7 @@ def score_of(group: Group, metric: str, root_seed: int = 0, replicates: int = RE
         strategy=group.strategy,
         settings=group.settings,
         seeds=group.seeds,
-        validation=said(group.in_client(metric, "validation")),
+        validation=said(validation),
         in_client=said(own),
         cross_client=said(group.cross_client(metric)),
         shared=said(group.of_model(metric, GLOBAL, clients)),
@@ -70,7 +71,8 @@ def score_of(group: Group, metric: str, root_seed: int = 0, replicates: int = RE
         exploratory={name: said(group.in_client(name)) for name in others},
         per_client=own.client_scores if own.patients else {},
         per_seed=own.seed_scores,
-        replicates=bootstrap(own, root_seed, replicates) if own.point is not None else np.empty(0),
+        replicates=_replicates(own, root_seed, replicates),
+        validation_replicates=_replicates(validation, root_seed, replicates),
     )
 
 
@@ -97,14 +99,21 @@ def frozen_score(group: Group, metric: str, root_seed: int = 0, replicates: int 
     )
 
 
-def mean_estimate(scores: Sequence[Score]) -> Estimate:
-    """The mean in-client score of several configurations on the same patients, with the interval of that mean."""
-    values = [s.in_client.value for s in scores if s.in_client.value is not None]
-    drawn = [s.replicates for s in scores if len(s.replicates)]
+def mean_estimate(scores: Sequence[Score], split: str = "test") -> Estimate:
+    """The mean score (in-client on test patients, or on validation patients) of several configurations on the same patients, with the
+    interval of that mean."""
+    on_test = split == "test"
+    estimates = [s.in_client if on_test else s.validation for s in scores]
+    values = [e.value for e in estimates if e.value is not None]
+    drawn = [r for s in scores if len(r := s.replicates if on_test else s.validation_replicates)]
     if not values:
         return Estimate(None)
     low, high = np.nanquantile(np.mean(drawn, axis=0), [0.025, 0.975])
-    return Estimate(float(np.mean(values)), float(low), float(high), scores[0].in_client.n)
+    return Estimate(float(np.mean(values)), float(low), float(high), estimates[0].n)
+
+
+def _replicates(one: Panel, root_seed: int, replicates: int) -> np.ndarray:
+    return bootstrap(one, root_seed, replicates) if one.point is not None else np.empty(0)
 
 
 def _estimate(one: Panel | None, root_seed: int, replicates: int) -> Estimate:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raylora.core.errors import InputError
-from raylora.tracking.store import KEY, RECORD, Node, Store, flat, now_ms
+from raylora.tracking.store import FOLDER, KEY, RECORD, Node, Store, flat, now_ms
 from raylora.tracking.writer import Writer
 
 NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "gpfs", "beegfs", "ceph", "9p"}
@@ -84,7 +84,8 @@ class ExperimentRuns:
                 self._child(client, at).measure(own, step, at)
         self.node.files += [item for item in sorted(folder.iterdir()) if item.name != "checkpoints" and not item.name.startswith(".")]
         written = folder / "summary.json"
-        self.node.late = {RECORD: record_sha256(json.loads(written.read_text(encoding="utf-8")) if written.is_file() else summary)}
+        mark = record_sha256(json.loads(written.read_text(encoding="utf-8")) if written.is_file() else summary)
+        self.node.late = {RECORD: mark, FOLDER: str(folder.resolve())}
         self.end("FINISHED", at)
 
     def end(self, status: str, at: int) -> None:

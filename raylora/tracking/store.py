@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 KEY, RECORD = "raylora.key", "raylora.record"  # tags: which run it is, and the hash of the summary that it holds all of
+FOLDER = "raylora.folder"  # tag: where the run folder was
 PARENT = "mlflow.parentRunId"
 MOST_METRICS, MOST_PARAMS = 900, 100  # in one call; the server's limits are 1,000 in all, 100 of them parameters
 LOCKED_S = 2.0  # how long a SQLite file may be locked before it counts as not to be reached

@@ -185,3 +185,31 @@ def test_a_baseline_differs_from_itself_at_the_stated_rate(seeds):
         baseline, other = rng.normal(0.8, 0.01, seeds), rng.normal(0.8, 0.01, seeds)
         rejected += abs(baseline.mean() - other.mean()) > resolvable_difference(baseline, seeds, seeds)
     assert rejected / trials == pytest.approx(0.05, abs=0.011)  # three standard errors of a rate of 5 % in 4000
+
+
+def test_a_panel_of_the_baseline_is_told_from_itself_at_the_stated_rate():
+    """Whole panels: the same patients, other seeds that move all of them together and each one a little."""
+    trials, seeds, rejected, rng = 800, 3, 0, generator(8, "A/A panels")
+    patient = rng.normal(0.8, 0.1, 40)
+    clients = ["A"] * 10 + ["B"] * 30
+
+    def draw() -> Panel:
+        return _panel([patient + rng.normal(0, 0.01) + rng.normal(0, 0.03, 40) for _ in range(seeds)], clients=clients)
+
+    for _ in range(trials):
+        one, other = draw(), draw()
+        rejected += abs(one.point - other.point) > resolvable_difference(list(one.seed_scores.values()), seeds, seeds)
+    assert rejected / trials == pytest.approx(0.05, abs=0.024)  # three standard errors
+
+
+@pytest.mark.slow
+def test_coverage_with_seeds_that_differ():
+    """Nominal 95 %: patients within clients, then three seeds, whose effects spread about as much as the mean over patients does."""
+    means, strata, covered, simulations = np.linspace(0.8, 0.9, 5), np.repeat(np.arange(5), 10), 0, 250
+    for number in range(simulations):
+        rng = generator(number, "simulated cohort with seeds")
+        patient = rng.beta(20 * means[strata], 20 * (1 - means[strata]))
+        values = [patient + rng.normal(0, 0.01) + rng.normal(0, 0.01, 50) for _ in range(3)]
+        low, high = panel_interval(_panel(values, clients=[f"c{i}" for i in strata]), number, 400)
+        covered += low <= means.mean() <= high
+    assert 0.89 <= covered / simulations <= 0.97

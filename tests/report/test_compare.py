@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from make_run import SITES, make_run
 from page_reader import Page, assert_self_contained
 from rich.console import Console
@@ -171,6 +172,39 @@ def test_winners_are_chosen_on_validation_and_say_how_many_were_tried(tmp_path):
     assert winner.tried == 4 and winner.score.validation.value == max(validation) and winner.overall
     assert f"Of 4 configurations tried, {winner.score.label} has the best Dice on validation patients" in block.findings()[0]
     assert any("pruned" in remark for remark in block.remarks)
+
+
+def test_a_sweep_folder_is_its_trials(tmp_path):
+    sweep = tmp_path / "sweep"
+    for number, rank in enumerate((2, 4, 8)):
+        made = make_run(sweep / "trials" / f"{number:03d}", quality=0.8 + rank / 100, rounds=1, patients=2, config={"lora.rank": rank})
+    config = yaml.safe_load((made / "config.yaml").read_text())
+    for number, status in ((3, "pruned"), (4, "failed")):  # they ended before they knew more than their configuration
+        other = sweep / "trials" / f"{number:03d}"
+        other.mkdir()
+        (other / "config.yaml").write_text(yaml.safe_dump({**config, "lora": {**config["lora"], "rank": 2**number * 2}}))
+        (other / "summary.json").write_text(json.dumps({"status": status}))
+    (sweep / "trials" / "005").mkdir()  # one that had only begun
+    with pytest.raises(InputError, match="expected a run folder"):
+        compare([sweep])
+    (sweep / "sweep.json").write_text("{}")
+    block = compare([sweep], replicates=FEW).blocks[0]
+    assert [s.label for s in block.scores] == ["fedit rank=2", "fedit rank=4", "fedit rank=8"]
+    assert [w.tried for w in block.winners] == [5] and block.findings()[0].startswith(
+        "Of 5 configurations tried, fedit rank=8 has the best"
+    )
+    assert [run.summary["status"] for run in block.runs] == ["finished"] * 3 + ["pruned", "failed"]
+
+
+def test_of_very_many_configurations_only_the_chosen_ones_pairs_are_tested(tmp_path, monkeypatch):
+    from raylora.report import block as blocks
+
+    monkeypatch.setattr(blocks, "MOST_TESTED", 3)
+    runs = [make_run(tmp_path / str(r), quality=0.7 + r / 100, rounds=1, patients=2, config={"lora.rank": r}) for r in (1, 2, 4, 8)]
+    block = compare(runs, replicates=50).blocks[0]
+    assert {(p.a, p.b) for p in block.pairs} == {("fedit rank=8", f"fedit rank={r}") for r in (1, 2, 4)}
+    assert "4 configurations: only pairs with fedit rank=8, which validation patients chose, are tested." in block.remarks
+    assert len(compare(runs[:3], replicates=50).blocks[0].pairs) == 3
 
 
 def test_the_dictionary_is_json_and_the_tables_are_csv(both, tmp_path):

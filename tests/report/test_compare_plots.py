@@ -3,7 +3,7 @@ import pytest
 from make_run import make_run
 
 from raylora.report.compare import compare
-from raylora.report.compare_plots import block_pictures, numeric_keys, pareto
+from raylora.report.compare_plots import block_pictures, pareto, swept_keys
 
 
 def test_the_pareto_front_by_hand():
@@ -26,13 +26,14 @@ def swept(tmp_path_factory):
     return compare(runs, replicates=200).blocks[0]
 
 
-def test_keys_with_numbers_are_drawn_and_rank_meets_blocks(swept):
-    assert numeric_keys(swept) == ["lora.rank", "training.lr"]  # blocks has one number only
+def test_swept_keys_are_drawn_and_rank_meets_blocks(swept):
+    assert swept_keys(swept) == ["lora.blocks", "lora.rank", "training.lr"]
     names = [p.name for p in block_pictures(swept)]
     assert names == [
         "segmentation_scores",
         "segmentation_bytes",
         "segmentation_seconds",
+        "segmentation_by_lora_blocks",
         "segmentation_by_lora_rank",
         "segmentation_by_training_lr",
         "segmentation_rank_by_blocks_fedit",
@@ -45,6 +46,10 @@ def test_a_key_shows_the_mean_over_the_configurations_with_each_value(swept):
     found = {row[1]: row[2] for row in picture.data.rows}
     assert {r: found[str(r)].value for r in (2, 8)} == pytest.approx({r: np.mean(v) for r, v in by_rank.items()})
     assert all(e.low < e.value < e.high for e in found.values())
+    chosen_by = {rank: [s.validation.value for s in swept.scores if s.settings["lora.rank"] == rank] for rank in (2, 8)}
+    on_validation = {row[1]: row[3] for row in picture.data.rows}
+    assert {r: on_validation[str(r)].value for r in (2, 8)} == pytest.approx({r: np.mean(v) for r, v in chosen_by.items()})
+    assert "Highest on validation patients: fedit at 8: " in picture.alt
 
 
 def test_the_heat_map_holds_every_cell(swept):

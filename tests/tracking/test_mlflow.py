@@ -2,18 +2,22 @@
 
 import json
 import shutil
+import sqlite3
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
+from mlflow import __version__ as mlflow_version
 
 from raylora import config as configuration
 from raylora import launch
 from raylora.core.errors import InputError, RunError
 from raylora.tracking import mlflow as ours
-from raylora.tracking import writer
-from raylora.tracking.mlflow import Tracker, flat, resolved
+from raylora.tracking import store, writer
+from raylora.tracking.mlflow import Tracker, resolved
+from raylora.tracking.store import Node, Store, flat
 
 
 def tracked(found, uri: str, experiment: str = "hearts", client_runs: int = 16) -> Tracker:
@@ -65,11 +69,44 @@ def test_a_run_is_read_back_with_its_parameters_metrics_clients_and_files(runs, 
 
 
 @pytest.mark.slow
-def test_many_clients_have_no_runs_of_their_own(runs, mlflow_uri):
-    tracker = tracked(runs("disease"), mlflow_uri, client_runs=3)
+def test_data_and_environment_are_kept_with_the_run(runs, mlflow_uri, tmp_path):
+    found = runs("disease")
+    tracker = tracked(found, mlflow_uri)
+    assert tracker.close() is None
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    run = client.get_run(tracker.run_id)
+    (given,) = run.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("mnms", "abc")
+    assert json.loads(given.dataset.source) == {"data_sha256": "abc", "sets": [{"dataset": "mnms", "root": str(found.config.data.root)}]}
+    local = Path(client.download_artifacts(tracker.run_id, "environment.txt", str(tmp_path))).read_text()
+    assert f"mlflow=={mlflow_version}" in local.splitlines() and "torch==" in local
+    assert len(run.data.tags["code_sha256"]) == 64
+
+
+@pytest.mark.slow
+def test_many_clients_have_one_file_and_no_runs_of_their_own(runs, mlflow_uri, tmp_path):
+    found = runs("disease")
+    tracker = tracked(found, mlflow_uri, client_runs=3)
     assert tracker.close() is None
     client = MlflowClient(tracking_uri=mlflow_uri)
     assert len(client.search_runs([e.experiment_id for e in client.search_experiments()])) == 1
+    table = pq.read_table(client.download_artifacts(tracker.run_id, "clients.parquet", str(tmp_path))).to_pylist()
+    lines = [flat(line) for line in found.lines if line["kind"] == "client"]
+    assert table == [{name: line.get(name) for name in table[0]} for line in lines] and set(table[0]) == {k for line in lines for k in line}
+
+
+def test_where_clients_are_drawn_their_number_is_known_at_the_end():
+    """Two of three take part in each round: no client has a run before it is clear that there are not too many."""
+    lines = [[{"kind": "client", "round": t, "client": c, "loss": 0.5} for c in cohort] for t, cohort in enumerate(("ab", "bc", "ca"))]
+    for client_runs, children in ((2, set()), (3, {"a", "b", "c"})):
+        drawn = ours.ExperimentRuns(Node(key="x", name="x"), {"sampling": {"kind": "uniform"}}, client_runs)
+        for t in range(3):
+            drawn.rounds(lines[t], 0)
+        assert drawn.children == {}
+        drawn.end("KILLED", 0)
+        assert drawn.children.keys() == children
+        assert [name for name, _ in drawn.node.files] == ([] if children else ["clients.parquet"])
+        assert all(len(node.metrics) == 2 and node.ended == ("KILLED", 0) for node in drawn.children.values())
 
 
 @pytest.mark.slow
@@ -85,7 +122,8 @@ def test_a_run_that_fails_is_marked(runs, mlflow_uri):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("uri", ["sqlite:////proc/nowhere/mlflow.db", "nonsense://x", "http://127.0.0.1:9"])
-def test_what_cannot_be_reached_is_said_once_and_ends_nothing(runs, uri):
+def test_what_cannot_be_reached_is_said_once_and_ends_nothing(runs, uri, monkeypatch):
+    monkeypatch.setattr(writer, "QUIET_S", 0.5)
     tracker = tracked(runs("disease"), uri)
     missing = tracker.close()
     assert missing is not None and missing.startswith(f"MLflow at {uri}: ") and "\n" not in missing
@@ -99,16 +137,132 @@ def test_waiting_has_an_end(runs, monkeypatch):
     assert "still busy after 0.2 s" in (tracker.close() or "")
 
 
+def everything(uri: str) -> list:
+    client = MlflowClient(tracking_uri=uri)
+    return client.search_runs([e.experiment_id for e in client.search_experiments()])
+
+
+def points(uri: str) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """(run name, metric) -> its history."""
+    client, found = MlflowClient(tracking_uri=uri), everything(uri)
+    return {(run.info.run_name, key): history(client, run.info.run_id, key) for run in found for key in run.data.metrics}
+
+
 @pytest.mark.slow
-def test_a_record_is_brought_later(runs, mlflow_uri):
+def test_a_record_is_brought_later_and_only_once(runs, mlflow_uri):
     found = runs("disease")
-    run_id = launch.upload(found.folder, mlflow_uri).run_id
+    done = launch.upload(found.folder, mlflow_uri)
     client = MlflowClient(tracking_uri=mlflow_uri)
-    run = client.get_run(run_id)
-    assert run.info.status == "FINISHED" and run.data.tags["data_sha256"] == found.summary["data_sha256"]
-    assert len(history(client, run_id, "bytes_up")) == 3
-    everything = client.search_runs([e.experiment_id for e in client.search_experiments()])
-    assert len(everything) == 5 and all(r.data.tags["client"] for r in everything if r.info.run_id != run_id)
+    run = client.get_run(done.run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["data_sha256"] == found.summary["data_sha256"] and not done.there
+    assert len(history(client, done.run_id, "bytes_up")) == 3
+    before, told = everything(mlflow_uri), points(mlflow_uri)
+    assert len(before) == 5 and all(r.data.tags["client"] for r in before if r.info.run_id != done.run_id)
+    again = launch.upload(found.folder, mlflow_uri)
+    assert again.there and again.run_id == done.run_id and len(everything(mlflow_uri)) == 5 and points(mlflow_uri) == told
+
+
+class Breaking:
+    """MLflow's client, until it has been called so many times; what is asked then is done, and its answer lost."""
+
+    def __init__(self, client: MlflowClient, calls: int) -> None:
+        self.client, self.calls = client, calls
+
+    def __getattr__(self, name: str):
+        def call(*values, **more):
+            answer = getattr(self.client, name)(*values, **more)
+            self.calls -= name not in ("search_runs", "get_run", "get_metric_history")
+            if self.calls < 0:
+                raise ConnectionError("gone")
+            return answer
+
+        return call
+
+
+@pytest.mark.slow
+def test_an_upload_that_breaks_anywhere_is_completed_without_a_second_copy_of_anything(runs, mlflow_uri, monkeypatch):
+    found = runs("disease")
+    whole = mlflow_uri.replace("mlflow.db", "whole.db")
+    shutil.copy(mlflow_uri.removeprefix("sqlite:///"), whole.removeprefix("sqlite:///"))
+    launch.upload(found.folder, whole)
+    opened, broken = Store.__init__, []
+
+    def breaking(self, uri, experiment):
+        opened(self, uri, experiment)
+        self.client = Breaking(self.client, 2 * len(broken))  # each try does more than the one before, and goes on where that broke
+
+    monkeypatch.setattr(Store, "__init__", breaking)
+    while len(broken) < 40:
+        try:
+            launch.upload(found.folder, mlflow_uri)
+            break
+        except RunError as error:
+            broken.append(str(error))
+    assert 4 < len(broken) < 40 and all("gone" in error for error in broken)
+    assert points(mlflow_uri) == points(whole) and len(everything(mlflow_uri)) == 5
+    assert {run.info.status for run in everything(mlflow_uri)} == {"FINISHED"}
+    broken.clear()
+    assert launch.upload(found.folder, mlflow_uri).there, "which is said without a single write"
+
+
+@pytest.mark.slow
+def test_a_database_that_is_locked_holds_nobody_up_and_is_written_when_it_is_free(runs, mlflow_uri, monkeypatch):
+    found = runs("disease")
+    monkeypatch.setattr(store, "LOCKED_S", 0.2)
+    other = sqlite3.connect(mlflow_uri.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    began = time.monotonic()
+    tracker = tracked(found, mlflow_uri)
+    assert time.monotonic() - began < 0.2
+    while tracker.error is None:
+        time.sleep(0.05)
+    assert "locked" in tracker.error
+    other.execute("ROLLBACK")
+    assert tracker.close() is None
+    launched = everything(mlflow_uri)
+    assert len(launched) == 5 and {run.info.status for run in launched} == {"FINISHED"}
+    assert points(mlflow_uri)["tiny", "bytes_up"][-1] == (2, found.summary["bytes_up"])
+
+
+@pytest.mark.slow
+def test_a_database_that_stays_locked_is_not_waited_for_and_the_record_comes_later(runs, mlflow_uri, monkeypatch):
+    found = runs("disease")
+    monkeypatch.setattr(store, "LOCKED_S", 0.2)
+    monkeypatch.setattr(writer, "QUIET_S", 1.0)
+    monkeypatch.setattr(writer, "WAIT_S", 1.5)
+    other = sqlite3.connect(mlflow_uri.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    began = time.monotonic()
+    tracker = tracked(found, mlflow_uri)
+    assert tracker.where() is None and "database is locked" in (tracker.close() or "") and time.monotonic() - began < 10
+    tracker._writer._thread.join(20)  # in a process that goes on it would try for a while
+    other.execute("ROLLBACK")
+    assert everything(mlflow_uri) == []
+    assert not launch.upload(found.folder, mlflow_uri).there
+    assert len(everything(mlflow_uri)) == 5 and launch.upload(found.folder, mlflow_uri).there
+
+
+@pytest.mark.slow
+def test_a_run_that_is_resumed_goes_on_in_the_same_place(runs, mlflow_uri, tmp_path):
+    """Killed after its first round was told; the second process tells that round again, as after a checkpoint that was older."""
+    found = runs("disease")
+    folder = tmp_path / "run"
+    shutil.copytree(found.folder, folder)
+    (folder / "checkpoints" / "mlflow.json").unlink(missing_ok=True)
+    for last in (False, True):
+        tracker = Tracker(mlflow_uri, "hearts", "tiny", found.config.as_dict(), {"data_sha256": "abc"}, 16, folder)
+        for t in range(2 if last else 1):
+            tracker.rounds([line for line in found.lines if line["round"] == t])
+        tracker.finish(folder, found.summary) if last else tracker.fail("KILLED")
+        assert tracker.close() is None
+    whole = tracked(found, mlflow_uri, "whole")
+    assert whole.close() is None
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    ids = {e.name: e.experiment_id for e in client.search_experiments()}
+    resumed, whole = ({run.info.run_name: run for run in client.search_runs([ids[name]])} for name in ("hearts", "whole"))
+    assert resumed.keys() == whole.keys() and {run.info.status for run in resumed.values()} == {"FINISHED"}
+    for name, run in resumed.items():
+        assert all(history(client, run.info.run_id, k) == history(client, whole[name].info.run_id, k) for k in whole[name].data.metrics)
 
 
 def test_what_is_not_finished_is_not_uploaded(runs, tmp_path):
