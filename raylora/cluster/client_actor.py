@@ -21,7 +21,12 @@ from raylora.federation.spec import HostSpec
 
 RESTARTS = 3  # of one actor without an answer in between, before its loss ends the run
 ROOM_S = 2.0  # between looks at whether the cluster still has room for an actor that does not come up
-LOST = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError)  # a process or a machine is gone; an exception in it is no such thing
+LOST = (
+    RayActorError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+)  # a process or a machine is gone; an exception in it is no such thing
 
 
 class ClientActor:
@@ -91,7 +96,9 @@ class RayExecutor:
             except GetTimeoutError:
                 waited += ROOM_S
                 if waited >= self.timeout_s:
-                    raise MachineError(f"{who}: no answer for {self.timeout_s:g} s (placement.timeout_s) from an actor that starts") from None
+                    raise MachineError(
+                        f"{who}: no answer for {self.timeout_s:g} s (placement.timeout_s) from an actor that starts"
+                    ) from None
                 if self.restarts[index] and self.cpus[index] and not self._room():
                     if self.request.gpus:
                         raise MachineError(f"{who}: their actor was lost with its GPU, and the cluster has no other") from None

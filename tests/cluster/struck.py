@@ -5,9 +5,11 @@ import json
 import multiprocessing
 import os
 import pty
+import select
 import signal
 import sys
 import termios
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +32,13 @@ def command(words: Sequence[str], folder: Path, text: str, strike: int) -> None:
     out = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    closing = threading.Event()
     if strike == HANG_UP:
         master, terminal = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
         os.dup2(terminal, 2)
         os.close(terminal)
+        threading.Thread(target=watched, args=(master, closing), daemon=True).start()
     shown = live.Live.__call__
 
     def show(self: live.Live, event: dict) -> None:
@@ -43,7 +47,7 @@ def command(words: Sequence[str], folder: Path, text: str, strike: int) -> None:
             family = [process.pid for process in psutil.Process().children(recursive=True)]
             (folder / "family").write_text(json.dumps([os.getpid(), *family]))
             if strike == HANG_UP:
-                os.close(master)
+                closing.set()
             elif strike == signal.SIGINT:  # Ctrl-C reaches everything that was started from the terminal
                 os.killpg(0, strike)
             else:
@@ -54,6 +58,14 @@ def command(words: Sequence[str], folder: Path, text: str, strike: int) -> None:
     code = cli.guarded(lambda: cli.app(list(words), standalone_mode=False))
     sys.stdout.flush()
     os._exit(code)
+
+
+def watched(master: int, closing: threading.Event) -> None:
+    """A terminal's window: takes what is written until it is closed."""
+    while not closing.is_set():
+        if select.select([master], [], [], 0.02)[0]:
+            os.read(master, 1 << 16)
+    os.close(master)
 
 
 class Struck:

@@ -6,7 +6,7 @@ import signal
 import pytest
 import yaml
 from small_runs import settings
-from struck import HANG_UP, Struck, alive
+from struck import HANG_UP, Struck
 
 from raylora import launch
 from raylora.core.errors import InputError
@@ -75,29 +75,3 @@ def test_interrupted_in_every_phase(start, runs, text, strike, left):
     assert (out / "report.html").is_file()
     with pytest.raises(InputError, match="is finished"):
         launch.resume(out)
-
-
-def test_a_client_that_hangs_ends_the_run_and_nothing_is_left_of_it(start, runs, tmp_path):
-    """Its actor's process is stopped (SIGSTOP): it lives, holds its memory and answers nothing."""
-    import os
-
-    import psutil
-
-    command = start(placement={"clients_per_actor": 4, "timeout_s": 3.0}, training__rounds=200)
-    actor = None
-    while actor is None:
-        assert command.process.is_alive(), (command.folder / "said").read_text()
-        if (command.folder / "out" / "checkpoints" / "round_0001").is_dir():
-            (actor,) = [
-                process.pid for process in psutil.process_iter() if any(word.startswith("ray::ClientActor") for word in process.cmdline())
-            ]
-    os.kill(actor, signal.SIGSTOP)
-    last = command.end(1).splitlines()[-1]
-    assert last.startswith("raylora: ") and "no answer for 3 s (placement.timeout_s)" in last
-    assert f"`raylora resume {command.folder / 'out'}` goes on" in last
-    import time
-
-    deadline = time.monotonic() + 30
-    while alive(actor):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
