@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -262,32 +264,44 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def guarded(command: Callable[[], Any]) -> int:
-    """Run a command; every end that a user can bring about becomes one line and an exit code."""
+    """Run a command; every end that a user or the machine can bring about becomes one line and an exit code."""
     usage_error = typer.BadParameter.__mro__[1]  # typer brings its own click, whose UsageError has no public name
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupted)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # ended by a scheduler; the terminal was closed
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
+            signal.signal(number, interrupted)
     try:
         result = command()
         if result == 130:  # what typer makes of an interrupt
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except InputError as error:
-        print(f"raylora: {_line(error)}", file=sys.stderr)
-        return 2
+        return _say(error, 2)
     except typer.Exit as error:
         return error.exit_code
     except usage_error as error:
-        print(f"raylora: {_line(error.format_message())}", file=sys.stderr)
-        return 2
+        return _say(error.format_message(), 2)
     except RunError as error:
-        print(f"raylora: {_line(error)}", file=sys.stderr)
-        return 1
+        return _say(error, 1)
     except (KeyboardInterrupt, typer.Abort):
-        print("raylora: interrupted; the last complete round is kept, `raylora resume DIR` goes on from it", file=sys.stderr)
-        return 130
+        return _say("interrupted; the last complete round is kept, `raylora resume DIR` goes on from it", 130)
+    except OSError as error:
+        return _say(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
+    except MemoryError:
+        return _say("out of memory", 1)
+    except Exception as error:  # a bug: its place is said, so that it can be reported
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return _say(f"{type(error).__name__}: {error} (a bug, at {Path(place.filename).name}:{place.lineno})", 1)
+
+
+def _say(error: object, code: int) -> int:
+    """One line on standard error, if it is still there; the exit code."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"raylora: {_line(error)}", file=sys.stderr, flush=True)
+    return code
 
 
 def _line(error: object) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylora import config as configuration
 from raylora.config import Config
-from raylora.core.errors import InputError, RunError
+from raylora.core.errors import InputError, MachineError, RunError
 from raylora.data.manifest import Manifest, PrepareOptions
 
 if TYPE_CHECKING:
@@ -30,16 +31,30 @@ def free_folder(name: str, under: Path = Path("runs")) -> Path:
     return folder
 
 
-def claim(folder: Path) -> None:
-    """Make the output folder. Raises InputError if it holds anything already."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(
-            f"--output {folder}: already holds {'a run' if (folder / 'config.yaml').exists() else 'something'}; name another folder, or use `raylora resume`"
-        )
+def claim(folder: Path, text: str) -> None:
+    """Make the output folder with its `config.yaml`. Raises InputError if it holds anything already or cannot be written to."""
     try:
+        refuse_used(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "config.yaml").open("x", encoding="utf-8") as file:  # of two runs that start at once, one
+            file.write(text)
+    except FileExistsError:
+        raise InputError(f"--output {folder}: another run has just started in it") from None
     except OSError as error:
-        raise InputError(f"--output {folder}: cannot be made: {error.strerror}") from None
+        raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Nobody else runs in this folder meanwhile. Raises InputError. The lock dies with the process, whatever its end."""
+    with (folder / "config.yaml").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: a run is under way in this folder") from None
+        except OSError:  # a disk without locks
+            pass
+        yield
 
 
 def absolute(config: Config, here: Path) -> Config:
@@ -74,27 +89,40 @@ def run(
     from raylora.cluster import driver, resources
     from raylora.cluster.mapper import ray_map
 
-    config = config if resume else absolute(config, Path.cwd())
-
     if not resume:
+        config = absolute(config, Path.cwd())
         refuse_used(out)
     with contextlib.ExitStack() as ending:  # Ray starts once, for what is to be prepared or for the run
         plan = experiment.make_plan(config, _told(on_event), ray_map(lambda: ending.enter_context(driver.session(address))))
         if address is None and not driver.connected():
-            driver.request_of(plan, resources.local())  # before Ray is started: that takes seconds
+            driver.request_of(plan, resources.local(), resume)  # before Ray is started: that takes seconds
         ending.enter_context(driver.session(address))
-        driver.request_of(plan, driver.available())
-        return _run(config, plan, out, address=address, on_event=on_event, resume=resume)
+        driver.request_of(plan, driver.available(), resume)
+        missing = [folder for folder in (*reversed(out.parents), out) if not folder.exists()]
+        if not resume:
+            claim(out, configuration.dump(config))
+        ending.enter_context(alone(out))
+        try:
+            return _run(config, plan, out, address=address, on_event=on_event, resume=resume)
+        except InputError:
+            if not resume:
+                _forget(out, missing)
+            raise
+        except MachineError as error:
+            raise MachineError(f"{error}; `raylora resume {out}` goes on after the last complete round") from error
+
+
+def _forget(out: Path, missing: list[Path]) -> None:
+    """Leave what was there before."""
+    shutil.rmtree(missing[0] if missing else out, ignore_errors=True)
+    if not missing:  # it was there, and empty
+        out.mkdir()
 
 
 def _run(config: Config, plan: Any, out: Path, *, address: str | None, on_event: Callable[[Event], None], resume: bool) -> dict[str, Any]:
-    """What `run` does once everything has been checked."""
+    """What `run` does once everything has been checked and the folder is its own."""
     from raylora.cluster import driver
 
-    missing = [folder for folder in (*reversed(out.parents), out) if not folder.exists()]
-    if not resume:
-        claim(out)
-        (out / "config.yaml").write_text(configuration.dump(config), encoding="utf-8")
     tracker = _tracker(config, plan, out)
     status = "FAILED"
     try:
@@ -110,29 +138,30 @@ def _run(config: Config, plan: Any, out: Path, *, address: str | None, on_event:
             raise RunError("the driver ended without a summary")
         summary = _finished(out, summary, tracker)
         on_event({"event": "phase", "text": "writing the report"})
-        from raylora.report.html import write_report
-
-        write_report(out)
+        _report(out)
         if tracker is not None:
             tracker.finish(out, summary)
         status = "FINISHED"
         return summary
+    except OSError as error:
+        raise MachineError(f"{error.filename or out}: {error.strerror or error}") from error
     except KeyboardInterrupt:
         status = "KILLED"
-        raise
-    except InputError:
-        if not resume:
-            shutil.rmtree(missing[0] if missing else out, ignore_errors=True)
-            if not missing:  # it was there, and empty
-                out.mkdir()
         raise
     finally:
         if tracker is not None:
             if status != "FINISHED":
                 tracker.fail(status)
-            missing = tracker.close()
-            if missing:
-                on_event({"event": "note", "text": f"{missing}; `raylora upload {out}` brings the record later"})
+            lost = tracker.close()
+            if lost:
+                on_event({"event": "note", "text": f"{lost}; `raylora upload {out}` brings the record later"})
+
+
+def _report(out: Path) -> None:
+    """The page, whole or not there."""
+    from raylora.report.html import write_report
+
+    write_report(out)
 
 
 def plan(config: Config, *, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:
@@ -173,10 +202,16 @@ def prepare(
         return obtain.prepare_download(dataset, source.resolve(), out.resolve(), options, skip_bad, _told(on_event), mapper)
 
 
-def refuse_used(out: Path) -> None:
-    """Raises InputError for an output folder that holds anything."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        claim(out)
+def refuse_used(folder: Path) -> None:
+    """Raises InputError for an output folder that holds anything, or that cannot be read."""
+    try:
+        used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot be read: {error.strerror}") from None
+    if used:
+        raise InputError(
+            f"--output {folder}: already holds {'a run' if (folder / 'config.yaml').exists() else 'something'}; name another folder, or use `raylora resume`"
+        )
 
 
 def _finished(out: Path, summary: dict[str, Any], tracker: Any) -> dict[str, Any]:
@@ -229,13 +264,22 @@ def tags(config: Config, data_sha256: str) -> dict[str, str]:
 
 
 def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:
-    """Go on with a run after its last complete round. Raises InputError if the folder holds none, or one that is finished."""
+    """Go on with a run after its last complete round; one that lacks its page only is given it.
+
+    Raises InputError if the folder holds no run, one that is finished, or one that is under way.
+    """
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder}: no run to resume (expected config.yaml in it)")
-    summary = folder / "summary.json"
-    if summary.is_file() and json.loads(summary.read_text()).get("status") == "finished":
+    config = configuration.load(folder / "config.yaml")
+    summary = _json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+    if summary.get("status") != "finished":
+        return run(config, folder.resolve(), address=address, on_event=on_event, resume=True)
+    if (folder / "report.html").is_file():
         raise InputError(f"{folder}: this run is finished")
-    return run(configuration.load(folder / "config.yaml"), folder.resolve(), address=address, on_event=on_event, resume=True)
+    with alone(folder):
+        on_event({"event": "phase", "text": "writing the report"})
+        _report(folder)
+    return summary
 
 
 def upload(folder: Path, uri: str | None = None) -> Uploaded:

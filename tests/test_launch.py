@@ -34,7 +34,7 @@ def no_ray(request, monkeypatch):
 
     monkeypatch.setattr(driver, "run", drive)
     monkeypatch.setattr(driver, "session", lambda address: contextlib.nullcontext())
-    monkeypatch.setattr(driver, "request_of", lambda plan, has: None)
+    monkeypatch.setattr(driver, "request_of", lambda plan, has, resume: None)
     monkeypatch.setattr(driver, "available", lambda: None)
     if "to_its_page" not in request.node.name:  # a page takes seconds
         monkeypatch.setattr(html, "write_report", lambda folder: (folder / "report.html").write_text("page"))
@@ -106,7 +106,7 @@ def test_tracking_that_fails_is_a_note_and_the_record_is_brought_later(no_ray, p
     (note,) = [event["text"] for event in events if event["event"] == "note"]
     assert note.startswith("MLflow at nonsense://x: ") and f"raylora upload {tmp_path / 'run'}" in note
     seen = []
-    monkeypatch.setattr(tracking, "upload", lambda folder, uri, *rest: seen.append((folder, uri)) or "abc")
+    monkeypatch.setattr(tracking, "upload", lambda run, uri, *rest: seen.append((run.folder, uri)) or "abc")
     assert launch.upload(tmp_path / "run", "sqlite:///later.db") == "abc" and seen[0][0] == tmp_path / "run"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -9,25 +10,34 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from raylora.cluster.resources import Request
-from raylora.core.errors import InputError, RunError
+from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.types import Broadcast, ClientState
 from raylora.federation.host import EvalRow, Outcome, Scored
 from raylora.federation.rounds import Stack
 from raylora.federation.spec import HostSpec
 
-RESTARTS = 3  # of one actor, before its loss ends the run
+RESTARTS = 3  # of one actor without an answer in between, before its loss ends the run
+ROOM_S = 2.0  # between looks at whether the cluster still has room for an actor that does not come up
+LOST = (
+    RayActorError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+)  # a process or a machine is gone; an exception in it is no such thing
 
 
 class ClientActor:
     """One or more clients in a process of their own. Nothing in it is worth testing: it calls the host."""
 
-    def __init__(self, spec: HostSpec, weights: Mapping[str, np.ndarray]) -> None:
+    def open(self, spec: HostSpec, weights: Mapping[str, np.ndarray]) -> tuple[str, int]:
+        """Build the host (here, so that what goes wrong is an error and not a lost actor); node and process id."""
         from raylora.federation.spec import build_host  # torch is imported in the actor, not in the driver's first second
 
         self.host = build_host(spec, weights)
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def train(self, clients: Sequence[str], broadcasts: Sequence[Broadcast]) -> list[Outcome]:
         return self.host.train(clients, broadcasts)
@@ -44,9 +54,6 @@ class ClientActor:
     def restore(self, states: Mapping[str, ClientState]) -> None:
         self.host.restore(states)
 
-    def where(self) -> tuple[str, int]:
-        return ray.get_runtime_context().get_node_id(), os.getpid()
-
 
 class RayExecutor:
     """An `Executor` over `ClientActor`s. A lost actor is started again, given its clients' states and asked again: no number changes."""
@@ -61,23 +68,71 @@ class RayExecutor:
         self.states: dict[str, ClientState] = {}
         self.home = {client: index for index, group in enumerate(request.groups) for client in group}
         self.restarts = [0] * len(request.groups)
-        self.actors: list[Any] = [self._start(index) for index in range(len(request.groups))]
-        self.places = [self._get(actor.where.remote(), f"actor {index}") for index, actor in enumerate(self.actors)]
+        self.losses = [0] * len(request.groups)  # since the last answer
+        self.cpus = [request.cpus] * len(request.groups)
+        self.actors: list[Any] = []
+        opened = []
+        for index in range(len(request.groups)):
+            actor, where = self._start(index)
+            self.actors.append(actor)
+            opened.append(where)
+        self.places = [("", 0)] * len(opened)
+        for index, where in enumerate(opened):
+            try:
+                self.places[index] = self._opened(index, where)
+            except LOST as error:
+                self._revive(index, error)
 
-    def _start(self, index: int) -> Any:
-        kind = ray.remote(num_cpus=self.request.cpus, num_gpus=self.request.gpus)(ClientActor)
-        return kind.remote(self.spec.of(self.request.groups[index]), self.weights)
+    def _start(self, index: int) -> tuple[Any, Any]:
+        actor = ray.remote(num_cpus=self.cpus[index], num_gpus=self.request.gpus)(ClientActor).remote()
+        return actor, actor.open.remote(self.spec.of(self.request.groups[index]), self.weights)
 
-    def _revive(self, index: int, why: str) -> None:
-        """A new actor with the clients' states as they were before the round that was lost."""
-        self.restarts[index] += 1
-        if self.restarts[index] > RESTARTS:
-            raise RunError(f"clients {', '.join(self.request.groups[index])}: their actor was lost {self.restarts[index]} times ({why})")
-        ray.kill(self.actors[index])
-        self.actors[index] = self._start(index)
-        self.actors[index].set_base.remote(self.base)
-        self.actors[index].restore.remote({c: self.states[c] for c in self.request.groups[index] if c in self.states})
-        self.places[index] = self._get(self.actors[index].where.remote(), f"actor {index}")
+    def _opened(self, index: int, where: Any) -> tuple[str, int]:
+        """Wait until an actor is there. A lost node takes its CPUs with it: then the actors that were on it share what is left."""
+        who, waited = f"client {', '.join(self.request.groups[index])}", 0.0
+        while True:
+            try:
+                return ray.get(where, timeout=min(ROOM_S, self.timeout_s))
+            except GetTimeoutError:
+                waited += ROOM_S
+                if waited >= self.timeout_s:
+                    raise MachineError(
+                        f"{who}: no answer for {self.timeout_s:g} s (placement.timeout_s) from an actor that starts"
+                    ) from None
+                if self.restarts[index] and self.cpus[index] and not self._room():
+                    if self.request.gpus:
+                        raise MachineError(f"{who}: their actor was lost with its GPU, and the cluster has no other") from None
+                    self.cpus[index] = 0.0
+                    ray.kill(self.actors[index])
+                    self.actors[index], where = self._start(index)
+            except RayTaskError as error:
+                raise _unwrapped(error, who) from error
+
+    def _room(self) -> bool:
+        """Whether the nodes that are left can hold all actors at once."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, gpus = self.request.cpus, self.request.gpus
+        each = (min(has.get("CPU", 0.0) // cpus, has.get("GPU", 0.0) // gpus if gpus else float("inf")) for has in nodes)
+        return sum(each) >= len([cpu for cpu in self.cpus if cpu])
+
+    def _revive(self, index: int, error: Exception) -> None:
+        """A new actor with the clients' states as they were before the round that was lost. Raises MachineError for the fourth in a row."""
+        while True:
+            self.restarts[index] += 1
+            self.losses[index] += 1
+            why = str(error).splitlines()[0]
+            if self.losses[index] > RESTARTS:
+                clients = ", ".join(self.request.groups[index])
+                raise MachineError(f"clients {clients}: their actor was lost {self.losses[index]} times in a row ({why})")
+            ray.kill(self.actors[index])
+            self.actors[index], where = self._start(index)
+            try:
+                self.places[index] = self._opened(index, where)
+                self.actors[index].set_base.remote(self.base)
+                self.actors[index].restore.remote({c: self.states[c] for c in self.request.groups[index] if c in self.states})
+                return
+            except LOST as again:
+                error = again
 
     def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
         lean = [
@@ -93,14 +148,15 @@ class RayExecutor:
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=self.timeout_s)
             if not ready:
                 names = ", ".join(client for stack in pending.values() for client, _ in stack)
-                raise RunError(f"no answer for {self.timeout_s:g} s (placement.timeout_s) from clients {names}")
+                raise MachineError(f"no answer for {self.timeout_s:g} s (placement.timeout_s) from clients {names}")
             stack = pending.pop(ready[0])
             who = f"round {stack[0][1].task.round}, client {', '.join(client for client, _ in stack)}"
             index = self.home[stack[0][0]]
             try:
                 outcomes = ray.get(ready[0])
-            except RayActorError as error:
-                self._revive(index, str(error).splitlines()[0])
+                self.losses[index] = 0
+            except LOST as error:
+                self._revive(index, error)
                 lost = [stack, *(pending.pop(ref) for ref, other in list(pending.items()) if self.home[other[0][0]] == index)]
                 pending |= {submit(other): other for other in lost}
                 continue
@@ -136,30 +192,32 @@ class RayExecutor:
 
     def restore(self, states: Mapping[str, ClientState]) -> None:
         self.states |= states
-        for index, actor in enumerate(self.actors):
-            self._get(actor.restore.remote({c: states[c] for c in self.request.groups[index] if c in states}), "restore")
+        for index, group in enumerate(self.request.groups):
+            own = {client: states[client] for client in group if client in states}
+            self._get(self.actors[index].restore.remote(own), "restore", retry=(index, lambda actor, own=own: actor.restore.remote(own)))
 
     def describe(self) -> list[dict[str, object]]:
         return [
-            {"clients": list(group), "node": node, "pid": pid, "cpus": self.request.cpus, "gpus": self.request.gpus, "restarts": restarts}
-            for group, (node, pid), restarts in zip(self.request.groups, self.places, self.restarts, strict=True)
+            {"clients": list(group), "node": node, "pid": pid, "cpus": cpus, "gpus": self.request.gpus, "restarts": restarts}
+            for group, (node, pid), cpus, restarts in zip(self.request.groups, self.places, self.cpus, self.restarts, strict=True)
         ]
 
     def close(self) -> None:
         for actor in self.actors:
-            ray.kill(actor)
+            with contextlib.suppress(Exception):  # if Ray itself has gone, so have its actors; what ended the run is told
+                ray.kill(actor)
 
-    def _get(self, reference: Any, who: str, retry: tuple[int, Any] | None = None) -> Any:
+    def _get(self, reference: Any, who: str, retry: tuple[int, Any]) -> Any:
+        """The answer; `retry` holds the actor that gives it and how it is asked again where it was lost."""
+        index, ask = retry
         while True:
             try:
                 return ray.get(reference, timeout=self.timeout_s)
             except GetTimeoutError:
-                raise RunError(f"{who}: no answer for {self.timeout_s:g} s (placement.timeout_s)") from None
-            except RayActorError as error:
-                if retry is None:
-                    raise RunError(f"{who}: its actor was lost: {str(error).splitlines()[0]}") from None
-                self._revive(retry[0], str(error).splitlines()[0])
-                reference = retry[1](self.actors[retry[0]])
+                raise MachineError(f"{who}: no answer for {self.timeout_s:g} s (placement.timeout_s)") from None
+            except LOST as error:
+                self._revive(index, error)
+                reference = ask(self.actors[index])
             except RayTaskError as error:
                 raise _unwrapped(error, who) from error
 

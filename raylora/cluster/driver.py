@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from raylora.cluster import resources
-from raylora.core.errors import InputError, RunError
+from raylora.core.errors import InputError, MachineError, RunError
 
 if TYPE_CHECKING:  # a client process that only starts Ray need not import torch
-    from raylora.config import Training
+    from raylora.config import Placement, Training
     from raylora.federation.spec import SiteSpec
 
 Event = Mapping[str, Any]
@@ -35,31 +37,39 @@ class DriverActor:
         place = config.placement
 
         def executor(plan: experiment.Plan) -> RayExecutor:
-            request = request_of(plan, available())
+            request = request_of(plan, available(), resume)
             return RayExecutor(plan.spec, plan.weights, request, place.timeout_s)
 
         me = {"driver": {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}}
         yield from experiment.run_experiment(plan, Path(out), executor, resume=resume, notes={**me, **notes})
 
 
-def request_of(plan: Any, has: resources.Available) -> resources.Request:
-    """The actors of a plan."""
+def request_of(plan: Any, has: resources.Available, resume: bool = False) -> resources.Request:
+    """The actors of a plan. A run that goes on may find a smaller machine: then more clients share an actor than it asked for."""
     place = plan.config.placement
-    weights = {
-        site.id: round_cost(site, plan.config.training, frames=2 if plan.config.task == "segmentation" else 1) for site in plan.spec.sites
-    }
-    found = resources.request(
-        weights,
-        cpus_per_client=place.cpus_per_client,
-        gpus_per_client=place.gpus_per_client,
-        clients_per_actor=place.clients_per_actor,
-        available=has,
-    )
+    frames = 2 if plan.config.task == "segmentation" else 1
+    weights = {site.id: round_cost(site, plan.config.training, frames) for site in plan.spec.sites}
+    try:
+        found = _request(weights, place, place.clients_per_actor, has)
+    except InputError:
+        if not resume:
+            raise
+        found = _request(weights, place, "auto", has)
     if plan.config.training.stack not in (1, "auto") and len(found.groups) > 1:
         raise InputError(
             f"training.stack: clients that share a pass must be in one actor, found {len(found.groups)} (placement.clients_per_actor={len(weights)} is one)"
         )
     return found
+
+
+def _request(weights: Mapping[str, float], place: Placement, clients_per_actor: int | str, has: resources.Available) -> resources.Request:
+    return resources.request(
+        weights,
+        cpus_per_client=place.cpus_per_client,
+        gpus_per_client=place.gpus_per_client,
+        clients_per_actor=clients_per_actor,
+        available=has,
+    )
 
 
 def round_cost(site: SiteSpec, training: Training, frames: int) -> float:
@@ -108,7 +118,8 @@ def session(address: str | None) -> Iterator[None]:
         for name, value in KEEP_PAGES.items():
             os.environ.setdefault(name, value)
     try:
-        ray.init(**options)
+        with _own_sigterm():
+            ray.init(**options)
     except Exception as error:  # Ray says a plain Exception where a node does not come up in time
         said = " ".join(str(error).split())[:300]
         raise (
@@ -118,6 +129,21 @@ def session(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray puts a handler of its own in the place of whatever was there, which ends the process with sys.exit: ours comes back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # terminated while Ray was starting
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _store_bytes(most: int = 1 << 30) -> int:
@@ -142,11 +168,17 @@ def run(values: Mapping[str, Any], out: Path, *, address: str | None, resume: bo
             for reference in driver.run.options(num_returns="streaming").remote(values, str(out), resume, notes):
                 yield ray.get(reference)
         except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, InputError | RunError):
-                raise type(cause)(str(cause)) from error
-            raise RunError(f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}") from error
-        except RayActorError as error:
-            raise RunError(f"the driver was lost: {str(error).splitlines()[0]}; `raylora resume {out}` goes on") from None
+            raise _own(error.cause) from error
+        except RayError as error:  # its process, its node or Ray itself is gone
+            raise MachineError(f"the driver was lost: {str(error).splitlines()[0]}") from None
         finally:
             ray.kill(driver)
+
+
+def _own(cause: BaseException) -> Exception:
+    """What went wrong in the driver as one of our errors."""
+    if isinstance(cause, InputError | RunError):
+        return type(cause)(str(cause))
+    if isinstance(cause, OSError) and cause.strerror:
+        return MachineError(f"{cause.filename or 'the run folder'}: {cause.strerror}")
+    return RunError(f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}")

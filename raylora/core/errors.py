@@ -1,4 +1,4 @@
-"""The two errors a user can meet. Everything else is a bug."""
+"""The errors a user can meet. Everything else is a bug."""
 
 
 class InputError(Exception):
@@ -7,3 +7,7 @@ class InputError(Exception):
 
 class RunError(Exception):
     """The run started and failed (a client failed for good, a loss became non-finite): one line that names round and client. Exit code 1."""
+
+
+class MachineError(RunError):
+    """The machine failed, not the experiment (a full disk, a lost driver, a client that does not answer): to resume the run goes on."""

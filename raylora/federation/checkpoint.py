@@ -1,4 +1,8 @@
-"""What resume needs, after a round: safetensors and JSON with checksums, written beside and renamed, never a pickle."""
+"""What resume needs, after a round: safetensors and JSON with checksums, written beside and renamed, never a pickle.
+
+Five files for any number of clients. `checksums.json` names the SHA-256 of the four others and is compared as text with what they give, so
+that no byte of any of the five can change unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,38 @@ from raylora.core.types import ClientState, State, Tree
 from raylora.federation.rounds import Progress
 
 SEPARATOR = "|"  # between a tree's path and a tensor's name; in no name
+ARRAYS = ("server", "clients", "base")
+CHECKSUMS = "checksums.json"
 
 
 def save(folder: Path, progress: Progress, rows: int) -> Path:
-    """Write `folder`/round_NNNN for the rounds done so far; `rows` is the length of the record then."""
+    """Write `folder`/round_NNNN for the rounds done so far; `rows` is the length of the record then.
+
+    It is there whole or not at all. What a failed attempt has written is removed again; raises the OSError that ended it.
+    """
     final = folder / f"round_{progress.round:04d}"
     partial = folder / f".round_{progress.round:04d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    arrays: dict[str, dict[str, np.ndarray]] = {"server": {}, "clients": {}, "base": {}}
+    try:
+        partial.mkdir(parents=True)
+        sums = {name: _write(partial / name, data) for name, data in _files(progress, rows).items()}
+        _write(partial / CHECKSUMS, _listed(sums))
+        shutil.rmtree(final, ignore_errors=True)  # a torn one, if any: rounds are saved once
+        os.replace(partial, final)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk needs its space back
+        raise
+    descriptor = os.open(folder, os.O_RDONLY)  # the rename too
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return final
+
+
+def _files(progress: Progress, rows: int) -> dict[str, bytes]:
+    """Name -> content."""
+    arrays: dict[str, dict[str, np.ndarray]] = {name: {} for name in ARRAYS}
     for key, tree in progress.server.trees.items():
         _put(arrays["server"], key, tree)
     for client, state in progress.states.items():
@@ -35,12 +62,6 @@ def save(folder: Path, progress: Progress, rows: int) -> Path:
     _put(arrays["base"], "folded", progress.folded)
     for version, delta in progress.deltas.items():
         _put(arrays["base"], f"delta{version}", delta)
-    sums = {}
-    for name, content in arrays.items():
-        path = partial / f"{name}.safetensors"
-        safetensors.numpy.save_file(content, path)
-        sums[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        _sync(path)
     about = {
         "round": progress.round,
         "values": progress.server.values,
@@ -53,51 +74,42 @@ def save(folder: Path, progress: Progress, rows: int) -> Path:
         "bytes_up": progress.bytes_up,
         "bytes_down": progress.bytes_down,
         "rows": rows,
-        "sha256": sums,
     }
     text = json.dumps(about, indent=1, allow_nan=True)
-    body = partial / "state.json"
-    body.write_text(json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "state": text}))
-    _sync(body)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    _sync(folder)
-    return final
+    return {**{f"{name}.safetensors": safetensors.numpy.save(content) for name, content in arrays.items()}, "state.json": text.encode()}
 
 
 def prune(folder: Path, keep: int | str) -> None:
     """Remove all but the newest `keep` checkpoints."""
     if keep != "all":
-        for path in sorted(folder.glob("round_*"))[: -int(keep)]:
+        for path in written(folder)[: -int(keep)]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def written(folder: Path) -> list[Path]:
+    """The folders of the checkpoints, whole or not, oldest first."""
+    found = [path for path in folder.glob("round_*") if path.name.removeprefix("round_").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("round_")))
 
 
 def latest(folder: Path) -> tuple[tuple[Progress, int] | None, list[str]]:
     """(progress, rows of the record) of the newest whole checkpoint, or None; and words about those that were skipped."""
     words = []
-    for path in sorted(folder.glob("round_*"), reverse=True):
+    for path in reversed(written(folder)):
         try:
-            progress, rows = load(path)
+            return load(path), words
         except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-            words.append(f"{path}: torn or altered ({error}); the one before it is used")
-            continue
-        return (progress, rows), words
+            words.append(f"{path}: torn or altered ({' '.join(str(error).split())}): passed over")
     return None, words
 
 
 def load(path: Path) -> tuple[Progress, int]:
-    """Read one checkpoint. Raises ValueError if a checksum does not hold."""
-    outer = json.loads((path / "state.json").read_text())
-    text = outer["state"]
-    if hashlib.sha256(text.encode()).hexdigest() != outer["sha256"]:
-        raise ValueError("state.json does not match its checksum")
-    about: Mapping[str, Any] = json.loads(text)
-    arrays = {}
-    for name, expected in about["sha256"].items():
-        data = (path / name).read_bytes()
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise ValueError(f"{name} does not match its checksum")
-        arrays[name.removesuffix(".safetensors")] = safetensors.numpy.load(data)
+    """Read one checkpoint. Raises ValueError if a checksum does not hold, OSError if a file is missing."""
+    files = {name: (path / name).read_bytes() for name in (*(f"{name}.safetensors" for name in ARRAYS), "state.json")}
+    if (path / CHECKSUMS).read_bytes() != _listed({name: hashlib.sha256(data).hexdigest() for name, data in files.items()}):
+        raise ValueError(f"its files do not match {CHECKSUMS}")
+    about: Mapping[str, Any] = json.loads(files["state.json"])
+    arrays = {name: safetensors.numpy.load(files[f"{name}.safetensors"]) for name in ARRAYS}
     base = arrays["base"]
     progress = Progress(
         round=about["round"],
@@ -123,7 +135,7 @@ def load(path: Path) -> tuple[Progress, int]:
 
 def _put(arrays: dict[str, np.ndarray], key: str, tree: Tree) -> None:
     for name, value in tree.items():
-        arrays[f"{key}{SEPARATOR}{name}"] = np.ascontiguousarray(value)
+        arrays[f"{key}{SEPARATOR}{name}"] = np.asarray(value, order="C")
 
 
 def _get(arrays: Mapping[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
@@ -131,9 +143,14 @@ def _get(arrays: Mapping[str, np.ndarray], key: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _listed(sums: Mapping[str, str]) -> bytes:
+    return (json.dumps(sums, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _write(path: Path, data: bytes) -> str:
+    """The data as a file that outlives a power cut; their SHA-256."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(data).hexdigest()

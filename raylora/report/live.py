@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -14,7 +15,10 @@ PLAIN_EVERY_S = 5.0
 
 
 class Live:
-    """Called with a run's events; prints to standard error, so that standard output holds results only."""
+    """Called with a run's events; prints to standard error, so that standard output holds results only.
+
+    A terminal that has gone away ends no run.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, soft_wrap=True)
@@ -32,9 +36,14 @@ class Live:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self.progress is not None:
-            self.progress.stop()
+            with contextlib.suppress(OSError):
+                self.progress.stop()
 
     def __call__(self, event: Mapping[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            self._show(event)
+
+    def _show(self, event: Mapping[str, Any]) -> None:
         kind = event["event"]
         if kind == "progress":
             self._advance(event["text"], event["done"], event["total"])

@@ -36,6 +36,9 @@ def finite(value: Any) -> Any:
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+MERGED = 64  # rounds whose case rows share a file, once they are over: a long run leaves few files
+
+
 class Record:
     """Appends to a run folder. One writer: the driver."""
 
@@ -44,6 +47,10 @@ class Record:
         self.path = folder / "rounds.jsonl"
         self.parts = folder / "checkpoints" / "cases"
         self.parts.mkdir(parents=True, exist_ok=True)
+        ranges = [_rounds(part) for part in self._parts() if "-" in part.stem]
+        for single in self._singles():  # left over where a merge was interrupted
+            if any(first <= int(single.stem) <= last for first, last in ranges):
+                single.unlink()
         self.rows = self.path.read_bytes().count(b"\n") if self.path.exists() else 0
 
     def append(self, objects: Iterable[Mapping[str, Any]]) -> None:
@@ -63,30 +70,56 @@ class Record:
             temporary.write_text("".join(kept), encoding="utf-8")
             os.replace(temporary, self.path)
         self.rows = rows
-        for part in self.parts.glob("*.parquet"):
-            if int(part.stem) >= round:
+        for part in self._parts():
+            first, last = _rounds(part)
+            if first < round <= last:
+                _write(self.parts / f"{first:06d}-{round - 1:06d}.parquet", [row for row in _read(part) if row[0] < round])
+            if last >= round:
                 part.unlink()
 
     def keep_cases(self, round: int, rows: Sequence[tuple[Any, ...]]) -> None:
         """Validation rows of a round, kept aside until `write_cases`."""
+        if len(singles := self._singles()) >= MERGED:
+            _write(self.parts / f"{singles[0].stem}-{singles[-1].stem}.parquet", [row for part in singles for row in _read(part)])
+            for part in singles:
+                part.unlink()
         _write(self.parts / f"{round:06d}.parquet", rows)
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.parts.glob("*.parquet"))
+
+    def _singles(self) -> list[Path]:
+        """The files of one round."""
+        return [part for part in self._parts() if "-" not in part.stem]
 
     def write_cases(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """`cases.parquet` of everything kept aside and these last rows; returns all of them."""
         every: list[tuple[Any, ...]] = []
-        for part in sorted(self.parts.glob("*.parquet")):
-            table = pq.read_table(part)
-            every += list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        for part in self._parts():
+            every += _read(part)
         every += rows
         _write(self.folder / "cases.parquet", every)
         return every
+
+
+def _rounds(part: Path) -> tuple[int, int]:
+    """The first and the last round of a file."""
+    first, _, last = part.stem.partition("-")
+    return int(first), int(last or first)
+
+
+def _read(path: Path) -> list[tuple[Any, ...]]:
+    return list(zip(*(column.to_pylist() for column in pq.read_table(path).columns), strict=True))
 
 
 def _write(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(CASES)
     table = pa.table([pa.array(column, field.type) for column, field in zip(columns, CASES, strict=True)], schema=CASES)
     temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary)
+    with temporary.open("wb") as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

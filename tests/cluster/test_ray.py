@@ -3,6 +3,7 @@
 import os
 import signal
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from small_runs import run, settings, tiny
@@ -11,7 +12,7 @@ from raylora import config as configuration
 from raylora import launch
 from raylora.cluster import driver
 from raylora.cluster.client_actor import RayExecutor
-from raylora.core.errors import InputError, RunError
+from raylora.core.errors import InputError, MachineError, RunError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -46,6 +47,30 @@ def test_one_actor_for_all_clients(runs, prepared_folder, tmp_path):
     found, executor = on_ray(tiny(prepared_folder, "disease", **RATE, placement={"clients_per_actor": 4}), tmp_path)
     assert len(executor.describe()) == 1
     same_run(found, runs("disease", **RATE))
+
+
+class Stopping(RayExecutor):
+    """One actor stops in the second round (SIGSTOP): it lives, holds its memory and answers nothing."""
+
+    def train(self, stacks):
+        if stacks[0][0][1].task.round == 1:
+            self.timeout_s = 1.0
+            os.kill(self.places[0][1], signal.SIGSTOP)
+        yield from super().train(stacks)
+
+
+def test_a_client_that_hangs_ends_the_run_and_nothing_is_left_of_it(prepared_folder, tmp_path):
+    made = []
+
+    def stopping(*arguments):
+        made.append(Stopping(*arguments))
+        return made[0]
+
+    with pytest.raises(MachineError, match=r"^no answer for 1 s \(placement.timeout_s\) from clients ") as caught:
+        on_ray(tiny(prepared_folder, "disease", placement={"clients_per_actor": 2}), tmp_path, stopping)
+    assert {*made[0].request.groups[0]} <= {*str(caught.value).split(" clients ")[1].split(", ")}
+    for _, pid in made[0].places:
+        psutil.Process(pid).wait(60) if psutil.pid_exists(pid) else None
 
 
 class Killing(RayExecutor):

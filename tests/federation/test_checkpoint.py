@@ -55,26 +55,58 @@ def same(a, b) -> bool:
 def test_what_is_loaded_is_what_was_saved(tmp_path):
     saved = progress()
     folder = checkpoint.save(tmp_path, saved, rows=17)
-    assert folder.name == "round_0003" and sorted(path.suffix for path in folder.iterdir()) == [".json", *[".safetensors"] * 3]
+    assert folder.name == "round_0003" and sorted(path.suffix for path in folder.iterdir()) == [*[".json"] * 2, *[".safetensors"] * 3]
     loaded, rows = checkpoint.load(folder)
     assert rows == 17 and same(loaded, saved)
     assert not same(loaded, progress(4))
 
 
-@pytest.mark.parametrize("name", ["server.safetensors", "clients.safetensors", "base.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+FILES = ("server.safetensors", "clients.safetensors", "base.safetensors", "state.json", "checksums.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["truncate", "remove", "empty"])
 def test_damage_is_noticed_and_the_one_before_is_used(tmp_path, name, damage):
     checkpoint.save(tmp_path, progress(2), rows=8)
     path = checkpoint.save(tmp_path, progress(3), rows=12) / name
-    data = bytearray(path.read_bytes())
-    data[-1 if name != "state.json" else len(data) // 2] ^= 1  # the last byte of a tensor, or something in the text
+    data = path.read_bytes()
     if damage == "remove":
         path.unlink()
     else:
-        path.write_bytes(data if damage == "flip" else data[: len(data) // 2])
+        path.write_bytes(data[: len(data) // 2] if damage == "truncate" else b"")
     found, words = checkpoint.latest(tmp_path)
     assert found is not None and found[0].round == 2 and found[1] == 8
     assert len(words) == 1 and "round_0003" in words[0] and "\n" not in words[0]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_flipped_byte_of_a_run_s_checkpoint_is_noticed(runs, tmp_path, name):
+    """Every byte of the small files, and of the large ones some hundred everywhere; each changed to three other values."""
+    folder = tmp_path / "round_0002"
+    shutil.copytree(runs("disease", strategy={"name": "rate_my_lora", "temperature": 0.1}).folder / "checkpoints" / "round_0002", folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    checkpoint.load(folder)
+    data = bytearray((folder / name).read_bytes())
+    for at in sorted({*range(0, len(data), max(1, len(data) // 150)), len(data) - 1}):
+        was = data[at]
+        for other in (was ^ 1, was ^ 0x20, 0x09 if was != 0x09 else 0x0A):  # other case, other white space: JSON would not mind
+            data[at] = other
+            (folder / name).write_bytes(data)
+            with pytest.raises(ValueError, match="do not match"):
+                checkpoint.load(folder)
+        data[at] = was
+    (folder / name).write_bytes(data)
+    checkpoint.load(folder)
+
+
+def test_what_is_not_a_checkpoint_is_left_alone(tmp_path):
+    for round in (9_999, 10_000):
+        checkpoint.save(tmp_path, progress(round), rows=round)
+    for name in ("round_x", ".round_0001.partial", "cases"):
+        (tmp_path / name).mkdir()
+    assert checkpoint.latest(tmp_path)[0][0].round == 10_000
+    checkpoint.prune(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".round_0001.partial", "cases", "round_10000", "round_x"]
 
 
 def test_without_a_whole_one_there_is_none(tmp_path):
@@ -90,6 +122,7 @@ def test_a_save_that_was_torn_leaves_the_last_whole_one(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="power"):
         checkpoint.save(tmp_path, progress(3), rows=12)
     monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["round_0002"], "a full disk needs its space back"
     assert checkpoint.latest(tmp_path)[0][0].round == 2
     checkpoint.save(tmp_path, progress(3), rows=12)
     assert checkpoint.latest(tmp_path)[0][0].round == 3

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylora.tracking.record import CASES, Record, finite, write_json
+from raylora.tracking.record import CASES, MERGED, Record, finite, write_json
 
 ROW = (0, "validation", "global", "GE", "p1", "ED", "LV", "dice", 0.5)
 
@@ -51,6 +51,34 @@ def test_rewinding_forgets_what_came_later(tmp_path):
     record.append([{"kind": "round", "round": 2, "again": True}])
     assert [line["round"] for line in read(tmp_path)] == [0, 1, 2] and read(tmp_path)[-1]["again"] and record.rows == 3
     assert [row[0] for row in record.write_cases([])] == [0, 1]
+
+
+def test_a_long_run_leaves_few_files_and_rewinds_into_them(tmp_path):
+    record, rounds = Record(tmp_path), 3 * MERGED + 2
+    for t in range(rounds):
+        record.keep_cases(t, [(t, *ROW[1:]), (t, *ROW[1:4], "p2", *ROW[5:])])
+    record.keep_cases(rounds, [(rounds - 1, *ROW[1:2], "frozen", *ROW[3:])])  # under the next number, as the end of a run does
+    assert len(list(record.parts.iterdir())) == 3 + 3
+    whole = record.write_cases([])
+    assert [row[0] for row in whole] == [t for t in range(rounds) for _ in range(2)] + [rounds - 1]
+    again = Record(tmp_path)
+    for back in (rounds, 2 * MERGED, 2 * MERGED - 5, MERGED + 1, 0):
+        again.rewind(0, back)
+        assert again.write_cases([]) == whole[: 2 * back], back
+    again.keep_cases(0, [whole[0]])
+    assert again.write_cases([]) == whole[:1]
+
+
+def test_a_merge_that_was_interrupted_counts_nothing_twice(tmp_path):
+    record = Record(tmp_path)
+    for t in range(MERGED):
+        record.keep_cases(t, [(t, *ROW[1:])])
+    single = record.parts / "000003.parquet"
+    data = single.read_bytes()
+    record.keep_cases(MERGED, [(MERGED, *ROW[1:])])
+    assert not single.exists()
+    single.write_bytes(data)
+    assert [row[0] for row in Record(tmp_path).write_cases([])] == list(range(MERGED + 1))
 
 
 def test_a_torn_last_line_goes_with_the_rewind(tmp_path):
