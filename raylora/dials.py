@@ -15,12 +15,11 @@ from raylora.core import faults as drawn
 from raylora.core import sampling
 from raylora.core import tree as trees
 from raylora.core.byzantine import Attack
-from raylora.core.clock import Line, Trip, Waiting
+from raylora.core.clock import Conditions, Line, Trip, Waiting
 from raylora.core.errors import InputError
 from raylora.core.types import Client, ClientUpdate, State, Strategy
 from raylora.data.cases import STRUCTURES
-from raylora.data.damage import Damage
-from raylora.federation.conditions import Conditions
+from raylora.data.damage import CLEAN, Damage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,8 @@ class Dials:
 
     config: Config
     steps: Mapping[str, int]  # client -> local steps of a round
-    tenures: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    tenures: Mapping[str, tuple[int, int]]
+    damages: Mapping[str, Damage] = field(default_factory=dict)  # of those whose data are used
 
     @property
     def clock_runs(self) -> bool:
@@ -73,36 +73,53 @@ class Dials:
 
     def describe(self) -> dict[str, dict[str, Any]] | None:
         """{client: what was drawn for it once}, for the record; None where nothing was."""
-        config = self.config
-        liars, damaged = attacks(config, list(self.steps)), damages(config, list(self.steps))
-        found: dict[str, dict[str, Any]] = {}
-        for client in self.steps:
+        config, found = self.config, {}
+        liars = attacks(config, list(self.steps))
+        for client in sorted({*self.steps, *self.damages}):
             about: dict[str, Any] = {}
-            if self.clock_runs:
+            damage = self.damages.get(client, CLEAN)
+            if self.clock_runs and client in self.steps:
                 line = line_of(config.network, config.seed, client)
                 about |= {"up_mbit": line.up_mbit, "down_mbit": line.down_mbit, "speed": speed_of(config.network, config.seed, client)}
             if self.tenures.get(client, (0, config.training.rounds)) != (0, config.training.rounds):
                 about["rounds"] = list(self.tenures[client])
             if client in liars:
                 about["attack"] = liars[client].kind
-            if damaged[client].contour_mm:
-                about["contour_mm"] = damaged[client].contour_mm
-            if damaged[client].left_out:
-                about["left_out"] = next(name for name, value in STRUCTURES.items() if value == damaged[client].left_out)
-            found |= {client: about} if about else {}
+            if damage.contour_mm:
+                about["contour_mm"] = damage.contour_mm
+            if damage.left_out:
+                about["left_out"] = next(name for name, value in STRUCTURES.items() if value == damage.left_out)
+            if about:
+                found[client] = about
         return found or None
 
 
-def make_dials(config: Config, steps: Mapping[str, int]) -> Dials:
-    """The dials for clients that train so many local steps a round. Raises InputError for what does not fit together."""
+def make_dials(config: Config, training: Mapping[str, Sequence[str]], damaged: Mapping[str, Damage]) -> Dials:
+    """The dials. training: client that trains -> its studies; damaged: client -> what is wrong with its data.
+
+    Raises InputError for what does not fit together.
+    """
     f, s = config.faults, config.sampling
-    _refuse_unknown(config.network, list(steps))
-    dials = Dials(config=config, steps=steps, tenures=drawn.tenure(steps, f.joins, f.leaves, config.training.rounds, config.seed))
-    if s.wait_for < 1 and not dials.clock_runs:
-        raise InputError(f"sampling.wait_for: {s.wait_for:g} of the answers is a question of time: expected a network or faults.late_s")
+    _refuse_unknown(config.network, list(training))
+    steps = {
+        client: local_steps(config.training, samples(config.task, ids, damaged.get(client, CLEAN))) for client, ids in training.items()
+    }
+    tenures = drawn.tenure(training, f.joins, f.leaves, config.training.rounds, config.seed)
+    dials = Dials(config=config, steps=steps, tenures=tenures, damages=damaged)
+    early = {"sampling.wait_for": s.wait_for < 1, "sampling.buffer": s.buffer is not None and s.buffer < len(training)}
+    for key, given in early.items():
+        if given and not dials.clock_runs:
+            raise InputError(f"{key}: who answers first is a question of time: expected a network or faults.late_s, found none")
     if s.buffer is not None:
-        _refuse_beside_buffer(config, len(steps))
+        _refuse_beside_buffer(config, len(training))
     return dials
+
+
+def samples(task: str, studies: Sequence[str], damage: Damage) -> int:
+    """How many samples a client's studies give: each a study for disease, each a labelled frame for segmentation."""
+    if task == "disease":
+        return len(studies)
+    return sum(2 - (damage.missing_frame(study, ("ED", "ES")) is not None) for study in studies)
 
 
 # ---- what is drawn once a client
@@ -135,8 +152,10 @@ def damages(config: Config, clients: Sequence[str]) -> dict[str, Damage]:
 def attacks(config: Config, clients: Sequence[str]) -> dict[str, Attack]:
     """{byzantine client: how it lies}."""
     f: Faults = config.faults
-    chosen = drawn.some_of(clients, f.byzantine, config.seed, "byzantine")
-    return {client: Attack(kind=f.attack, strength=f.strength, seed=config.seed) for client in chosen}
+    return {
+        client: Attack(kind=f.attack, strength=f.strength, seed=config.seed)
+        for client in drawn.some_of(clients, f.byzantine, config.seed, "byzantine")
+    }
 
 
 def ranks(config: Config, given: Mapping[str, int]) -> dict[str, int]:
@@ -166,7 +185,12 @@ def local_steps(training: Training, samples: int) -> int:
 def _rates(config: Config) -> drawn.Rates:
     f, n = config.faults, config.network
     return drawn.Rates(
-        dropout=f.dropout, late_s=f.late_s, slow=f.slow, slow_factor=f.slow_factor, outage=n.outage, outage_s=n.outage_s if n.outage else 0.0
+        dropout=f.dropout,
+        late_s=f.late_s,
+        slow=f.slow,
+        slow_factor=f.slow_factor,
+        outage=n.outage,
+        outage_s=n.outage_s if n.outage else 0.0,
     )
 
 
@@ -238,5 +262,3 @@ def require_asynchronous(strategy: Strategy, server: State, clients: Sequence[Cl
 
 def _uploads(broadcast: Any, names: Sequence[str]) -> dict[str, Any]:
     return {name: broadcast.adapter[name] for name in trees.match(names, broadcast.task.uploads)}
-
-

@@ -6,6 +6,7 @@ What does not fit together is refused with its reason.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from raylora.config import Config
 from raylora.core import privacy
@@ -20,13 +21,14 @@ from raylora.strategies.registry import reduction
 def make_strategy(config: Config, clients: int | None = None) -> Strategy:
     """The strategy with its options, its reduction and its private mean. clients: how many train (None: not known yet).
 
-    Raises InputError.
+    A round to which nobody came leaves the server as it was, unless noise has to be released all the same. Raises InputError.
     """
     name, options = config.strategy.name, config.strategy.options
     if clients is not None:
-        _require_cohort(config, clients)
+        require_cohort(config, 1 if config.sampling.kind == "poisson" else expected_cohort(config, clients))
     if config.privacy.clip is None:
-        return create(name, options, seed=config.seed, clients=clients)
+        strategy = create(name, options, seed=config.seed, clients=clients)
+        return replace(strategy, aggregate=lambda state, updates: strategy.aggregate(state, updates) if updates else state)
     if "reduce" in options:
         raise InputError(f"privacy.clip: a private mean takes the place of strategy.reduce, found both ({options['reduce']})")
     cohort = None if clients is None else expected_cohort(config, clients)
@@ -45,13 +47,14 @@ def expected_cohort(config: Config, clients: int) -> float:
     return clients if kind == "all" else math.ceil(fraction * clients - 1e-9)
 
 
-def _require_cohort(config: Config, clients: int) -> None:
+def require_cohort(config: Config, fewest: float) -> None:
     """Raise InputError if a round may have fewer clients than the reduction needs."""
     found = config.strategy.options.get("reduce")
     rule = reduction(found) if found is not None else None
-    fewest = 1 if config.sampling.kind == "poisson" else expected_cohort(config, clients)
     if isinstance(rule, Weighing) and rule.needs > fewest:
-        raise InputError(f"strategy.reduce: expected at least {rule.needs} clients in every round, found {fewest:g} (see sampling)")
+        raise InputError(
+            f"strategy.reduce: expected at least {rule.needs} clients in every round, found {fewest:g} (see sampling and faults)"
+        )
 
 
 def epsilon(config: Config, rounds: int, clients: int) -> float | None:

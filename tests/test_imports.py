@@ -14,7 +14,7 @@ ROWS = [  # each may import what stands above it, and nothing beside it
     {"strategies", "data", "models", "metrics"},
     {"training", "tracking", "report"},
     {"federation"},
-    {"cohort", "method"},
+    {"cohort", "method", "dials"},
     {"experiment", "foundation"},
     {"sweep"},
     {"cluster"},

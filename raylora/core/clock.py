@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 BITS_PER_MBIT = 1e6
 
@@ -47,6 +47,21 @@ class Waiting:
 
     share: float = 1.0
     deadline_s: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What a round meets, drawn before it starts; nothing as it stands."""
+
+    dropped: frozenset[str] = frozenset()  # clients that are asked and never answer
+    trips: Mapping[str, Trip] = field(default_factory=dict)  # client -> its way; absent: it takes no time
+    waiting: Waiting = Waiting()
+
+    def trip(self, client: str) -> Trip:
+        return self.trips.get(client, Trip())
+
+
+NEUTRAL = Conditions()
 
 
 def close(answers: Mapping[str, float], asked: int, waiting: Waiting) -> tuple[tuple[str, ...], float]:

@@ -33,13 +33,13 @@ class Damage:
     flipped: bool = False  # a byzantine client's labels: class c reads as the last class minus c
 
     @property
-    def any(self) -> bool:
+    def harmful(self) -> bool:
         return self != Damage(client=self.client, seed=self.seed)
 
     def study(self, study: PreparedStudy) -> PreparedStudy:
         """The study as this client has it for training; the same object if nothing is wrong. A missing frame is an image of zeros without a
         label, a missing slice is zero in image and label."""
-        if not self.any:
+        if not self.harmful:
             return study
         missing = self.missing_frame(study.id, tuple(study.frames))
         frames = {name: _nothing(frame) if name == missing else self._frame(study, name, frame) for name, frame in study.frames.items()}
@@ -54,6 +54,8 @@ class Damage:
 
     def diseased(self, study: str, label: int) -> int:
         """A patient's class (0 or 1) as this client has it."""
+        if not self.harmful:
+            return label
         wrong = bool(generator(self.seed, f"label noise {study}", client=self.client).random() < self.label_noise)
         return 1 - label if wrong != self.flipped else label
 
@@ -65,10 +67,15 @@ class Damage:
             label = noisy(label, self.label_noise, generator(self.seed, f"label noise {study.id} {name}", client=self.client))
             label = (max(LV, MYO, RV) - label).astype(label.dtype) if self.flipped else label
         if self.missing_slices:
-            gone = generator(self.seed, f"missing slices {study.id} {name}", client=self.client).random(image.shape[2]) < self.missing_slices
+            gone = (
+                generator(self.seed, f"missing slices {study.id} {name}", client=self.client).random(image.shape[2]) < self.missing_slices
+            )
             image = np.where(gone, np.float32(0), image)
             label = None if label is None else np.where(gone, np.uint8(0), label)
         return replace(frame, image=image, label=label)
+
+
+CLEAN = Damage()
 
 
 def _nothing(frame: PreparedFrame) -> PreparedFrame:

@@ -65,7 +65,9 @@ def assign_clients(
     """Divide studies among clients: by vendor, centre or pathology as the data say, or among ``count`` clients iid or dirichlet.
 
     dirichlet: each group's shares are drawn from Dir(alpha), again until every client has ``minimum`` patients; iid: so are the clients'
-    shares of the patients from Dir(sizes), unless it is infinite. ``held_out`` names clients that never train. Raises InputError: unknown ``by``, no count, too few patients, an unknown client held out.
+    shares of the patients from Dir(sizes), unless it is infinite. ``held_out`` names clients that never train.
+
+    Raises InputError: unknown ``by``, no count, too few patients, an unknown client held out.
     """
     if by not in RULES:
         raise InputError(f"clients.by: expected one of {', '.join(RULES)}, found {by!r}")
