@@ -6,7 +6,6 @@ What does not fit together is refused with its reason.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from raylora.config import Config
 from raylora.core import privacy
@@ -21,14 +20,13 @@ from raylora.strategies.registry import reduction
 def make_strategy(config: Config, clients: int | None = None) -> Strategy:
     """The strategy with its options, its reduction and its private mean. clients: how many train (None: not known yet).
 
-    A round to which nobody came leaves the server as it was, unless noise has to be released all the same. Raises InputError.
+    Raises InputError.
     """
     name, options = config.strategy.name, config.strategy.options
     if clients is not None:
         require_cohort(config, 1 if config.sampling.kind == "poisson" else expected_cohort(config, clients))
     if config.privacy.clip is None:
-        strategy = create(name, options, seed=config.seed, clients=clients)
-        return replace(strategy, aggregate=lambda state, updates: strategy.aggregate(state, updates) if updates else state)
+        return create(name, options, seed=config.seed, clients=clients)
     if "reduce" in options:
         raise InputError(f"privacy.clip: a private mean takes the place of strategy.reduce, found both ({options['reduce']})")
     cohort = None if clients is None else expected_cohort(config, clients)

@@ -54,7 +54,7 @@ def run_buffered(
     """
     flights = unpacked(progress.under_way)
     idle = [client for client in sorted(cohort) if client not in flights]
-    outcomes = train(progress.round, broadcasts, [c for c in idle if c not in conditions.dropped], executor, stack)
+    outcomes = train(broadcasts, [c for c in idle if c not in conditions.dropped], executor, stack)
     down = {client: bytes_down(progress, client, broadcasts[client]) for client in idle}
     for client, outcome in outcomes.items():
         up = payload.bytes_of(outcome.update)

@@ -127,7 +127,7 @@ def run_round(
     """
     known = {client.id: client for client in clients}
     order = sorted(cohort)
-    outcomes = train(progress.round, broadcasts, [c for c in order if c not in conditions.dropped], executor, stack)
+    outcomes = train(broadcasts, [c for c in order if c not in conditions.dropped], executor, stack)
     down = {client: bytes_down(progress, client, broadcasts[client]) for client in order}
     up = {client: payload.bytes_of(outcome.update) for client, outcome in outcomes.items()}
     answers = {client: conditions.trip(client).seconds(down[client], up[client]) for client in outcomes}
@@ -150,20 +150,14 @@ def run_round(
     return after, RoundReport(round=progress.round, clients=reports, bytes_down=sum(down.values()), dropped=dropped, unused=unused)
 
 
-def train(round: int, broadcasts: Mapping[str, Broadcast], order: Sequence[str], executor: Executor, stack: int) -> dict[str, Outcome]:
+def train(broadcasts: Mapping[str, Broadcast], order: Sequence[str], executor: Executor, stack: int) -> dict[str, Outcome]:
     """What the clients make of their broadcasts, in the given order; every update is checked as it arrives."""
-    dated = {client: _dated(broadcasts[client], round) for client in order}
-    stacks = [[(client, dated[client]) for client in order[i : i + stack]] for i in range(0, len(order), stack)]
+    stacks = [[(client, broadcasts[client]) for client in order[i : i + stack]] for i in range(0, len(order), stack)]
     outcomes: dict[str, Outcome] = {}
     for outcome in executor.train(stacks):
-        check_update(outcome.update, dated[outcome.update.client_id])
+        check_update(outcome.update, broadcasts[outcome.update.client_id])
         outcomes[outcome.update.client_id] = outcome
     return {client: outcomes[client] for client in order}
-
-
-def _dated(broadcast: Broadcast, round: int) -> Broadcast:
-    """A broadcast of this round: a strategy counts the rounds that it has aggregated, and one to which nobody came is not among them."""
-    return broadcast if broadcast.task.round == round else replace(broadcast, task=replace(broadcast.task, round=round))
 
 
 def after_round(

@@ -118,6 +118,14 @@ def test_a_round_to_which_nobody_comes_is_lost_and_the_run_goes_on(prepared_fold
     assert block["mean"] == block["frozen"], "nothing was learnt"
 
 
+def test_after_a_lost_round_clients_draw_anew(prepared_folder, tmp_path):
+    """A strategy counts the rounds that it has aggregated; batches, rates and what clients keep go by the rounds there were."""
+    found = run(tiny(prepared_folder, "disease", faults={"dropout": 0.6}, training__rounds=4, seed=9), tmp_path)
+    lost = [line["round"] for line in totals(found) if line.get("dropped") == VENDORS]
+    came = [(line["client"], line["round"]) for line in found.lines if line["kind"] == "client"]
+    assert lost and lost[0] < came[-1][1] and [(client, b.task.round) for client, b in found.sent] == came
+
+
 def test_who_joins_later_and_leaves_before_the_end(runs):
     found = runs("disease", faults={"joins": 0.5, "leaves": 0.5}, training__rounds=4)
     tenures = found.plan.dials.tenures
