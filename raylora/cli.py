@@ -97,6 +97,30 @@ def sweep(
 
 
 @app.command()
+def stress(
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A stress file: a base experiment, strategies, one or two dials, seeds.")
+    ],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The campaign's folder (default: runs/<name>); again on the same: goes on.")
+    ] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Heterogeneity and fault dials against strategies; the same command goes on with a campaign that was interrupted."""
+    from raylora import launch_stress
+    from raylora.report.live import Live
+
+    with Live() as live:
+        out, found = launch_stress.stress(config, overrides or (), output, address=address, on_event=live)
+    found.show()
+    typer.echo(f"everything is in {out}: stress.html, stress.json, trials/")
+    if as_json:
+        _print(json.loads((out / "stress.json").read_text(encoding="utf-8")), True)
+
+
+@app.command()
 def compare(
     folders: Annotated[list[Path] | None, typer.Argument(metavar="DIR...")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="An HTML page.")] = None,

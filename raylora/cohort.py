@@ -92,6 +92,7 @@ def _configured(
         by=config.clients.by,
         count=config.clients.count,
         alpha=config.clients.alpha,
+        sizes=config.clients.sizes,
         seed=config.data.split_seed,
         held_out=config.clients.held_out,
         pairs=pairs,
@@ -109,7 +110,7 @@ def _configured(
 
 def _refuse_other_rules(data: Data, clients: Clients) -> None:
     """A protocol fixes clients and split: what would change them is refused rather than ignored. Raises InputError."""
-    names = {"clients": ("by", "count", "held_out", "unseen"), "data": ("split", "split_seed", "fractions")}
+    names = {"clients": ("by", "count", "sizes", "held_out", "unseen"), "data": ("split", "split_seed", "fractions")}
     for section, given in (("clients", clients), ("data", data)):
         for name in names[section]:
             found, neutral = getattr(given, name), type(given).model_fields[name].default

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -29,6 +30,7 @@ Number = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[Number, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -92,6 +94,7 @@ class Clients(Section):
     by: Literal["vendor", "centre", "pathology", "iid", "dirichlet"] = "vendor"
     count: Count | None = None  # for iid and dirichlet
     alpha: Positive = 0.5  # of the Dirichlet over groups
+    sizes: Positive = math.inf  # of the Dirichlet over how many patients each of `by: iid` has; inf: equally many
     held_out: list[str] = []  # ids that never train and are evaluated as unseen
     unseen: list[Literal["acdc", "mnms", "mnms2"]] = []  # data sets that never train: each of their vendors is a held-out client
 
@@ -162,10 +165,14 @@ class Training(Section):
 
 
 class Sampling(Section):
-    """Which clients take part in a round."""
+    """Which clients are asked in a round, and whose answers the server waits for."""
 
     kind: Literal["all", "uniform", "size", "poisson"] = "all"  # poisson: each by itself, as privacy accounting assumes
     fraction: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    wait_for: Annotated[Number, Field(gt=0, le=1)] = 1.0  # the share of those asked whose answers end the round; below 1: over-selection
+    deadline_s: Positive = math.inf  # virtual seconds of a round; what has not arrived by then is lost
+    buffer: Count | None = None  # asynchronous rounds: the server goes on whenever so many answers have arrived
+    staleness: NonNegative = 0.5  # a of the weight (1 + versions missed)^-a of an answer in the buffer
 
     @model_validator(mode="after")
     def _a_draw(self) -> Sampling:
@@ -206,11 +213,48 @@ class Checkpoint(Section):
 
 
 class Faults(Section):
-    """Simulated misbehaviour of the federation; neutral by default."""
+    """Simulated misbehaviour, neutral by default: drawn before a round from (seed, round, client), or once from (seed, client)."""
+
+    # Training data; who is scored stays as it is.
+    label_noise: Share = 0.0  # chance that a patient's class is wrong; that a voxel takes the label of a neighbour
+    contour_mm: NonNegative = 0.0  # spread over the clients of how much farther out or in their annotators draw every contour
+    missing_structure: Share = 0.0  # of the clients: their annotators leave out one structure
+    missing_frames: Share = 0.0  # chance that a study lacks one of its frames
+    missing_slices: Share = 0.0  # chance of each slice
+
+    # Taking part.
+    dropout: Share = 0.0  # chance that a client that was asked never answers
+    late_s: NonNegative = 0.0  # mean of the exponential delay before a client starts
+    slow: Share = 0.0  # chance that a client computes slowly in a round
+    slow_factor: Annotated[Number, Field(ge=1)] = 10.0  # so many times longer
+    joins: Share = 0.0  # of the clients: they come later, before a round drawn uniformly
+    leaves: Share = 0.0  # of the clients: they go for good, likewise
+
+    # Devices, as network.speed_spread draws them.
+    rank_halvings: Annotated[int, Field(ge=0)] = 0  # the weakest devices' ranks are halved so many times, the best one's never
+
+    # Byzantine clients.
+    byzantine: Share = 0.0  # of the clients, the same in all rounds
+    attack: Literal["negate", "gaussian", "label_flip", "stale", "collude"] = "negate"
+    strength: NonNegative = 1.0  # factor on the movement that they claim
+
+
+ByClient = Positive | dict[str, Positive]
+"""One for all, or by client id (others keep the neutral value)."""
 
 
 class Network(Section):
-    """The clients' lines on the virtual clock; neutral by default."""
+    """Lines and devices on the virtual clock, neutral by default: messages and steps take no time."""
+
+    up_mbit: ByClient = math.inf  # Mbit/s; of the median client where there is a spread
+    down_mbit: ByClient = math.inf
+    spread: NonNegative = 0.0  # log-normal, over the clients' lines
+    latency_s: NonNegative = 0.0  # of one message
+    outage: Share = 0.0  # chance that a client's line is down when it wants to answer
+    outage_s: NonNegative = 60.0  # so long
+    step_s: NonNegative = 0.0  # one local step on a device of speed 1
+    speed: ByClient = 1.0
+    speed_spread: NonNegative = 0.0  # log-normal, over the clients' devices
 
 
 class Privacy(Section):

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,18 @@ from raylora.core import lowrank, sampling
 from raylora.core.errors import InputError
 from raylora.core.types import Broadcast, Client, ClientState, State, Strategy, Tree
 from raylora.data import obtain, partition
+from raylora.data.damage import Damage
 from raylora.data.prepare import Mapper
 from raylora.data.transforms import Augmentation
+from raylora.dials import Dials, attacks, damages, make_dials, ranks, require_asynchronous
 from raylora.federation import checkpoint
+from raylora.federation.buffered import run_buffered
 from raylora.federation.client import compose, initial_tree
 from raylora.federation.host import EvalRow, Scored
-from raylora.federation.rounds import Executor, Progress, RoundReport, receive, run_round
+from raylora.federation.lines import round_lines
+from raylora.federation.rounds import Executor, Progress, receive, run_round
 from raylora.federation.spec import HostSpec, ModelSpec, SiteSpec, build_model, protocol_of
-from raylora.method import epsilon, make_strategy, require_compressible, scheme
+from raylora.method import epsilon, make_strategy, require_cohort, require_compressible, scheme
 from raylora.metrics import matrix
 from raylora.metrics.classification import choose_threshold
 from raylora.models import peft, zoo
@@ -63,6 +68,7 @@ class Plan:
     splits: Mapping[str, Mapping[str, Sequence[str]]]  # client -> part -> study ids
     left_out: Mapping[str, str]  # study id -> why it is in no client
     cohort: Cohort
+    dials: Dials
 
 
 def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, mapper: Mapper | None = None) -> Plan:
@@ -75,12 +81,13 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
     cohort = gather(config, folders)
     splits, held_out, labels = cohort.splits, cohort.held_out, cohort.diseased
     homes = tuple(client for client in splits if client not in held_out)
-    ranks = _ranks(config, homes)
+    rank_of = ranks(config, _ranks(config, homes))
+    damaged, liars = damages(config, homes), attacks(config, homes)
     extra = config.data.rating_to_training
     sites = [
         SiteSpec(
             id=client,
-            rank=ranks.get(client, max(ranks.values())),
+            rank=rank_of.get(client, max(rank_of.values())),
             training=tuple(split.train) + (tuple(split.rating) if extra else ()),
             validation=tuple(split.validation),
             rating=() if extra else tuple(split.rating),
@@ -88,11 +95,13 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         )
         for client, split in splits.items()
     ]
+    sites = [replace(s, damage=_harmful(s.training, damaged[s.id]), attack=liars.get(s.id)) if s.id in homes else s for s in sites]
     training = homes
     if strategy.pools_data and len(homes) > 1:  # one client is a pool already
         together = {part: tuple(i for site in sites for i in getattr(site, part)) for part in ("training", "rating")}
-        sites = [replace(site, training=(), rating=()) for site in sites]
-        sites.append(SiteSpec(id=POOL, rank=max(ranks.values()), training=together["training"], rating=together["rating"]))
+        harm = {study: damage for site in sites for study, damage in site.damage.items()}
+        sites = [replace(site, training=(), rating=(), damage={}) for site in sites]
+        sites.append(SiteSpec(id=POOL, rank=max(rank_of.values()), training=together["training"], rating=together["rating"], damage=harm))
         training = (POOL,)
     backbone = model_spec(config, strategy)
     model = build_model(backbone)
@@ -111,7 +120,7 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         task=config.task,
         seed=config.seed,
         alpha=config.lora.alpha,
-        max_rank=max(ranks.values()),
+        max_rank=max(rank_of.values()),
         settings=_settings(config),
         gates=strategy.gates,
         compress=scheme(config),
@@ -125,7 +134,8 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         Client(id=c, num_examples=len(by_site[c].training), rank=by_site[c].rank, scaling=config.lora.alpha / by_site[c].rank)
         for c in training
     )
-    _rehearse(config, model, spec, clients)
+    dials = make_dials(config, {client: by_site[client].training for client in training}, damaged)
+    _rehearse(config, model, spec, clients, dials)
     return Plan(
         config=config,
         spec=spec,
@@ -138,7 +148,12 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         splits={client: {part: getattr(split, part) for part in partition.PARTS} for client, split in splits.items()},
         left_out=cohort.left_out,
         cohort=cohort,
+        dials=dials,
     )
+
+
+def _harmful(studies: Sequence[str], damage: Damage) -> dict[str, Damage]:
+    return dict.fromkeys(studies, damage) if damage.harmful else {}
 
 
 def opening(strategy: Strategy, model: StackedModel, spec: HostSpec, clients: Sequence[Client]) -> State:
@@ -148,7 +163,7 @@ def opening(strategy: Strategy, model: StackedModel, spec: HostSpec, clients: Se
     return strategy.init({name: value for name, value in first.items() if not name.startswith(private)})
 
 
-def _rehearse(config: Config, model: StackedModel, spec: HostSpec, clients: Sequence[Client]) -> None:
+def _rehearse(config: Config, model: StackedModel, spec: HostSpec, clients: Sequence[Client], dials: Dials) -> None:
     """Let the strategy speak to every client once, so that what it refuses (mixed ranks) or lacks (rating cases) is known before a run starts.
 
     Raises InputError.
@@ -156,7 +171,10 @@ def _rehearse(config: Config, model: StackedModel, spec: HostSpec, clients: Sequ
     strategy = make_strategy(config, len(clients))
     epsilon(config, 1, len(clients))
     sampling.cohort(clients, config.sampling.kind, config.sampling.fraction, config.seed, 0)
+    require_cohort(config, dials.fewest(clients))
     server = opening(strategy, model, spec, clients)
+    if config.sampling.buffer is not None:
+        require_asynchronous(strategy, server, clients, tuple(initial_tree(model, protocol_of(spec), clients[0].id, spec.max_rank)))
     rating = {site.id: site.rating for site in spec.sites}
     for client in clients:
         task = strategy.broadcast(server, client).task
@@ -287,6 +305,8 @@ def run_experiment(
         "round": progress.round,
         "name": config.name,
     }
+    s = config.sampling
+    play = run_round if s.buffer is None else partial(run_buffered, size=s.buffer, exponent=s.staleness)
     executor = make_executor(plan)
     try:
         executor.restore(progress.states)
@@ -294,8 +314,9 @@ def run_experiment(
         executor.set_base(progress.base)
         while progress.round < config.training.rounds and answer != STOP:
             t, began = progress.round, time.perf_counter()
-            cohort = [c.id for c in sampling.cohort(clients, config.sampling.kind, config.sampling.fraction, config.seed, t)]
-            progress, report = run_round(progress, broadcasts, strategy, clients, cohort, executor, stack=_stack(config))
+            cohort = plan.dials.cohort(clients, t)
+            conditions = plan.dials.conditions(cohort, t)
+            progress, report = play(progress, broadcasts, strategy, clients, cohort, executor, stack=_stack(config), conditions=conditions)
             version = progress.base_version
             progress, broadcasts = receive(progress, strategy, clients, plan.weights)
             if progress.base_version != version:
@@ -306,7 +327,7 @@ def run_experiment(
                 rows = _validate(plan, strategy, model, progress, broadcasts, executor)
                 record.keep_cases(t, [(t, "validation", *row) for row in rows])
                 validation = _validation_scores(rows, config.task)
-            lines = _round_lines(report, validation, progress, time.perf_counter() - began)
+            lines = round_lines(report, validation, progress, time.perf_counter() - began, clock_runs=plan.dials.clock_runs)
             if config.privacy.clip is not None:
                 lines[-1] = {**lines[-1], "epsilon": epsilon(config, progress.round, len(clients))}
             record.append(lines)
@@ -325,36 +346,6 @@ def run_experiment(
 
 def _stack(config: Config) -> int:
     return 1 if config.training.stack == "auto" else config.training.stack
-
-
-def _round_lines(report: RoundReport, validation: Mapping[str, Mapping[str, float]], progress: Progress, seconds: float) -> list[Event]:
-    weights = progress.server.values.get("weights")
-    lines: list[Event] = [
-        {
-            "kind": "client",
-            "round": report.round,
-            "client": c.client,
-            "seconds": c.seconds,
-            "bytes_up": c.bytes_up,
-            "bytes_down": c.bytes_down,
-            **c.metrics,
-            "validation": validation.get(c.client, {}),
-        }
-        for c in report.clients
-    ]
-    names = sorted({name for scores in validation.values() for name in scores})
-    means = {name: float(np.mean([scores[name] for scores in validation.values() if name in scores])) for name in names}
-    total: dict[str, Any] = {
-        "kind": "round",
-        "round": report.round,
-        "seconds": seconds,
-        "bytes_up": sum(c.bytes_up for c in report.clients),
-        "bytes_down": sum(c.bytes_down for c in report.clients),
-        "validation": means,
-    }
-    if isinstance(weights, Mapping):
-        total["weights"] = dict(weights)
-    return [*lines, total]
 
 
 # ---- models to score
@@ -533,7 +524,8 @@ def _about(plan: Plan, progress: Progress, executor: Executor, started: float, n
         "bytes_down": progress.bytes_down,
         "epsilon": epsilon(config, progress.round, len(plan.clients)),
         "wall_seconds": time.time() - started,
-        "virtual_seconds": None,
+        "virtual_seconds": progress.virtual_s if plan.dials.clock_runs else None,
+        "faults": plan.dials.describe(),
         "driver": {},
         "actors": executor.describe(),
         "mlflow": None,

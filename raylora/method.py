@@ -24,7 +24,7 @@ def make_strategy(config: Config, clients: int | None = None) -> Strategy:
     """
     name, options = config.strategy.name, config.strategy.options
     if clients is not None:
-        _require_cohort(config, clients)
+        require_cohort(config, 1 if config.sampling.kind == "poisson" else expected_cohort(config, clients))
     if config.privacy.clip is None:
         return create(name, options, seed=config.seed, clients=clients)
     if "reduce" in options:
@@ -45,13 +45,14 @@ def expected_cohort(config: Config, clients: int) -> float:
     return clients if kind == "all" else math.ceil(fraction * clients - 1e-9)
 
 
-def _require_cohort(config: Config, clients: int) -> None:
+def require_cohort(config: Config, fewest: float) -> None:
     """Raise InputError if a round may have fewer clients than the reduction needs."""
     found = config.strategy.options.get("reduce")
     rule = reduction(found) if found is not None else None
-    fewest = 1 if config.sampling.kind == "poisson" else expected_cohort(config, clients)
     if isinstance(rule, Weighing) and rule.needs > fewest:
-        raise InputError(f"strategy.reduce: expected at least {rule.needs} clients in every round, found {fewest:g} (see sampling)")
+        raise InputError(
+            f"strategy.reduce: expected at least {rule.needs} clients in every round, found {fewest:g} (see sampling and faults)"
+        )
 
 
 def epsilon(config: Config, rounds: int, clients: int) -> float | None:

@@ -23,6 +23,7 @@ from raylora.models.seen import Seen
 COMMANDS = [
     ["run"],
     ["resume"],
+    ["stress"],
     ["compare"],
     ["pretrain"],
     ["upload"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -46,7 +47,7 @@ def order(seed: int | str, id: str) -> str:
 
 
 def _by_attribute(what: str, name_of: Callable[[Patient, bool], str]) -> Callable[..., Named]:
-    def rule(units: Sequence[Unit], count: int, alpha: float, seed: int, minimum: int) -> Named:
+    def rule(units: Sequence[Unit], count: int, concentration: float, seed: int, minimum: int) -> Named:
         several = len({row.dataset for unit in units for row in unit}) > 1
         named, left_out = [], {}
         for unit in units:
@@ -67,10 +68,25 @@ def _pathology(row: Patient, several: bool) -> str:
     return common_group(row.dataset, row.group) or f"{row.dataset}-{row.group}"
 
 
-def _iid(units: Sequence[Unit], count: int, alpha: float, seed: int, minimum: int) -> Named:
-    """Dealt out like cards, group after group: sizes differ by one at most."""
+def _iid(units: Sequence[Unit], count: int, concentration: float, seed: int, minimum: int) -> Named:
+    """Dealt out like cards, group after group: sizes differ by one at most. With a finite concentration the clients' shares of the
+    patients are drawn from Dir(concentration), and each card goes to the client that is furthest behind its share."""
     dealt = sorted(units, key=lambda unit: (*stratum_of(unit), order(seed, unit[0].id)))
-    return [(unit, _numbered(i % count, count)) for i, unit in enumerate(dealt)], {}
+    if math.isinf(concentration):
+        return [(unit, _numbered(i % count, count)) for i, unit in enumerate(dealt)], {}
+    rng = generator(seed, "client sizes")
+    for _ in range(REDRAWS):
+        shares = rng.dirichlet(np.full(count, concentration))
+        sizes, named = np.zeros(count), []
+        for i, unit in enumerate(dealt, 1):
+            client = int(np.argmax(shares * i - sizes))
+            sizes[client] += 1
+            named.append((unit, _numbered(client, count)))
+        if sizes.min() >= minimum:
+            return named, {}
+    raise InputError(
+        f"clients.sizes: with {concentration:g}, {count} clients and {len(units)} patients some client has fewer than {minimum}"
+    )
 
 
 def _dirichlet(units: Sequence[Unit], count: int, alpha: float, seed: int, minimum: int) -> Named:

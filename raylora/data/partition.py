@@ -5,6 +5,7 @@ The unit is a patient: the two members of a duplicate pair (`duplicates.pairs`) 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -55,6 +56,7 @@ def assign_clients(
     by: str,
     count: int | None = None,
     alpha: float = 0.5,
+    sizes: float = math.inf,
     seed: int = 0,
     held_out: Sequence[str] = (),
     pairs: Iterable[tuple[str, str]] = (),
@@ -62,15 +64,19 @@ def assign_clients(
 ) -> Assignment:
     """Divide studies among clients: by vendor, centre or pathology as the data say, or among ``count`` clients iid or dirichlet.
 
-    dirichlet: each group's shares are drawn from Dir(alpha), again until every client has ``minimum`` patients. ``held_out`` names
-    clients that never train. Raises InputError: unknown ``by``, no count, too few patients, an unknown client held out.
+    dirichlet: each group's shares are drawn from Dir(alpha), again until every client has ``minimum`` patients; iid: so are the clients'
+    shares of the patients from Dir(sizes), unless it is infinite. ``held_out`` names clients that never train.
+
+    Raises InputError: unknown ``by``, no count, too few patients, an unknown client held out.
     """
     if by not in RULES:
         raise InputError(f"clients.by: expected one of {', '.join(RULES)}, found {by!r}")
     units = _units(rows, pairs)
     if by in ("iid", "dirichlet") and (count is None or not 1 <= count <= len(units)):
         raise InputError(f"clients.count: expected 1 to {len(units)} (patients) for clients.by: {by}, found {count}")
-    names, left_out = RULES[by](units, count or 0, alpha, seed, minimum)
+    if by != "iid" and not math.isinf(sizes):
+        raise InputError(f"clients.sizes: expected clients.by: iid, found {by} (whose sizes are the data's)")
+    names, left_out = RULES[by](units, count or 0, sizes if by == "iid" else alpha, seed, minimum)
     clients: dict[str, list[str]] = {}
     for unit, name in names:
         clients.setdefault(name, []).extend(row.id for row in unit)

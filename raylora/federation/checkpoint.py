@@ -23,6 +23,7 @@ from raylora.federation.rounds import Progress
 SEPARATOR = "|"  # between a tree's path and a tensor's name; in no name
 ARRAYS = ("server", "clients", "base")
 CHECKSUMS = "checksums.json"
+UNDER_WAY = "under way/"  # before the keys of answers that have not arrived yet; in no key of a server
 
 
 def save(folder: Path, progress: Progress, rows: int) -> Path:
@@ -58,6 +59,8 @@ def _files(progress: Progress, rows: int) -> dict[str, bytes]:
     for client, state in progress.states.items():
         for key, tree in state.trees.items():
             _put(arrays["clients"], f"{client}{SEPARATOR}{key}", tree)
+    for key, tree in progress.under_way.trees.items():
+        _put(arrays["server"], f"{UNDER_WAY}{key}", tree)
     _put(arrays["base"], "weights", progress.base)
     _put(arrays["base"], "folded", progress.folded)
     for version, delta in progress.deltas.items():
@@ -73,6 +76,8 @@ def _files(progress: Progress, rows: int) -> dict[str, bytes]:
         "versions": dict(progress.versions),
         "bytes_up": progress.bytes_up,
         "bytes_down": progress.bytes_down,
+        "virtual_s": progress.virtual_s,
+        "under_way": {"values": progress.under_way.values, "trees": sorted(progress.under_way.trees)},
         "rows": rows,
     }
     text = json.dumps(about, indent=1, allow_nan=True)
@@ -129,6 +134,11 @@ def load(path: Path) -> tuple[Progress, int]:
         versions=about["versions"],
         bytes_up=about["bytes_up"],
         bytes_down=about["bytes_down"],
+        virtual_s=about["virtual_s"],
+        under_way=State(
+            trees={key: _get(arrays["server"], f"{UNDER_WAY}{key}") for key in about["under_way"]["trees"]},
+            values=about["under_way"]["values"],
+        ),
     )
     return progress, about["rows"]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from raylora.core import lowrank
+from raylora.core.byzantine import Attack
 from raylora.core.compress import UNCOMPRESSED, Scheme, compressed
 from raylora.core.errors import RunError
 from raylora.core.seeds import generator
@@ -37,6 +38,7 @@ class Site:
     id: str
     rank: int
     shard: Shard
+    attack: Attack | None = None  # of a byzantine client: how it lies about what it has learnt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +162,14 @@ def parted(
             after[name] = (before.get(name, np.float32(0)) - server.get(name, np.float32(0)) + step).astype(np.float32)
         trees["c_k"] = after
         extra["delta_c"] = {name: after[name] - before.get(name, np.float32(0)) for name in after}
+    sent_up: Tree = {name: trained[name] for name in sorted(uploads)}
+    if site.attack is not None and task.phases:
+        trees["first"] = state.trees["first"] if state is not None else sent_up
+        sent_up = site.attack.sent(sent_up, {name: received[name] for name in sent_up}, trees["first"], task.round, site.id)
     update = ClientUpdate(
         client_id=site.id,
         num_examples=site.shard.patients,
-        adapter={name: trained[name] for name in sorted(uploads)},
+        adapter=sent_up,
         metrics=metrics,
         extra=extra,
         scaling=protocol.alpha / (lowrank.rank_of(trained) or site.rank),  # a strategy may have pruned the rank

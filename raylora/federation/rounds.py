@@ -1,14 +1,15 @@
-"""The server's side of a round: broadcast, fold, train, review, aggregate; and the count of every byte that crosses."""
+"""The server's side of a round: broadcast, fold, train, review, aggregate; and the count of its bytes and of its virtual time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from raylora.core import lowrank, payload
+from raylora.core.clock import NEUTRAL, Conditions, close, exchange_s
 from raylora.core.errors import RunError
 from raylora.core.types import Broadcast, Client, ClientState, ClientUpdate, State, Strategy, Tree
 from raylora.federation.host import EvalRow, Outcome, Scored
@@ -49,6 +50,8 @@ class Progress:
     versions: Mapping[str, int] = field(default_factory=dict)  # client -> the base version it has
     bytes_up: int = 0
     bytes_down: int = 0
+    virtual_s: float = 0.0  # since the start, on the simulated lines and devices
+    under_way: State = field(default_factory=State)  # asynchronous rounds: answers that have not arrived yet (see `buffered`)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +61,17 @@ class ClientReport:
     bytes_up: int
     bytes_down: int
     metrics: Mapping[str, float]
+    virtual_s: float = 0.0  # from being asked to having answered
+    staleness: int = 0  # rounds since the model that it started from
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundReport:
     round: int
-    clients: tuple[ClientReport, ...]
+    clients: tuple[ClientReport, ...]  # those that trained; in asynchronous rounds those whose answers arrived
+    bytes_down: int  # also to those that never answered
+    dropped: tuple[str, ...] = ()  # asked, and never answered
+    unused: tuple[str, ...] = ()  # answered when the server had gone on
 
 
 def receive(
@@ -110,42 +118,74 @@ def run_round(
     executor: Executor,
     *,
     stack: int = 1,
-    on_client: Callable[[Outcome], None] = lambda outcome: None,
+    conditions: Conditions = NEUTRAL,
 ) -> tuple[Progress, RoundReport]:
-    """One round over the cohort. Results are taken as they finish and sorted by client id before anything is summed."""
+    """One round over the cohort. Results are taken as they finish and sorted by client id before anything is summed.
+
+    A client that drops out is sent the model and never trains. One whose answer comes when the server has gone on has trained, its private
+    state has moved, and its update is lost.
+    """
     known = {client.id: client for client in clients}
     order = sorted(cohort)
+    outcomes = train(broadcasts, [c for c in order if c not in conditions.dropped], executor, stack)
+    down = {client: bytes_down(progress, client, broadcasts[client]) for client in order}
+    up = {client: payload.bytes_of(outcome.update) for client, outcome in outcomes.items()}
+    answers = {client: conditions.trip(client).seconds(down[client], up[client]) for client in outcomes}
+    used, seconds = close(answers, len(order), conditions.waiting)
+    updates = [outcomes[client].update for client in used]
+    if strategy.review is not None and updates:
+        updates, more_down, more_up = _review(progress, strategy, [known[client] for client in used], updates, executor)
+        down = {client: value + more_down.get(client, 0) for client, value in down.items()}
+        up = {client: value + more_up.get(client, 0) for client, value in up.items()}
+        seconds += max((exchange_s(conditions.trip(c).line, more_down[c], more_up[c]) for c in more_up), default=0.0)
+    after = after_round(
+        progress, strategy, clients, updates, asked=order, outcomes=outcomes, seconds=seconds, up=sum(up.values()), down=sum(down.values())
+    )
+    reports = tuple(
+        ClientReport(client=c, seconds=o.seconds, bytes_up=up[c], bytes_down=down[c], metrics=o.update.metrics, virtual_s=answers[c])
+        for c, o in outcomes.items()
+    )
+    unused = tuple(client for client in outcomes if client not in used)
+    dropped = tuple(client for client in order if client in conditions.dropped)
+    return after, RoundReport(round=progress.round, clients=reports, bytes_down=sum(down.values()), dropped=dropped, unused=unused)
+
+
+def train(broadcasts: Mapping[str, Broadcast], order: Sequence[str], executor: Executor, stack: int) -> dict[str, Outcome]:
+    """What the clients make of their broadcasts, in the given order; every update is checked as it arrives."""
     stacks = [[(client, broadcasts[client]) for client in order[i : i + stack]] for i in range(0, len(order), stack)]
     outcomes: dict[str, Outcome] = {}
     for outcome in executor.train(stacks):
         check_update(outcome.update, broadcasts[outcome.update.client_id])
         outcomes[outcome.update.client_id] = outcome
-        on_client(outcome)
-    updates = [outcomes[client].update for client in order]
-    down = {client: _bytes_down(progress, client, broadcasts[client]) for client in order}
-    up = {client: payload.bytes_of(outcomes[client].update) for client in order}
-    if strategy.review is not None:
-        updates, more_down, more_up = _review(progress, strategy, [known[client] for client in order], updates, executor)
-        down = {client: value + more_down.get(client, 0) for client, value in down.items()}
-        up = {client: value + more_up.get(client, 0) for client, value in up.items()}
-    server = strategy.aggregate(progress.server, updates)
-    versions = {**progress.versions, **{client: progress.base_version for client in order}}
+    return {client: outcomes[client] for client in order}
+
+
+def after_round(
+    progress: Progress,
+    strategy: Strategy,
+    clients: Sequence[Client],
+    updates: Sequence[ClientUpdate],
+    *,
+    asked: Sequence[str],
+    outcomes: Mapping[str, Outcome],
+    seconds: float,
+    up: int,
+    down: int,
+) -> Progress:
+    """The run once these updates are in: the server, what clients keep, the base versions that they have, bytes and time."""
+    versions = {**progress.versions, **dict.fromkeys(asked, progress.base_version)}
     oldest = min(versions.get(client.id, 0) for client in clients)
-    after = replace(
+    return replace(
         progress,
         round=progress.round + 1,
-        server=server,
-        states={**progress.states, **{client: outcomes[client].state for client in order}},
+        server=strategy.aggregate(progress.server, updates),
+        states={**progress.states, **{client: outcome.state for client, outcome in outcomes.items()}},
         versions=versions,
         deltas={version: delta for version, delta in progress.deltas.items() if version > oldest},
-        bytes_up=progress.bytes_up + sum(up.values()),
-        bytes_down=progress.bytes_down + sum(down.values()),
+        bytes_up=progress.bytes_up + up,
+        bytes_down=progress.bytes_down + down,
+        virtual_s=progress.virtual_s + seconds,
     )
-    reports = tuple(
-        ClientReport(client=c, seconds=outcomes[c].seconds, bytes_up=up[c], bytes_down=down[c], metrics=outcomes[c].update.metrics)
-        for c in order
-    )
-    return after, RoundReport(round=progress.round, clients=reports)
 
 
 def _review(
@@ -165,7 +205,7 @@ def _review(
     return merged, down, up
 
 
-def _bytes_down(progress: Progress, client: str, broadcast: Broadcast) -> int:
+def bytes_down(progress: Progress, client: str, broadcast: Broadcast) -> int:
     """A broadcast's bytes with every fold that this client has not had yet."""
     have = progress.versions.get(client, 0)
     missing = [delta for version, delta in sorted(progress.deltas.items()) if version > have]

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from raylora.core.byzantine import Attack
 from raylora.core.compress import UNCOMPRESSED, Scheme
 from raylora.core.errors import InputError
+from raylora.data.damage import CLEAN, Damage
 from raylora.data.shards import PreparedSet, PreparedStudy
 from raylora.data.transforms import Augmentation
 from raylora.federation.client import Protocol, Shard, Site
@@ -34,6 +36,8 @@ class SiteSpec:
     validation: tuple[str, ...] = ()
     rating: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
+    damage: Mapping[str, Damage] = field(default_factory=dict)  # training study -> what is wrong with it; absent: nothing
+    attack: Attack | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +129,7 @@ def build_host(spec: HostSpec, weights: Mapping[str, np.ndarray]) -> Host:
     model = build_model(spec.model, weights, spec.device, spec.settings.dtype)
     prepared = [PreparedSet.open(Path(folder)) for folder in spec.sets]
     where = {row.id: opened for opened in prepared for row in opened.manifest.rows}
-    sites = [Site(id=site.id, rank=site.rank, shard=_shard(site, where, spec)) for site in spec.sites]
+    sites = [Site(id=site.id, rank=site.rank, shard=_shard(site, where, spec), attack=site.attack) for site in spec.sites]
     return Host(model, protocol_of(spec), sites)
 
 
@@ -134,11 +138,13 @@ def _shard(site: SiteSpec, where: Mapping[str, PreparedSet], spec: HostSpec) -> 
         return tuple(_eval_case(i, where[i].study(i), spec) for i in ids)
 
     depth = spec.model.image_size[2]
-    studies = [where[i].study(i) for i in site.training]
+    studies = [site.damage.get(i, CLEAN).study(where[i].study(i)) for i in site.training]
     training: Samples
     if spec.task == "disease":
         images = [np.stack([study.frames[frame].image for frame in ("ED", "ES")]) for study in studies]
-        training = Studies(images, [spec.diseased[i] for i in site.training], depth, spec.augmentation)
+        training = Studies(
+            images, [site.damage.get(i, CLEAN).diseased(i, spec.diseased[i]) for i in site.training], depth, spec.augmentation
+        )
     else:
         frames = [frame for study in studies for _, frame in sorted(study.frames.items())]
         labelled = [(frame.image, frame.label) for frame in frames if frame.label is not None]

@@ -113,13 +113,13 @@ def read_run(folder: Path, name: str = "") -> Run:
 
 
 def find_runs(folders: Sequence[Path], names: Mapping[Path, str] | None = None) -> list[Run]:
-    """The runs of some run folders and sweep folders (all their trials), in order. Raises InputError for any other folder.
+    """The runs of some run folders and of sweep and stress folders (all their trials), in order. Raises InputError for any other folder.
 
     `names`: what runs are called that are not called by their folder.
     """
     runs = []
     for folder in map(Path, folders):
-        if (folder / "sweep.json").is_file():
+        if (folder / "sweep.json").is_file() or (folder / "stress.json").is_file():
             trials = sorted(p.parent for p in folder.glob("trials/*/summary.json"))
             if not trials:
                 raise InputError(f"{folder}: expected a sweep with trials, found none that wrote a summary.json")

@@ -73,6 +73,19 @@ def test_a_client_that_hangs_ends_the_run_and_nothing_is_left_of_it(prepared_fol
         psutil.Process(pid).wait(60) if psutil.pid_exists(pid) else None
 
 
+def test_the_same_faults_for_any_number_of_actors(runs, prepared_folder, tmp_path):
+    dials = {
+        "faults": {"dropout": 0.2, "late_s": 3.0, "slow": 0.3, "byzantine": 0.25, "label_noise": 0.2, "missing_slices": 0.2},
+        "network": {"up_mbit": 0.1, "spread": 1.0, "step_s": 1.0, "speed_spread": 0.5, "outage": 0.2},
+        "sampling": {"buffer": 2},
+        "training__rounds": 4,
+    }
+    found, executor = on_ray(tiny(prepared_folder, "disease", **dials, placement={"clients_per_actor": 2}), tmp_path)
+    assert len(executor.describe()) == 2
+    same_run(found, runs("disease", **dials))
+    assert found.summary["virtual_seconds"] == runs("disease", **dials).summary["virtual_seconds"] > 0
+
+
 class Killing(RayExecutor):
     """Kills one actor in the second round, after the first of its two clients has answered."""
 

@@ -188,3 +188,26 @@ def test_clients_without_cases_or_with_one_class_are_refused_by_name():
         check_clients({"GE": split}, {"a": 1, "b": 1})
     with pytest.raises(InputError, match=r"client Canon: no test cases \(it has train 1, validation 0, rating 0, test 0\)"):
         check_clients({"Canon": split_client([row("a")], 0)})
+
+
+def test_sizes_follow_their_dirichlet():
+    """A share of Dir(a, ..., a) over K clients has the variance (1/K)(1 - 1/K) / (K a + 1); all patients stay, groups stay mixed."""
+    rows = [row(f"p{k}", group=("NOR", "DCM")[k % 2]) for k in range(200)]
+    count, alpha, draws = 4, 3.0, 300
+    shares = []
+    for seed in range(draws):
+        found = assign_clients(rows, by="iid", count=count, sizes=alpha, seed=seed, minimum=0).clients
+        shares += [len(found.get(f"client-{k + 1}", ())) / 200 for k in range(count)]
+        for ids in found.values():
+            normal = sum(int(id[1:]) % 2 == 0 for id in ids)
+            assert abs(normal - len(ids) / 2) <= 4
+    expected = (1 / count) * (1 - 1 / count) / (count * alpha + 1)
+    assert sum((s - 1 / count) ** 2 for s in shares) / len(shares) == pytest.approx(expected, rel=0.2)
+    equal = assign_clients(rows, by="iid", count=count, seed=0)
+    assert {len(ids) for ids in equal.clients.values()} == {50}
+
+
+def test_sizes_that_leave_a_client_too_small_are_refused():
+    rows = [row(f"p{k}") for k in range(10)]
+    with pytest.raises(InputError, match=r"clients.sizes: with 0.001, 5 clients and 10 patients some client has fewer than 2"):
+        assign_clients(rows, by="iid", count=5, sizes=0.001)

@@ -1,0 +1,353 @@
+"""Strategies against dials: what each level does to the mean client and to the worst one, and one number for robustness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from raylora.metrics.bootstrap import REPLICATES
+from raylora.metrics.matrix import PRIMARY
+from raylora.metrics.panel import Panel, panel_interval
+from raylora.report.groups import Group, value_text
+from raylora.report.html import render, save_pictures, table_context, write_page
+from raylora.report.marks import common_marks, stamped
+from raylora.report.pairs import Pair, pairs_of, self_test
+from raylora.report.runs import read_run
+from raylora.report.scores import Score, score_of
+from raylora.report.stress_plots import campaign_pictures
+from raylora.report.table import Estimate, Table, decimal, estimate, p_value, rich_table, seconds, signed, size, terminal, whole, words
+from raylora.report.words import inside, metric_words
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One experiment of a campaign, and how it ended."""
+
+    number: int
+    label: str
+    levels: tuple[Any, ...]  # of the dials, in their order
+    seed: int
+    status: str  # finished | refused | failed
+    why: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Point:
+    """One strategy at one setting of the dials, means over its seeds."""
+
+    level: Any  # of the first dial
+    score: Score | None  # None: every seed was refused or failed
+    worst: Estimate  # the client with the lowest mean, with the interval over its patients
+    worst_client: str = ""
+    virtual_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One strategy against the first dial, the second one (if there is one) held."""
+
+    label: str
+    held: Any  # level of the second dial
+    points: tuple[Point, ...]
+    area: Estimate  # under the curve over its range: a mean height
+    worst_area: float | None
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What a stress campaign found."""
+
+    name: str
+    metric: str
+    dials: Mapping[str, tuple[Any, ...]]
+    curves: tuple[Curve, ...]
+    pairs: Mapping[tuple[Any, ...], tuple[Pair, ...]]  # levels -> every strategy against the first one there
+    ended: tuple[Ended, ...]
+    remarks: tuple[str, ...]
+    marks: tuple[str, ...]
+
+    @property
+    def dial(self) -> str:
+        """The first one: the axis of the curves."""
+        return next(iter(self.dials))
+
+    @property
+    def holds(self) -> tuple[Any, ...]:
+        """Levels of the second dial; (None,) without one."""
+        return tuple(self.dials.values())[1] if len(self.dials) > 1 else (None,)
+
+    def held_text(self, held: Any) -> str:
+        """Of the second dial, or nothing."""
+        return "" if len(self.dials) < 2 else f"{list(self.dials)[1]} {value_text(held)}"
+
+    def findings(self) -> list[str]:
+        """A sentence for each curve, best area first, then what the tests at the last level say."""
+        said = []
+        for curve in sorted(self.curves, key=lambda c: (self.holds.index(c.held), -(c.area.value or -math.inf))):
+            first, last = curve.points[0], curve.points[-1]
+            where = f", {self.held_text(curve.held)}" if self.held_text(curve.held) else ""
+            if first.score is None or last.score is None or curve.area.value is None:
+                said.append(f"{curve.label}{where}: without a score at {self._missing(curve)}, so there is no area under its curve.")
+                continue
+            said.append(
+                f"{curve.label}{where}: {inside(self.metric)} {_number(first.score.in_client.value)} at {self.dial} {value_text(first.level)} and "
+                f"{_number(last.score.in_client.value)} at {value_text(last.level)} (its worst client, {last.worst_client}: "
+                f"{_number(last.worst.value)}); mean height of its curve {curve.area.value:.3f}."
+            )
+        for held in self.holds:
+            levels = (self.dials[self.dial][-1], *([held] if len(self.dials) > 1 else []))
+            said += [f"At {self._at(levels)}: {pair.sentence}" for pair in self.pairs.get(levels, ())]
+        return said
+
+    def _missing(self, curve: Curve) -> str:
+        return ", ".join(value_text(p.level) for p in curve.points if p.score is None or p.score.in_client.value is None)
+
+    def _at(self, levels: tuple[Any, ...]) -> str:
+        return ", ".join(f"{key} {value_text(level)}" for key, level in zip(self.dials, levels, strict=True))
+
+    # ---- tables
+
+    def tables(self) -> list[Table]:
+        """In reading order."""
+        return [stamped(table, self.marks) for table in (self.robustness(), self.levels_table(), self.pairs_table(), self.runs_table())]
+
+    def robustness(self) -> Table:
+        """One row a curve."""
+        first, last = (value_text(self.dials[self.dial][i]) for i in (0, -1))
+        two = [words(list(self.dials)[1])] if len(self.dials) > 1 else []
+        columns = (
+            words("Strategy"),
+            *two,
+            estimate(f"At {first} [95 %]", brief=f"At {first}"),
+            estimate(f"At {last} [95 %]", brief=f"At {last}"),
+            estimate("Area under the curve [95 %]", brief="Area"),
+            estimate(f"Worst client at {last} [95 %]", brief="Worst client"),
+            decimal("Area, worst client"),
+        )
+        rows = []
+        for c in self.curves:
+            ends = [Estimate(None) if p.score is None else p.score.in_client for p in (c.points[0], c.points[-1])]
+            held = [value_text(c.held)] if two else []
+            rows.append((c.label, *held, *ends, c.area, c.points[-1].worst, c.worst_area))
+        scale = "over the dial's values" if _numeric(self.dials[self.dial]) else "over the levels, each as far from the next"
+        note = (
+            f"{metric_words(self.metric)} in-client on test patients, means over seeds and clients, byzantine clients included. Area: the mean "
+            f"height of the curve {scale} (trapezoids): what to expect if every level between is as likely. Intervals draw patients within clients, then seeds."
+        )
+        return Table(f"Robustness to {self.dial}", columns, tuple(rows), note)
+
+    def levels_table(self) -> Table:
+        """One row a point."""
+        columns = (
+            words("Strategy"),
+            *(words(key) for key in self.dials),
+            whole("Seeds"),
+            estimate("Mean [95 %]"),
+            estimate("Worst client [95 %]"),
+            words("Which"),
+            estimate("Cross-client [95 %]"),
+            size("Bytes"),
+            seconds("Virtual time"),
+        )
+        rows = []
+        for c in self.curves:
+            for p in c.points:
+                levels = [value_text(p.level), *([value_text(c.held)] if len(self.dials) > 1 else [])]
+                s = p.score
+                scored = (
+                    (None, None, None, "", None, None)
+                    if s is None
+                    else (len(s.seeds), s.in_client, p.worst, p.worst_client, s.cross_client, s.bytes_total)
+                )
+                rows.append((c.label, *levels, *scored, p.virtual_s))
+        note = (
+            "The worst client is chosen after looking at the test patients: its score is lower than another draw of patients would make it."
+        )
+        return Table("Every level", columns, tuple(rows), note)
+
+    def pairs_table(self) -> Table:
+        """Every strategy against the first one, at every setting."""
+        columns = (
+            *(words(key) for key in self.dials),
+            words("A"),
+            words("B"),
+            signed("A - B [95 %]"),
+            p_value("p, Holm"),
+            words("Verdict"),
+            whole("n"),
+        )
+        rows = []
+        for levels, pairs in self.pairs.items():
+            for p in pairs:
+                low, high = p.ci95 or (None, None)
+                rows.append((*map(value_text, levels), p.a, p.b, Estimate(p.difference, low, high, p.n), p.p_holm, p.verdict, p.n))
+        note = "On the same test patients, averaged over seeds first; p values of one setting are corrected together (Holm)."
+        return Table("Against the first strategy", columns, tuple(rows), note)
+
+    def runs_table(self) -> Table:
+        """Every experiment and how it ended."""
+        columns = (whole("Number"), words("Strategy"), *(words(key) for key in self.dials), whole("Seed"), words("Status"), words("Why"))
+        rows = tuple((e.number, e.label, *map(value_text, e.levels), e.seed, e.status, e.why) for e in self.ended)
+        return Table("Experiments", columns, rows)
+
+    # ---- forms
+
+    def show(self, console: Console | None = None) -> None:
+        """Print the essential table and the sentences."""
+        console = console or terminal()
+        console.print(rich_table(stamped(self.robustness(), self.marks)))
+        for sentence in (*self.findings(), *(f"! {remark}" for remark in self.remarks)):
+            console.print(f"- {sentence}".replace("- !", "!"), highlight=False, markup=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "schema": 1,
+            "name": self.name,
+            "metric": self.metric,
+            "dials": {key: list(levels) for key, levels in self.dials.items()},
+            "curves": [_curve(curve) for curve in self.curves],
+            "findings": self.findings(),
+            "remarks": list(self.remarks),
+            "experiments": [
+                {"number": e.number, "strategy": e.label, "levels": list(e.levels), "seed": e.seed, "status": e.status, "why": e.why}
+                for e in self.ended
+            ],
+        }
+
+
+def campaign(
+    name: str, dials: Mapping[str, tuple[Any, ...]], labels: Sequence[str], ended: Sequence[Ended], replicates: int = REPLICATES
+) -> Campaign:
+    """Score what has ended.
+
+    dials: dotted key -> its levels, one or two; labels: the strategies, the baseline of the pairs first. Experiments that were refused or
+    failed leave gaps.
+    """
+    runs = {e.number: read_run(e.folder) for e in ended if e.status == "finished"}
+    some = next(iter(runs.values()), None)
+    metric = PRIMARY[some.task] if some else "dice"
+    groups: dict[tuple[str, tuple[Any, ...]], Group] = {}
+    for e in ended:
+        if e.number in runs:
+            known = groups.get((e.label, e.levels), Group(e.label, {}, ()))
+            groups[e.label, e.levels] = replace(known, runs=(*known.runs, runs[e.number]))
+    first, *second = dials.values()
+    holds = second[0] if second else (None,)
+    curves = []
+    for held in holds:
+        for label in labels:
+            points = []
+            for level in first:
+                levels = (level, held) if second else (level,)
+                points.append(_point(level, groups.get((label, levels)), metric, replicates))
+            curves.append(_measured(label, held, points, first))
+    pairs = {}
+    for levels in dict.fromkeys(e.levels for e in ended):
+        here = [groups[label, levels] for label in labels if (label, levels) in groups]
+        if len(here) > 1 and here[0].label == labels[0]:
+            pairs[levels] = tuple(pairs_of(here, metric, self_test(here[0], metric), 0, replicates, against=here[0]))
+    remarks = sorted({remark for run in runs.values() for remark in run.remarks()})
+    if len({e.seed for e in ended}) == 1:
+        remarks.append("One seed each: the intervals are over patients only and do not say what another seed would give.")
+    remarks += [
+        f"{e.label} at {', '.join(map(value_text, e.levels))}, seed {e.seed}: {e.status}: {e.why}" for e in ended if e.status != "finished"
+    ]
+    marks = tuple(common_marks([run.summary for run in runs.values()]))
+    return Campaign(name, metric, dials, tuple(curves), pairs, tuple(ended), tuple(remarks), marks)
+
+
+def _point(level: Any, group: Group | None, metric: str, replicates: int) -> Point:
+    if group is None:
+        return Point(level, None, Estimate(None))
+    client, worst = worst_client(group.in_client(metric), replicates)
+    return Point(level, score_of(group, metric, 0, replicates), worst, client, group.mean("virtual_seconds"))
+
+
+def worst_client(own: Panel, replicates: int = REPLICATES) -> tuple[str, Estimate]:
+    """The client with the lowest mean over seeds and its patients, with the interval over them; ("", nothing) without a score."""
+    scores = {client: value for client, value in (own.client_scores if own.patients else {}).items() if value is not None}
+    if not scores:
+        return "", Estimate(None)
+    client = min(scores, key=lambda c: (scores[c], c))
+    mine = own.restrict([p for p, c in zip(own.patients, own.clients, strict=True) if c == client])
+    low, high = panel_interval(mine, 0, replicates) or (None, None)
+    return client, Estimate(scores[client], low, high, len(mine.patients))
+
+
+def _measured(label: str, held: Any, points: Sequence[Point], levels: Sequence[Any]) -> Curve:
+    heights = [None if p.score is None else p.score.in_client.value for p in points]
+    value, area = area_under(levels, heights), Estimate(None)
+    if value is not None:
+        drawn = [p.score.replicates for p in points if p.score is not None]
+        weights = trapezoids(levels)
+        low, high = np.nanquantile(np.sum([w * d for w, d in zip(weights, drawn, strict=True)], axis=0), [0.025, 0.975])
+        area = Estimate(value, float(low), float(high))
+    return Curve(label, held, tuple(points), area, area_under(levels, [p.worst.value for p in points]))
+
+
+def trapezoids(levels: Sequence[Any]) -> list[float]:
+    """The weight of each level's height in the mean height of the curve through them; they sum to 1. Levels that are not all finite
+    numbers, or of which two are equal, stand equally far apart."""
+    x = np.array(levels, dtype=np.float64) if _numeric(levels) else np.arange(len(levels), dtype=np.float64)
+    order = np.argsort(x)
+    steps = np.diff(x[order])
+    weights = np.zeros(len(x))
+    weights[order[:-1]] += steps / 2
+    weights[order[1:]] += steps / 2
+    return [float(w) for w in weights / weights.sum()]
+
+
+def area_under(levels: Sequence[Any], heights: Sequence[float | None]) -> float | None:
+    """The mean height of the curve; None where a level has none."""
+    if any(height is None for height in heights):
+        return None
+    return float(np.dot(trapezoids(levels), np.array(heights, dtype=np.float64)))
+
+
+def _numeric(levels: Sequence[Any]) -> bool:
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in levels)
+    return numbers and len(set(levels)) == len(levels)
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    def said(one: Estimate) -> dict[str, Any]:
+        return {"value": one.value, "low": one.low, "high": one.high, "n": one.n}
+
+    points = [
+        {
+            "level": p.level,
+            "mean": None if p.score is None else said(p.score.in_client),
+            "worst": {"client": p.worst_client, **said(p.worst)},
+            "virtual_seconds": p.virtual_s,
+        }
+        for p in curve.points
+    ]
+    return {"strategy": curve.label, "held": curve.held, "area": said(curve.area), "worst_area": curve.worst_area, "points": points}
+
+
+def write_campaign(found: Campaign, path: Path) -> Path:
+    """One self-contained page. Returns its path."""
+    page = render(
+        "stress.html",
+        title=found.name,
+        metric=metric_words(found.metric),
+        dials=", ".join(found.dials),
+        experiments=len(found.ended),
+        findings=found.findings(),
+        remarks=found.remarks,
+        tables=[table_context(table) for table in found.tables() if table.rows],
+        pictures=save_pictures(campaign_pictures(found), None),
+    )
+    return write_page(path, page)

@@ -1,0 +1,98 @@
+"""What a stress file says: a base experiment, the strategies that are compared, one or two dials with their levels, seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from raylora import config as configuration
+from raylora.config import Config, Section
+from raylora.core.errors import InputError
+
+Values = Mapping[str, Any]
+"""Dotted key -> value."""
+
+
+class Stress(Section):
+    """A stress file. Keys of an experiment are dotted; `strategy: {...}` replaces the whole section."""
+
+    name: str = Field(default="stress", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,89}$")
+    base: dict[str, Any]  # the experiment, as a mapping (in a file: its path)
+    common: dict[str, Any] = {}  # laid over the base in all runs
+    strategies: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]  # label -> what is laid over it; the first is the baseline
+    dials: Annotated[dict[str, Annotated[list[Any], Field(min_length=2)]], Field(min_length=1, max_length=2)]  # the neutral level first
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+
+    def sha256(self) -> str:
+        """Of what decides which trials there are and what comes of them."""
+        aside = ("name", "placement", "tracking", "checkpoint")
+        values = self.model_dump(exclude={"name"})
+        values["base"] = {key: value for key, value in values["base"].items() if key not in aside}
+        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+    def config(self, trial: Trial) -> Config:
+        """The experiment of one trial. Raises InputError."""
+        origin = f"trial {trial.number} ({trial.said})"
+        name = {"seed": trial.seed, "name": f"{self.name}-{trial.number:03d}"}
+        laid = configuration.laid_over(self.base, {**self.common, **self.strategies[trial.label], **trial.levels, **name}, origin)
+        return configuration.from_dict(laid, origin)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One experiment."""
+
+    number: int
+    label: str  # of its strategy
+    levels: Values  # dial -> level
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return f"{self.number:03d}"
+
+    @property
+    def said(self) -> str:
+        return ", ".join([self.label, *(f"{key} {value}" for key, value in self.levels.items()), f"seed {self.seed}"])
+
+
+def trials(stress: Stress) -> list[Trial]:
+    """All experiments: the levels of the dials outermost, then strategies, then seeds, so that what is compared is near in time."""
+    levels = [dict(zip(stress.dials, values, strict=True)) for values in itertools.product(*stress.dials.values())]
+    every = itertools.product(levels, stress.strategies, stress.seeds)
+    return [Trial(number, label, values, seed) for number, (values, label, seed) in enumerate(every)]
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Stress:
+    """Read a stress file and check the configuration of every trial. An override whose first word is a key of the stress file goes there
+    (``seeds=[0,1]``), every other one to the base experiment (``training.rounds=4``). Raises InputError."""
+    own = [item for item in overrides if item.partition("=")[0].split(".")[0].strip() in Stress.model_fields]
+    rest = [item for item in overrides if item not in own]
+    values = configuration.override(configuration.read_yaml(path), own)
+    base = values.get("base")
+    if not isinstance(base, str):
+        raise InputError(f"{path}: base: expected the path of an experiment's YAML file, found {base!r}")
+    values["base"] = configuration.load((path.parent / base).resolve(), rest).as_dict()
+    return check(configuration.validated(Stress, values, str(path)), str(path))
+
+
+def check(stress: Stress, origin: str) -> Stress:
+    """Refuse what cannot work before anything starts. Raises InputError."""
+    for key in stress.dials:
+        if key in ("seed", "name", "task") or key.split(".")[0] in ("placement", "tracking", "checkpoint", "evaluation", "strategy"):
+            raise InputError(f"{origin}: dials.{key}: expected what makes an experiment harder (faults, network, clients, data, ...)")
+        if any(key in values for values in stress.strategies.values()):
+            raise InputError(f"{origin}: dials.{key}: a strategy sets it too, and one of them would win")
+    for trial in trials(stress):
+        try:
+            stress.config(trial)
+        except InputError as error:
+            raise InputError(f"{origin}: {error}") from None
+    return stress

@@ -1,0 +1,79 @@
+"""The figures of a stress page, by hand and against the runs that they are made of."""
+
+import pytest
+from make_run import make_run
+
+from raylora.report.stress import Ended, area_under, campaign, trapezoids, worst_client, write_campaign
+
+
+def test_the_area_is_the_mean_height_of_the_curve():
+    assert trapezoids([0.0, 0.1, 0.3]) == pytest.approx([1 / 6, 1 / 2, 1 / 3])
+    assert area_under([0.0, 0.1, 0.3], [0.9, 0.9, 0.9]) == pytest.approx(0.9)
+    assert area_under([0, 10], [1.0, 0.0]) == 0.5 and area_under([10, 0], [0.0, 1.0]) == 0.5, "the order of the levels changes nothing"
+    assert area_under([0.0, 1.0, 3.0], [1.0, 0.5, 0.0]) == pytest.approx((0.75 * 1 + 0.25 * 2) / 3)
+
+
+def test_levels_that_are_no_numbers_stand_equally_far_apart():
+    for levels in ([float("inf"), 1.0, 0.3], ["negate", "gaussian", "stale"], [1, 1, 2]):
+        assert trapezoids(levels) == [0.25, 0.5, 0.25]
+    assert area_under([0, 1], [0.5, None]) is None
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """Two strategies, three levels, two seeds; one of them fails at the last level."""
+    folder = tmp_path_factory.mktemp("stress")
+    quality = {("mean", 0.0): 0.9, ("mean", 0.1): 0.8, ("mean", 0.3): 0.5, ("median", 0.0): 0.88, ("median", 0.1): 0.87}
+    ended = []
+    for level in (0.0, 0.1, 0.3):
+        for label in ("mean", "median"):
+            for seed in (0, 1):
+                number = len(ended)
+                here = quality.get((label, level))
+                if here is not None:
+                    make_run(folder / str(number), strategy="fedit", seed=seed, quality=here, config={"faults.dropout": level})
+                how = ("finished", "") if here is not None else ("failed", "round 3, client ge: the loss is nan")
+                ended.append(Ended(number, label, (level,), seed, *how, folder / str(number)))
+    return campaign("dropouts", {"faults.dropout": (0.0, 0.1, 0.3)}, ["mean", "median"], ended, replicates=200)
+
+
+def test_points_are_the_runs_and_areas_are_the_points(found):
+    mean, median = found.curves
+    heights = [p.score.in_client.value for p in mean.points]
+    assert heights[0] > heights[1] > heights[2] and [p.score.seeds for p in mean.points] == [(0, 1)] * 3
+    assert mean.area.value == pytest.approx(heights[0] / 6 + heights[1] / 2 + heights[2] / 3)
+    assert mean.area.low < mean.area.value < mean.area.high
+    assert median.area.value is None and median.points[-1].score is None
+    for point in mean.points:
+        scores = point.score.per_client
+        assert point.worst.value == min(scores.values()) and scores[point.worst_client] == point.worst.value
+        assert point.worst.low < point.worst.value < point.worst.high and point.worst.n == 6
+
+
+def test_every_strategy_is_tested_against_the_first_at_each_level(found):
+    assert {levels: [(p.a, p.b) for p in pairs] for levels, pairs in found.pairs.items()} == {
+        (0.0,): [("mean", "median")],
+        (0.1,): [("median", "mean")],
+    }
+
+
+def test_the_page_says_what_is_missing_and_why(found, tmp_path):
+    page = write_campaign(found, tmp_path / "page.html").read_text()
+    assert "the loss is nan" in page and "median: without a score at 0.3" in page and "phantoms" in page
+    assert page.count("<img") == 1 and "Virtual time of a run" not in page, "no clock ran"
+    assert found.tables()[0].title == "Robustness to faults.dropout"
+    curves = found.as_dict()["curves"]
+    assert curves[1]["points"][2] == {
+        "level": 0.3,
+        "mean": None,
+        "worst": {"client": "", "value": None, "low": None, "high": None, "n": None},
+        "virtual_seconds": None,
+    }
+
+
+def test_the_worst_client_of_nothing_is_nobody(found):
+    from raylora.report.groups import Group
+    from raylora.report.runs import read_run
+
+    own = Group("x", {}, (read_run(found.ended[0].folder),)).in_client("auc")
+    assert worst_client(own) == ("", worst_client(own)[1]) and worst_client(own)[1].value is None
