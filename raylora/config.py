@@ -149,7 +149,10 @@ class Training(Section):
     clip: Positive | None = None  # of each client's gradient norm
     augment: Annotated[Number, Field(ge=0, le=1)] = 0.0  # strength; 0: none
     threads: Count = 1  # of torch in each actor; changes bits
-    stack: Count | Literal["auto"] = 1  # clients trained in one pass
+    stack: Count | Literal["auto"] = 1  # clients trained in one pass; auto: measured once, written to the run's config.yaml
+    cache: Literal["off", "auto", "fp32", "bf16"] = "auto"  # what precedes the first trained stage; auto: as computed, where it pays
+    cached_views: Count | None = None  # with augment: so many random views of each sample are kept, and training draws from them
+    cache_gb: Positive = 20.0  # of all kept features, in data.cache; the oldest make room
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -162,6 +165,14 @@ class Training(Section):
             if values.get("local_epochs") is None and values.get("local_steps") is None:
                 return {**values, "local_epochs": 1}
         return values
+
+    @model_validator(mode="after")
+    def _views_of_something(self) -> Training:
+        if self.cached_views is not None and not self.augment:
+            raise ValueError("cached_views are of training.augment, which is 0")
+        if self.cache in ("fp32", "bf16") and self.augment and self.cached_views is None:
+            raise ValueError(f"cache {self.cache} with random augmentation needs cached_views, how many views of a sample are kept")
+        return self
 
 
 class Sampling(Section):

@@ -26,6 +26,7 @@ from raylora.core.errors import InputError
 from raylora.core.types import Broadcast, Client, ClientState, State, Strategy, Tree
 from raylora.data import obtain, partition
 from raylora.data.damage import Damage
+from raylora.data.features import FOLDER
 from raylora.data.prepare import Mapper
 from raylora.data.transforms import Augmentation
 from raylora.dials import Dials, attacks, damages, make_dials, ranks, require_asynchronous
@@ -44,6 +45,7 @@ from raylora.models.cinema_weights import without_decoder
 from raylora.models.seen import Seen
 from raylora.models.stacked import StackedModel
 from raylora.tracking.record import Record, finite, write_json
+from raylora.training import features
 from raylora.training.local import Settings
 
 Event = Mapping[str, Any]
@@ -69,6 +71,7 @@ class Plan:
     left_out: Mapping[str, str]  # study id -> why it is in no client
     cohort: Cohort
     dials: Dials
+    no_cache: str = ""  # why no features are kept
 
 
 def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, mapper: Mapper | None = None) -> Plan:
@@ -129,6 +132,8 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         threads=config.training.threads,
         device=_device(config),
     )
+    cache, no_cache = _cache(config, model, spec)
+    spec = replace(spec, cache=cache)
     by_site = {site.id: site for site in sites}
     clients = tuple(
         Client(id=c, num_examples=len(by_site[c].training), rank=by_site[c].rank, scaling=config.lora.alpha / by_site[c].rank)
@@ -149,6 +154,7 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         left_out=cohort.left_out,
         cohort=cohort,
         dials=dials,
+        no_cache=no_cache,
     )
 
 
@@ -250,6 +256,35 @@ def _settings(config: Config) -> Settings:
     )
 
 
+def _cache(config: Config, model: StackedModel, spec: HostSpec) -> tuple[features.CacheSpec | None, str]:
+    """Which features of the frozen prefix are kept, or why none are. Raises InputError."""
+    t, m = config.training, spec.model
+    channels, frames = zoo.CHANNELS[config.task], 2 if config.task == "segmentation" else 1
+    found = [] if m.full else features.cuts(model.backbone, sorted(model.names), (channels, *m.image_size))
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}.get(t.cache, t.dtype)
+    trained = sum(len(site.training) for site in spec.sites) * (t.cached_views or 1)
+    scored = sum(len(site.validation) + len(site.rating) + len(site.test) for site in spec.sites)
+    cut, why = features.choose(
+        t.cache,
+        found,
+        number_bytes=getattr(torch, dtype).itemsize,
+        images=frames * (trained + scored),
+        bound_bytes=int(t.cache_gb * 1e9),
+        random=bool(t.augment) and t.cached_views is None,
+    )
+    if cut is None:
+        return None, why
+    return features.CacheSpec(
+        folder=str(obtain.cache_folder(config.data.cache) / FOLDER),
+        bound_bytes=int(t.cache_gb * 1e9),
+        first=cut.first,
+        stage=cut.stage,
+        dtype=dtype,
+        function=repr((m.name, m.task, m.size, tuple(m.image_size), sorted(m.sizes.items()))),
+        views=t.cached_views,
+    ), why
+
+
 def _device(config: Config) -> str:
     if config.training.device == "cuda" and not torch.cuda.is_available():
         raise InputError("training.device: cuda was asked for, torch finds none on this machine")
@@ -307,6 +342,9 @@ def run_experiment(
     }
     s = config.sampling
     play = run_round if s.buffer is None else partial(run_buffered, size=s.buffer, exponent=s.staleness)
+    if (cache := plan.spec.cache) is not None:
+        views = "" if cache.views is None else f", {cache.views} views of each sample"
+        yield {"event": "note", "text": f"computed once for each image: up to {cache.stage} ({cache.dtype}{views}; in {cache.folder})"}
     executor = make_executor(plan)
     try:
         executor.restore(progress.states)
@@ -342,6 +380,12 @@ def run_experiment(
     finally:
         executor.close()
     yield {"event": "done", "summary": summary}
+
+
+def _kept(plan: Plan) -> dict[str, Any]:
+    """What of the passes was computed once, or why nothing was. Runs that agree in it agree in their bits, whoever computed the features."""
+    cache = plan.spec.cache
+    return {"why": plan.no_cache} if cache is None else {"stage": cache.stage, "dtype": cache.dtype, "views": cache.views, "batch": 1}
 
 
 def _stack(config: Config) -> int:
@@ -534,6 +578,7 @@ def _about(plan: Plan, progress: Progress, executor: Executor, started: float, n
             "threads": config.training.threads,
             "dtype": config.training.dtype,
             "stack": config.training.stack,
+            "cache": _kept(plan),
             "torch": torch.__version__,
         },
         "versions": versions(),

@@ -24,6 +24,14 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What runs keep between them, here and in the processes that they start: never the user's own cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["RAYLORA_CACHE"] = str(folder)
+    return folder
+
+
 @pytest.fixture
 def write() -> Writer:
     return Writer()

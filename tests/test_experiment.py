@@ -57,7 +57,7 @@ def test_the_summary_has_what_the_contract_names(runs):
         } <= on_disk.keys()
         assert {"mlflow", "numerics", "versions", "config_sha256", "data_sha256", "bytes_up", "bytes_down"} <= on_disk.keys()
         assert on_disk["adapter_sha256"].keys() == {"global", *VENDORS}
-        assert on_disk["numerics"].keys() == {"device", "threads", "dtype", "stack", "torch"}
+        assert on_disk["numerics"].keys() == {"device", "threads", "dtype", "stack", "cache", "torch"}
         block = on_disk["final"][primary]
         assert block.keys() >= {"mean", "pooled", "ci95", "n", "frozen", "per_client"} and block["per_client"].keys() == set(VENDORS)
         known = [value for value in block["per_client"].values() if value is not None]  # one test patient has no balanced accuracy

@@ -99,7 +99,7 @@ def written(folder: Path) -> list[Path]:
 
 def latest(folder: Path) -> tuple[tuple[Progress, int] | None, list[str]]:
     """(progress, rows of the record) of the newest whole checkpoint, or None; and words about those that were skipped."""
-    words = []
+    words: list[str] = []
     for path in reversed(written(folder)):
         try:
             return load(path), words

@@ -15,7 +15,7 @@ from raylora.core.seeds import generator
 from raylora.core.tree import freeze, match
 from raylora.core.types import Broadcast, ClientState, ClientUpdate, Tree
 from raylora.models.stacked import StackedModel
-from raylora.training.inference import EvalCase, rating_score
+from raylora.training.inference import EvalCase, rating_scores
 from raylora.training.local import Job, Loss, Settings, train
 from raylora.training.samples import Samples
 
@@ -192,7 +192,7 @@ def _shown(model: StackedModel, protocol: Protocol, site: Site, other: Tree) -> 
     tree |= {name: value * own_scale if name.endswith(".lora_B") else value for name, value in other.items()}
     model.load([tree], [protocol.alpha], protocol.settings.dtype)
     model.gate({})
-    return rating_score(model, site.shard.rating, protocol.task, protocol.depth, protocol.eval_batch)
+    return rating_scores(model, [site.shard.rating], protocol.task, protocol.depth, protocol.eval_batch)[0]
 
 
 def _score(
@@ -204,8 +204,10 @@ def _score(
     metrics: list[dict[str, float]],
     key: str,
 ) -> None:
-    for site, tree, own in zip(sites, trees, metrics, strict=True):
-        if site.shard.rating:
-            model.load([tree], [protocol.alpha], protocol.settings.dtype)
-            model.gate(gates)
-            own[key] = rating_score(model, site.shard.rating, protocol.task, protocol.depth, protocol.eval_batch)
+    able = [k for k, site in enumerate(sites) if site.shard.rating]
+    if able:
+        model.load([trees[k] for k in able], [protocol.alpha] * len(able), protocol.settings.dtype)
+        model.gate(gates)
+        cases = [sites[k].shard.rating for k in able]
+        for k, score in zip(able, rating_scores(model, cases, protocol.task, protocol.depth, protocol.eval_batch), strict=True):
+            metrics[k][key] = score

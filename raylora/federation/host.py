@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from raylora.core.types import Broadcast, ClientState, ClientUpdate, Tree
 from raylora.federation.client import Protocol, Site, work
 from raylora.models.stacked import StackedModel
-from raylora.training.inference import Row, evaluate
+from raylora.training.features import Prefix
+from raylora.training.inference import evaluate, segment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class Host:
         self.after: dict[str, ClientState] = {}
         self.original = {name: weight.detach() for name, weight in model.weights.items()}
         self.folded: frozenset[str] = frozenset()
+        self.stack = 1  # models that share a pass over the same patients
 
     def train(self, clients: Sequence[str], broadcasts: Sequence[Broadcast]) -> list[Outcome]:
         """One round of clients that share a pass."""
@@ -75,31 +77,45 @@ class Host:
         back = {name: self.original[name] for name in self.folded if name not in weights}
         self.model.set_base({**back, **weights})
         self.folded = frozenset(weights)
+        prefix = self.model.prefix
+        if prefix is not None and prefix.holds([*back, *weights]):  # folds go into adapted layers, behind it: no method does this
+            self.model.prefix = Prefix(self.model, prefix.spec)
 
     def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]:
-        """Rows of every requested model on this host's share of the requested patients."""
+        """Rows of every requested model on this host's share of the requested patients.
+
+        Models that are asked for the same patients share passes over them, `stack` at a time in the order of the requests: which ones
+        follows from the requests alone, not from the patients that this host has.
+        """
         rows: list[EvalRow] = []
-        for request in requests:
-            here = [client for client in request.data_of if client in self.sites]
+        for together in _sharing(requests, self.stack):
+            here = [client for client in together[0].data_of if client in self.sites]
             if not here:
                 continue
-            self.model.load([request.tree], [self.protocol.alpha], self.protocol.settings.dtype)
-            self.model.gate(request.gates)
+            self.model.load([r.tree for r in together], [self.protocol.alpha] * len(together), self.protocol.settings.dtype)
+            self.model.gate(together[0].gates)
             for client in here:
                 cases = getattr(self.sites[client].shard, split)
-                found: list[Row] = evaluate(self.model, cases, self.protocol.task, self.protocol.depth, self.protocol.eval_batch, full=full)
-                rows += [(request.model_of, client, *row) for row in found]
+                found = evaluate(self.model, cases, self.protocol.task, self.protocol.depth, self.protocol.eval_batch, full=full)
+                rows += [(request.model_of, client, *row) for request, own in zip(together, found, strict=True) for row in own]
         return rows
 
     def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
         """image, prediction and truth of a test patient on the prepared grid, for pictures: names "<frame>/<image|pred|truth>"."""
-        from raylora.training.inference import segment
-
         case = next(case for case in self.sites[client].shard.test if case.patient == patient)
         self.model.load([request.tree], [self.protocol.alpha], self.protocol.settings.dtype)
         self.model.gate(request.gates)
         arrays: dict[str, np.ndarray] = {}
-        for frame in sorted(case.labels):
-            (pred,) = segment(self.model, [case.images[frame]], self.protocol.depth, 1)
+        for frame, pred in segment(self.model, case, self.protocol.depth).items():
             arrays |= {f"{frame}/image": case.images[frame], f"{frame}/pred": pred, f"{frame}/truth": case.labels[frame]}
         return arrays
+
+
+def _sharing(requests: Sequence[Scored], stack: int) -> Iterator[Sequence[Scored]]:
+    """The requests in groups of at most `stack` that want the same patients under the same gates."""
+    alike: dict[tuple[tuple[str, ...], tuple[tuple[str, float], ...]], list[Scored]] = {}
+    for request in requests:
+        alike.setdefault((request.data_of, tuple(sorted(request.gates.items()))), []).append(request)
+    for group in alike.values():
+        for start in range(0, len(group), stack):
+            yield group[start : start + stack]

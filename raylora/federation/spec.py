@@ -20,6 +20,7 @@ from raylora.federation.client import Protocol, Shard, Site
 from raylora.federation.host import Host
 from raylora.models import zoo
 from raylora.models.stacked import StackedModel, adapted_modules
+from raylora.training.features import Cached, CacheSpec, Prefix
 from raylora.training.inference import EvalCase
 from raylora.training.local import Settings
 from raylora.training.losses import LOSSES
@@ -77,6 +78,7 @@ class HostSpec:
     compress: Scheme = UNCOMPRESSED
     eval_batch: int = 4
     augmentation: Augmentation | None = None
+    cache: CacheSpec | None = None  # of the frozen prefix's features
     threads: int = 1
     device: str = "cpu"
 
@@ -127,13 +129,15 @@ def build_host(spec: HostSpec, weights: Mapping[str, np.ndarray]) -> Host:
     """The host of the spec's sites: opens their studies memory-mapped and builds the model once."""
     torch.set_num_threads(spec.threads)
     model = build_model(spec.model, weights, spec.device, spec.settings.dtype)
+    if spec.cache is not None:
+        model.prefix = Prefix(model, spec.cache)
     prepared = [PreparedSet.open(Path(folder)) for folder in spec.sets]
     where = {row.id: opened for opened in prepared for row in opened.manifest.rows}
-    sites = [Site(id=site.id, rank=site.rank, shard=_shard(site, where, spec), attack=site.attack) for site in spec.sites]
+    sites = [Site(id=site.id, rank=site.rank, shard=_shard(site, where, spec, model), attack=site.attack) for site in spec.sites]
     return Host(model, protocol_of(spec), sites)
 
 
-def _shard(site: SiteSpec, where: Mapping[str, PreparedSet], spec: HostSpec) -> Shard:
+def _shard(site: SiteSpec, where: Mapping[str, PreparedSet], spec: HostSpec, model: StackedModel) -> Shard:
     def cases(ids: Sequence[str]) -> tuple[EvalCase, ...]:
         return tuple(_eval_case(i, where[i].study(i), spec) for i in ids)
 
@@ -149,6 +153,8 @@ def _shard(site: SiteSpec, where: Mapping[str, PreparedSet], spec: HostSpec) -> 
         frames = [frame for study in studies for _, frame in sorted(study.frames.items())]
         labelled = [(frame.image, frame.label) for frame in frames if frame.label is not None]
         training = Frames([image for image, _ in labelled], [label for _, label in labelled], depth, spec.augmentation)
+    if model.prefix is not None:
+        training = Cached(training, model, site.id, spec.seed)
     return Shard(
         training=training,
         patients=len(site.training),

@@ -6,6 +6,7 @@ import fnmatch
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from raylora.core.errors import InputError
 from raylora.core.types import Phase, Tree
 from raylora.models.lora import CONVOLUTIONS, Adapted, PerClient
+from raylora.models.stages import first_trained, run_stages
 
 
 def kept_in(dtype: torch.dtype) -> torch.dtype:
@@ -98,6 +100,7 @@ class StackedModel:
         for weight in self.weights.values():
             weight.requires_grad_(False)
         self.backbone = backbone.eval()  # frozen parts have no dropout, no drop-path, no running statistics
+        self.prefix: Any = None  # training.features.Prefix: what precedes stage `prefix.first` is then known, and calls start there
         self.full = full
         self.parameters: dict[str, Tensor] = {}  # tree name -> (K, *shape), the leaves that are optimised
         self.ranks: list[dict[str, int]] = []  # per client, per adapter
@@ -142,7 +145,7 @@ class StackedModel:
 
         An adapter's scaling is alpha over its own rank. `dtype` is the computation's. Raises ValueError if a tree's names are not exactly the model's.
         """
-        expected = self._names()
+        expected = self.names
         for tree in trees:
             if set(tree) != expected:
                 missing, extra = sorted(expected - set(tree)), sorted(set(tree) - expected)
@@ -185,7 +188,9 @@ class StackedModel:
         self._alphas = [self._alphas[k] for k in clients]
         self._connect()
 
-    def _names(self) -> set[str]:
+    @property
+    def names(self) -> set[str]:
+        """Of every tensor that a client's tree holds."""
         names = set(self.plain)
         for adapter in self.adapters:
             names |= {prefixed(adapter, f"{path}.lora_{side}") for path in self.layers for side in "AB"}
@@ -237,9 +242,28 @@ class StackedModel:
             weight = self.weights[name]
             weight.data = value.to(device=weight.device, dtype=weight.dtype)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Logits (K b, ...) of images (K b, ...), client after client."""
-        return self.owned[""](images) if self.full else self.backbone(images)
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        """Logits (K b, ...) of images (K b, c, x, y, z), client after client; with a prefix, of what it makes of them."""
+        if self.prefix is not None:
+            return run_stages(self.backbone.stages()[self.prefix.first :], tensors)[0]
+        return (self.owned[""] if self.full else self.backbone)(*tensors)
+
+    @property
+    def clients(self) -> int:
+        """How many models the pass holds."""
+        return len(self._alphas)
+
+    def compared(self, *tensors: Tensor) -> Tensor:
+        """Logits (K b, ...) of all K models on the same b images: what they have in common is computed once."""
+        if self.clients == 1:
+            return self(*tensors)
+        if self.full or not hasattr(self.backbone, "stages"):
+            return self(*(tensor.repeat(self.clients, *(1,) * (tensor.dim() - 1)) for tensor in tensors))
+        stages = self.backbone.stages()
+        start = 0 if self.prefix is None else self.prefix.first
+        cut = first_trained(stages, self.names)
+        tensors = run_stages(stages[start:cut], tensors)
+        return run_stages(stages[cut:], tuple(tensor.repeat(self.clients, *(1,) * (tensor.dim() - 1)) for tensor in tensors))[0]
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:

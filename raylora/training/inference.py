@@ -1,8 +1,8 @@
-"""Predictions, the rating score, and the rows of `cases.parquet` for one model on some patients."""
+"""Predictions, the rating score, and the rows of `cases.parquet`: of the K models that a pass holds, on the same patients or each on its own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,14 @@ import torch
 from raylora.data.native import Geometry, to_native
 from raylora.metrics.clinical import segmentation_rows
 from raylora.models.stacked import StackedModel
+from raylora.training.features import entering
 from raylora.training.samples import pad_depth
 
 Row = tuple[str, str, str, str, float]
 """patient, frame, structure, metric, value"""
+
+Named = tuple[Hashable, Callable[[], np.ndarray]]
+"""An image (c, x, y, z) by its name in this process (see `features.Prefix.of`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,72 +33,118 @@ class EvalCase:
     diseased: int | None = None
 
 
-@torch.no_grad()
-def segment(model: StackedModel, images: Sequence[np.ndarray], depth: int, batch_size: int) -> list[np.ndarray]:
-    """Label maps (x, y, z) uint8 of images (x, y, z), by the first client of the model."""
-    device, dtype = _placed(model)
-    maps: list[np.ndarray] = []
+def _frame(case: EvalCase, frame: str, depth: int) -> Named:
+    return (case.patient, frame), lambda: pad_depth(case.images[frame], depth)[None]
+
+
+def _both_frames(case: EvalCase, depth: int) -> Named:
+    return (case.patient, "ED", "ES"), lambda: np.stack([pad_depth(case.images[f], depth) for f in ("ED", "ES")])
+
+
+def _placed(model: StackedModel, images: Sequence[Named]) -> tuple[torch.Tensor, ...]:
+    weight = next(iter(model.weights.values()))
+    return tuple(tensor.to(weight.device, weight.dtype) for tensor in entering(model, images))
+
+
+def _of_all(model: StackedModel, images: Sequence[Named], batch_size: int) -> Iterator[torch.Tensor]:
+    """Logits (K, b, ...) of every model of the pass on the same images, batch by batch."""
     for start in range(0, len(images), batch_size):
-        part = images[start : start + batch_size]
-        stacked = torch.from_numpy(np.stack([pad_depth(image, depth) for image in part])[:, None].astype(np.float32, copy=False))
-        found = model(stacked.to(device, dtype)).argmax(1).to(torch.uint8).cpu().numpy()
-        maps += [label[..., : image.shape[-1]] for label, image in zip(found, part, strict=True)]
+        part = _placed(model, images[start : start + batch_size])
+        logits = model.compared(*part)
+        yield logits.unflatten(0, (-1, len(part[0])))
+
+
+def _of_each(model: StackedModel, images: Sequence[Sequence[Named]], batch_size: int) -> Iterator[list[torch.Tensor]]:
+    """Logits (b_k, ...) of each model of the pass on its own images, batch by batch; one that has no more of them sees zeros meanwhile."""
+    for start in range(0, max(map(len, images)), batch_size):
+        parts = [own[start : start + batch_size] for own in images]
+        size = max(map(len, parts))
+        together = _placed(model, [named for part in parts for named in part])
+        filled = []
+        for tensor in together:
+            rows = tensor.split([len(part) for part in parts])
+            filled.append(torch.cat([torch.cat([row, row.new_zeros(size - len(row), *row.shape[1:])]) for row in rows]))
+        logits = model(*filled).unflatten(0, (-1, size))
+        yield [own[: len(part)] for own, part in zip(logits, parts, strict=True)]
+
+
+def _label_maps(logits: torch.Tensor) -> np.ndarray:
+    return logits.argmax(1).to(torch.uint8).cpu().numpy()
+
+
+def _diseased(logits: torch.Tensor) -> list[float]:
+    return logits.double().softmax(1)[:, 1].tolist()
+
+
+@torch.no_grad()
+def segment(model: StackedModel, case: EvalCase, depth: int) -> dict[str, np.ndarray]:
+    """{frame: label map (x, y, z) uint8} of a case's labelled frames, by the first client of the model."""
+    maps = {}
+    for frame in sorted(case.labels):
+        (logits,) = _of_all(model, [_frame(case, frame, depth)], 1)
+        maps[frame] = _label_maps(logits[0])[0][..., : case.images[frame].shape[-1]]
     return maps
 
 
 @torch.no_grad()
-def disease_probabilities(model: StackedModel, cases: Sequence[EvalCase], depth: int, batch_size: int) -> list[float]:
-    """The probability of disease of each patient."""
-    device, dtype = _placed(model)
-    found: list[float] = []
-    for start in range(0, len(cases), batch_size):
-        images = np.stack(
-            [np.stack([pad_depth(case.images[f], depth) for f in ("ED", "ES")]) for case in cases[start : start + batch_size]]
-        )
-        logits = model(torch.from_numpy(images.astype(np.float32, copy=False)).to(device, dtype))
-        found += logits.double().softmax(1)[:, 1].tolist()
+def evaluate(model: StackedModel, cases: Sequence[EvalCase], task: str, depth: int, batch_size: int, *, full: bool) -> list[list[Row]]:
+    """The rows of each model of the pass on the same patients: for segmentation on the native grid against the native label (`full`:
+    distances, volumes, ejection fraction; otherwise Dice alone), for disease the probability and the label."""
+    found: list[list[Row]] = [[] for _ in range(model.clients)]
+    if task == "disease":
+        scored = iter(cases)
+        for logits in _of_all(model, [_both_frames(case, depth) for case in cases], batch_size):
+            part = [next(scored) for _ in range(logits.shape[1])]
+            for rows, own in zip(found, logits, strict=True):
+                for case, probability in zip(part, _diseased(own), strict=True):
+                    rows.append((case.patient, "-", "diseased", "probability", probability))
+                    if case.diseased is not None:
+                        rows.append((case.patient, "-", "diseased", "label", float(case.diseased)))
+        return found
+    frames = [(case, frame) for case in cases for frame in sorted(case.native_labels)]
+    batches = _of_all(model, [_frame(case, frame, depth) for case, frame in frames], batch_size)
+    of_frames = iter(frames)
+    waiting: list[dict[str, np.ndarray]] = [{} for _ in found]  # of the case whose frames are not all there yet
+    for logits in batches:
+        maps = [_label_maps(own) for own in logits]  # (K) of (b, x, y, z)
+        for i in range(logits.shape[1]):
+            case, frame = next(of_frames)
+            for rows, pred, own in zip(found, waiting, maps, strict=True):
+                pred[frame] = to_native(own[i][..., : case.images[frame].shape[-1]], case.geometry)
+                if len(pred) == len(case.native_labels):
+                    truth = {name: case.native_labels[name] for name in pred}
+                    measured = segmentation_rows(pred, truth, case.geometry.native_spacing_mm, full=full)
+                    rows += [(case.patient, *row) for row in measured]
+                    pred.clear()
     return found
 
 
-def _placed(model: StackedModel) -> tuple[torch.device, torch.dtype]:
-    weight = next(iter(model.weights.values()))
-    return weight.device, weight.dtype
-
-
-def evaluate(model: StackedModel, cases: Sequence[EvalCase], task: str, depth: int, batch_size: int, *, full: bool) -> list[Row]:
-    """One model on some patients: for segmentation on the native grid against the native label (`full`: distances, volumes, ejection
-    fraction; otherwise Dice alone), for disease the probability and the label."""
-    if task == "disease":
-        probabilities = disease_probabilities(model, cases, depth, batch_size)
-        rows: list[Row] = []
-        for case, probability in zip(cases, probabilities, strict=True):
-            rows.append((case.patient, "-", "diseased", "probability", probability))
-            if case.diseased is not None:
-                rows.append((case.patient, "-", "diseased", "label", float(case.diseased)))
-        return rows
-    rows = []
-    for case in cases:
-        frames = sorted(case.native_labels)
-        maps = segment(model, [case.images[frame] for frame in frames], depth, batch_size)
-        pred = {frame: to_native(label, case.geometry) for frame, label in zip(frames, maps, strict=True)}
-        truth = {frame: case.native_labels[frame] for frame in frames}
-        rows += [(case.patient, *row) for row in segmentation_rows(pred, truth, case.geometry.native_spacing_mm, full=full)]
-    return rows
-
-
-def rating_score(model: StackedModel, cases: Sequence[EvalCase], task: str, depth: int, batch_size: int) -> float:
-    """How good a model is on a client's rating cases, in [0, 1].
+@torch.no_grad()
+def rating_scores(model: StackedModel, cases: Sequence[Sequence[EvalCase]], task: str, depth: int, batch_size: int) -> list[float]:
+    """How good each model of the pass is on its own client's rating cases (one at least), in [0, 1].
 
     Segmentation: mean Dice over patients, frames and structures on the prepared grid. Disease: mean probability given to the true class,
     which is finite and moves even where two or three cases leave an accuracy unmoved.
     """
+    scores: list[list[float]] = [[] for _ in cases]
     if task == "disease":
-        probabilities = disease_probabilities(model, cases, depth, batch_size)
-        return float(np.mean([p if case.diseased else 1 - p for p, case in zip(probabilities, cases, strict=True)]))
-    scores = []
-    for case in cases:
-        frames = sorted(case.labels)
-        maps = segment(model, [case.images[frame] for frame in frames], depth, batch_size)
-        rows = segmentation_rows(dict(zip(frames, maps, strict=True)), case.labels, (1.0, 1.0, 1.0), full=False)
-        scores += [value for frame, _, _, value in rows if frame == "-"]
-    return float(np.mean(scores))
+        for start, parts in enumerate(_of_each(model, [[_both_frames(case, depth) for case in own] for own in cases], batch_size)):
+            for values, own, logits in zip(scores, cases, parts, strict=True):
+                scored = own[start * batch_size :]
+                values += [p if case.diseased else 1 - p for p, case in zip(_diseased(logits), scored, strict=False)]
+        return [float(np.mean(values)) for values in scores]
+    frames = [[(case, frame) for case in own for frame in sorted(case.labels)] for own in cases]
+    maps: list[list[np.ndarray]] = [[] for _ in cases]
+    for parts in _of_each(model, [[_frame(case, frame, depth) for case, frame in own] for own in frames], batch_size):
+        for own, logits in zip(maps, parts, strict=True):
+            own += list(_label_maps(logits))
+    for values, own_cases, own_frames, own_maps in zip(scores, cases, frames, maps, strict=True):
+        found = {
+            (case.patient, frame): label[..., : case.images[frame].shape[-1]]
+            for (case, frame), label in zip(own_frames, own_maps, strict=True)
+        }
+        for case in own_cases:
+            pred = {frame: found[case.patient, frame] for frame in sorted(case.labels)}
+            rows = segmentation_rows(pred, case.labels, (1.0, 1.0, 1.0), full=False)
+            values += [value for frame, _, _, value in rows if frame == "-"]
+    return [float(np.mean(values)) for values in scores]

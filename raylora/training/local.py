@@ -20,7 +20,7 @@ from raylora.core.tree import match
 from raylora.core.types import Phase, Tree
 from raylora.models.stacked import StackedModel, kept_in
 from raylora.training.optim import OPTIMISERS, clip_per_client
-from raylora.training.samples import Samples
+from raylora.training.samples import Batch, Samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +129,10 @@ def _phase(
             terms.keep(index)
             parameters = model.begin(phase, trained, [streams[k] for k in staying])
             active = staying
-        images, targets, weights = _stack([jobs[k].samples.batch(plans[k][step], draws[k]) for k in active])
+        inputs, targets, weights = _stack([jobs[k].samples.batch(plans[k][step], draws[k]) for k in active])
         device = next(iter(model.weights.values())).device
-        per_client = loss(model(images.to(device, settings.dtype)).to(kept), targets.to(device), weights.to(device, kept))
+        logits = model(*(tensor.to(device, settings.dtype) for tensor in inputs))
+        per_client = loss(logits.to(kept), targets.to(device), weights.to(device, kept))
         values = per_client.detach().tolist()
         for k, value in zip(active, values, strict=True):
             if not math.isfinite(value):
@@ -241,13 +242,17 @@ def _batches(job: Job, settings: Settings, seed: int, round: int) -> list[np.nda
     return [stream[i : i + size] for i in range(0, needed, size)]
 
 
-def _stack(batches: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """K clients' (images, targets, weights) one after the other; shorter batches are filled with zeros of weight zero."""
-    size = max(len(images) for images, _, _ in batches)
+def _stack(batches: Sequence[Batch]) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
+    """K clients' (what enters the model, targets, weights) one after the other; shorter batches are filled with zeros of weight zero."""
+    size = max(len(weights) for _, _, weights in batches)
 
     def filled(array: np.ndarray) -> np.ndarray:
         missing = size - len(array)
         return array if not missing else np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
 
-    images, targets = (torch.from_numpy(np.concatenate([filled(batch[i]) for batch in batches])) for i in (0, 1))
-    return images, targets, torch.from_numpy(np.stack([filled(batch[2]) for batch in batches]))
+    def joined(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([filled(array) for array in arrays]))
+
+    inputs = [entering if isinstance(entering, tuple) else (entering,) for entering, _, _ in batches]
+    weights = torch.from_numpy(np.stack([filled(weights) for _, _, weights in batches]))
+    return tuple(map(joined, zip(*inputs, strict=True))), joined([targets for _, targets, _ in batches]), weights

@@ -10,8 +10,8 @@ import numpy as np
 
 from raylora.data.transforms import Augmentation, augment
 
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""images (b, c, x, y, z) float32, targets (b, ...) int64, weights (b,) float32"""
+Batch = tuple[np.ndarray | tuple[np.ndarray, ...], np.ndarray, np.ndarray]
+"""images (b, c, x, y, z) float32, or the tensors that the model's frozen prefix makes of them; targets (b, ...) int64; weights (b,) float32"""
 
 
 class Samples(Protocol):

@@ -16,7 +16,7 @@ from raylora.federation.host import Host, Scored
 from raylora.federation.rounds import Progress, check_update, receive
 from raylora.federation.spec import build_host
 from raylora.strategies import create
-from raylora.training.inference import rating_score
+from raylora.training.inference import rating_scores
 
 EVERYTHING = (Phase(trains=("*",)),)
 
@@ -122,7 +122,7 @@ def test_scores_are_of_the_model_received_and_of_the_one_trained(plan):
 
     def score(tree):
         host.model.load([tree], [protocol.alpha])
-        return rating_score(host.model, cases, "disease", protocol.depth, protocol.eval_batch)
+        return rating_scores(host.model, [cases], "disease", protocol.depth, protocol.eval_batch)[0]
 
     received = score(initial_tree(host.model, protocol, "GE", 1))
     trained = score({**outcome.update.adapter, **outcome.state.trees["private"]})
@@ -142,7 +142,7 @@ def test_a_peer_is_scored_as_it_would_be_used(prepared_folder, rank):
     asked = Broadcast(adapter={}, extra={"peer:Canon": unit}, task=Task(round=0, scores=("peer:Canon",)))
     (outcome,) = host.train(["GE"], [asked])
     host.model.load([peer], [2.0])
-    expected = rating_score(host.model, host.sites["GE"].shard.rating, "disease", 4, 4)
+    expected = rating_scores(host.model, [host.sites["GE"].shard.rating], "disease", 4, 4)[0]
     assert outcome.update.metrics == {"score_peer:Canon": pytest.approx(expected, abs=1e-6)} and not outcome.update.adapter
 
 

@@ -60,9 +60,8 @@ def test_an_adapter_folder_holds_everything_that_was_scored(runs, name):
             continue
         home = "GE" if model == "global" else model
         merged = as_merged(run, folder)
-        found = {
-            row[0]: row[4] for row in evaluate(merged, host.sites[home].shard.test, "disease", 4, 4, full=False) if row[3] == "probability"
-        }
+        (rows_of_it,) = evaluate(merged, host.sites[home].shard.test, "disease", 4, 4, full=False)
+        found = {row[0]: row[4] for row in rows_of_it if row[3] == "probability"}
         scored = {r["patient"]: r["value"] for r in rows if (r["model_of"], r["data_of"], r["metric"]) == (model, home, "probability")}
         assert found.keys() == scored.keys() and len(scored) > 0
         np.testing.assert_allclose([found[p] for p in scored], list(scored.values()), atol=2e-5)

@@ -1,0 +1,241 @@
+"""The frozen prefix, computed once: whatever precedes the first trained stage is a fixed function of the image.
+
+Each image goes through the prefix alone, whatever batch it is later drawn into, so that a feature has the same bits whoever computes it and
+in whatever company. (Through a larger batch a matrix product may round its last bits otherwise: a run with the cache and one without it
+agree to rounding, and bit for bit where the batch size is one.)
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from raylora import models
+from raylora.core.errors import InputError
+from raylora.core.seeds import generator
+from raylora.data.features import FeatureFolder
+from raylora.models.stacked import StackedModel
+from raylora.models.stages import Stage, first_trained, run_stages
+from raylora.training.samples import Samples
+
+Features = tuple[np.ndarray, ...]
+"""What enters the first stage that is not cached, of one image: float32 or float64, bfloat16 as the uint16 of its bits."""
+
+PAYS = 0.25  # share of a forward pass, itself a third of a training step, from which on a prefix is worth keeping
+LARGE = 25_000_000  # parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A place where a forward pass can be cut in two."""
+
+    first: int  # stages before it
+    stage: str  # the last of them
+    elements: int  # numbers of one image that pass it
+    share: float  # of the multiplications in the pass's layers that lie before it
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSpec:
+    """Which features are kept, and where."""
+
+    folder: str
+    bound_bytes: int
+    first: int
+    stage: str
+    dtype: str  # in which they are kept: float32, float64, bfloat16
+    function: str  # what the network is beside its weights
+    views: int | None = None  # random augmentations of an image that are kept; None: the image as it is
+
+
+@torch.no_grad()
+def cuts(backbone: nn.Module, trained: Sequence[str], image: tuple[int, ...]) -> list[Cut]:
+    """The places where a pass may be cut: after the first stage, after the second, ... up to the first stage that holds a trained name.
+
+    image: (channels, x, y, z). One empty image goes through the network: a large one is run without storage, which loads a good part of
+    torch that nothing else needs.
+    """
+    stages = backbone.stages()
+    last = first_trained(stages, trained)
+    if last == 0:
+        return []
+    if sum(p.numel() for p in backbone.parameters()) > LARGE:
+        empty: dict[int, torch.Tensor] = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in backbone.parameters()}
+        backbone = copy.deepcopy(backbone, empty | {id(b): torch.empty_like(b, device="meta") for b in backbone.buffers()})
+        stages = backbone.stages()
+    weight = next(backbone.parameters())
+    done = 0
+
+    def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal done
+        transposed = isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d)
+        done += (inputs[0] if transposed else output).numel() * layer.weight[0].numel()  # type: ignore[index,operator,union-attr]
+
+    handles = [layer.register_forward_hook(count) for layer in backbone.modules() if getattr(getattr(layer, "weight", None), "ndim", 0) > 1]
+    tensors: tuple[torch.Tensor, ...] = (torch.zeros((1, *image), device=weight.device, dtype=weight.dtype),)
+    passed = []
+    try:
+        for stage in stages:
+            tensors = run_stages([stage], tensors)
+            passed.append((done, sum(tensor.numel() for tensor in tensors)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        Cut(first=i + 1, stage=stage.name, elements=elements, share=before / max(1, done))
+        for i, (stage, (before, elements)) in enumerate(zip(stages[:last], passed, strict=False))
+    ]
+
+
+def choose(wanted: str, found: Sequence[Cut], *, number_bytes: int, images: int, bound_bytes: int, random: bool) -> tuple[Cut | None, str]:
+    """Which cut is cached, or None and why not.
+
+    The latest cut whose features of all `images` fit the bound: it saves most, and reading is cheap beside computing. `wanted` is "off",
+    "auto" (where it pays) or the kind of number to keep; `number_bytes` is the size of one of those. `random`: every image is drawn once.
+    Raises InputError if what was asked for by name cannot be.
+    """
+    fitting = [cut for cut in found if cut.elements * number_bytes * images <= bound_bytes]
+    if wanted == "off":
+        return None, "off"
+    if not found:
+        why = "the first stage is trained already"
+    elif random:
+        why = "random augmentation draws each image anew (training.cached_views keeps a number of views)"
+    elif not fitting:
+        least = min(cut.elements for cut in found) * number_bytes * images
+        why = f"features of {images} images take {least / 1e9:.1f} GB, training.cache_gb allows {bound_bytes / 1e9:g}"
+    elif wanted == "auto" and fitting[-1].share < PAYS:
+        why = f"what precedes the first trained stage is {fitting[-1].share:.0%} of a pass"
+    else:
+        return fitting[-1], ""
+    if wanted != "auto":
+        raise InputError(f"training.cache: {wanted} was asked for, but {why}; expected off or auto")
+    return None, why
+
+
+class Prefix:
+    """The stages before the cut of a model, and what is known of their results: in this process, and in the folder."""
+
+    def __init__(self, model: StackedModel, spec: CacheSpec) -> None:
+        self.spec, self.first = spec, spec.first
+        self.stages: list[Stage] = model.backbone.stages()[: spec.first]
+        held = {name: weight for name, weight in model.weights.items() if self.holds([name])}
+        example = next(iter(model.weights.values()))
+        self.device, self.dtype = example.device, example.dtype
+        self.key = _key(spec, held, self.device, self.dtype)
+        self.computed = 0  # images, by this object
+        self._kept = getattr(torch, spec.dtype)
+        self._folder = FeatureFolder(spec.folder, spec.bound_bytes)
+        self._known: dict[Hashable, Features] = {}
+
+    def holds(self, names: Sequence[str]) -> bool:
+        """Whether one of the weights is the prefix's."""
+        return any(stage.holds(name) for stage in self.stages for name in names)
+
+    def of(self, name: Hashable, image: Callable[[], np.ndarray]) -> Features:
+        """The features of an image (c, x, y, z). `name` is its name in this process: asked again for it, the image is not looked at."""
+        found = self._known.get(name)
+        if found is not None:
+            return found
+        array = np.ascontiguousarray(image(), np.float32)
+        content = hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
+        found = self._folder.read(self.key, content)
+        if found is None:
+            found = self._compute(array)
+            try:
+                self._folder.write(self.key, content, found)
+            except OSError:  # no room, no right to write: computed again each time, as without a cache
+                return found
+            mapped = self._folder.read(self.key, content)
+            if mapped is None:  # gone already: the bound is that small
+                return found
+            found = mapped
+        self._known[name] = found
+        return found
+
+    @torch.no_grad()
+    def _compute(self, image: np.ndarray) -> Features:
+        self.computed += 1
+        tensors = run_stages(self.stages, (torch.from_numpy(image[None].copy()).to(self.device, self.dtype),))
+        return tuple(_narrow(tensor[0].to(self._kept).cpu()) for tensor in tensors)
+
+
+def entering(model: StackedModel, images: Sequence[tuple[Hashable, Callable[[], np.ndarray]]]) -> tuple[torch.Tensor, ...]:
+    """What a batch of named images is to the model: the images (b, c, x, y, z) themselves, or their features."""
+    if model.prefix is None:
+        return (torch.from_numpy(np.stack([image() for _, image in images]).astype(np.float32, copy=False)),)
+    return tuple(torch.from_numpy(array) for array in together([model.prefix.of(name, image) for name, image in images]))
+
+
+def together(features: Sequence[Features]) -> tuple[np.ndarray, ...]:
+    """Features of several images as one batch."""
+    return tuple(_wide(np.stack(arrays)) for arrays in zip(*features, strict=True))
+
+
+class Cached:
+    """Samples whose images are known by their features. With views, a sample is one of a fixed number of its random augmentations."""
+
+    def __init__(self, samples: Samples, model: StackedModel, client: str, seed: int) -> None:
+        self.samples, self.model, self.client, self.seed = samples, model, client, seed
+        self._targets: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def batch(self, indices: np.ndarray, rng: np.random.Generator) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+        """Features (b, ...) by tensor, targets, weights."""
+        views = self.model.prefix.spec.views
+        chosen = rng.integers(views, size=len(indices)).tolist() if views is not None else [0] * len(indices)
+        places = list(zip(np.asarray(indices).tolist(), chosen, strict=True))
+        features = [self._features(*place) for place in places]
+        targets, weights = zip(*(self._targets[place] for place in places), strict=True)
+        return together(features), np.concatenate(targets).astype(np.int64), np.concatenate(weights)
+
+    def _features(self, index: int, view: int) -> Features:
+        def image() -> np.ndarray:
+            images, targets, weights = self._draw(index, view)
+            self._targets[index, view] = _compact(targets), weights
+            return images[0]
+
+        if (index, view) not in self._targets:
+            drawn = image()
+            return self.model.prefix.of((self.client, index, view), lambda: drawn)
+        return self.model.prefix.of((self.client, index, view), image)
+
+    def _draw(self, index: int, view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.samples.batch(np.array([index]), generator(self.seed, f"view/{index}", view, self.client))
+
+
+def _compact(targets: np.ndarray) -> np.ndarray:
+    """The same whole numbers in as few bytes as they need."""
+    return targets.astype(np.min_scalar_type(int(targets.max(initial=0))))
+
+
+def _narrow(tensor: torch.Tensor) -> np.ndarray:
+    return (tensor.contiguous().view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    """bfloat16's bits are the upper half of float32's."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
+
+
+def _key(spec: CacheSpec, weights: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> str:
+    """Of everything that a feature's bits depend on beside the image."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    digest = hashlib.sha256()
+    for part in (spec.function, spec.stage, spec.first, spec.dtype, dtype, where, torch.get_num_threads(), torch.__version__):
+        digest.update(f"{part}\x1f".encode())
+    for path in sorted(Path(models.__file__).parent.glob("*.py")):  # another network under the same name computes something else
+        digest.update(path.read_bytes())
+    for name, weight in sorted(weights.items()):
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
