@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = ROOT / ".peers"
 PEERS = {"flower": ("flwr[simulation]",), "pfl": ("pfl",)}
-OF_TORCH = ("filelock", "fsspec", "jinja2", "networkx", "numpy", "sympy", "typing_extensions")
+OF_TORCH = ("filelock", "fsspec", "jinja2", "networkx", "numpy", "setuptools", "sympy", "typing_extensions")
 LINKED = ("torch", "torchgen", "functorch", "nvidia", "triton")
 
 

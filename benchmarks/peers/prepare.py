@@ -70,7 +70,8 @@ def write(path: Path, workload: str, clients: int, rounds: int, workers: int) ->
     np.save(path / "volumes.npy", volumes)
     _write_prepared(path / "prepared", workload, clients, volumes)
     order = [
-        [generator(SEED, "batches", round, client_id(client)).permutation(work.samples) for client in range(clients)] for round in range(rounds)
+        [generator(SEED, "batches", round, client_id(client)).permutation(work.samples) for client in range(clients)]
+        for round in range(rounds)
     ]
     np.save(path / "order.npy", np.array(order))
     plan = experiment.make_plan(config(path, workload, rounds))
@@ -123,9 +124,20 @@ def _write_prepared(folder: Path, workload: str, clients: int, volumes: np.ndarr
                 os.link(shards.shard_path(folder, first.id), shard)
                 rows.append(replace(row, shard_bytes=first.shard_bytes, shard_sha256=first.shard_sha256))
             else:
-                frames = {name: PreparedFrame(image=volumes[volume, i], label=None, native_label=None) for i, name in enumerate(("ED", "ES"))}
+                frames = {
+                    name: PreparedFrame(image=volumes[volume, i], label=None, native_label=None) for i, name in enumerate(("ED", "ES"))
+                }
                 made[volume] = shards.write_shard(shard, row, frames)
                 rows.append(made[volume])
     options = PrepareOptions(spacing_mm=SPACING, size=work.image)
     text = manifest.to_json(Manifest(options=options, rows=tuple(sorted(rows, key=lambda row: row.id))))
     manifest.write_atomically(folder / manifest.NAME, text.encode())
+
+
+def shorten(path: Path, other: Path, rounds: int) -> None:
+    """The same folder with fewer rounds, by links."""
+    other.mkdir()
+    for name in ("volumes.npy", "order.npy", "start.npz", "prepared"):
+        (other / name).symlink_to(path / name)
+    about = json.loads((path / "about.json").read_text())
+    (other / "about.json").write_text(json.dumps({**about, "rounds": rounds}))

@@ -27,7 +27,9 @@ def start(folder: Folder) -> None:
         address = f"localhost:{free.getsockname()[1]}"
     os.environ |= {"PFL_WORKER_ADDRESSES": ",".join([address] * folder.workers), "PFL_PYTORCH_DEVICE": "cpu"}
     others = [
-        subprocess.Popen([sys.executable, "-m", "benchmarks.peers.with_pfl", *sys.argv[1:]], env={**os.environ, "PFL_WORKER_RANK": str(rank)})
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.peers.with_pfl", *sys.argv[1:]], env={**os.environ, "PFL_WORKER_RANK": str(rank)}
+        )
         for rank in range(1, folder.workers)
     ]
     os.environ["PFL_WORKER_RANK"] = "0"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -227,11 +228,37 @@ def mean(sent: Sequence[Tensor]) -> Tensor:
 
 
 class Report:
-    """One JSON line a round: when it ended, every client's mean loss, the steps that were made."""
+    """One JSON line a round: when it ended, the CPU time so far, every client's mean loss, the steps that were made."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def round(self, losses: Sequence[float], steps: int) -> None:
+        line = {"time": time.time(), "cpu": cpu_seconds(os.getpid()), "losses": list(losses), "steps": steps}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), "losses": list(losses), "steps": steps}) + "\n")
+            file.write(json.dumps(line) + "\n")
+
+
+def family(pid: int) -> list[int]:
+    """The process and all its descendants."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of the process, its descendants, and those of them that have ended."""
+    ticks = 0
+    for member in family(pid):
+        try:
+            ticks += sum(map(int, Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()[11:15]))
+        except OSError:
+            continue
+    return ticks / os.sysconf("SC_CLK_TCK")
