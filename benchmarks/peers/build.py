@@ -61,8 +61,11 @@ def link_torch(folder: Path) -> None:
 def main() -> None:
     """Build what is not there, or was built from other pins."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("peers", nargs="*", choices=[*PEERS, []], default=list(PEERS))
-    for peer in parser.parse_args().peers:
+    parser.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)}; default: all")
+    wanted = parser.parse_args().peers or list(PEERS)
+    if set(wanted) - set(PEERS):
+        parser.error(f"expected some of {', '.join(PEERS)}, found {', '.join(wanted)}")
+    for peer in wanted:
         if complete(peer):
             print(f"{peer}: .peers/{peer} is complete")
             continue
