@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check check-system clean
+.PHONY: demo test check check-system peers clean
 
 $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "raylora needs Python 3.11 or newer, this is " + sys.version.split()[0])'
@@ -28,6 +28,9 @@ check: $(STAMP)
 check-system: $(STAMP)
 	@RAYLORA_REQUIRE_SYSTEM=1 $(BIN)/python -m pytest -q -m system
 
+peers: $(STAMP)
+	@$(BIN)/python -m benchmarks.peers.build
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv .peers build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find raylora benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -107,7 +107,7 @@ class Model(Section):
         None  # a path, a name in the weights folder, CineMA's published name, shipped weights; nothing: random, from `seed`
     )
     weights_folder: str | None = None  # where names are looked for; default: RAYLORA_WEIGHTS
-    size: Literal["small", "paper", "base"] = "small"
+    size: Literal["small", "paper", "base", "w1", "w2"] = "small"  # w1, w2: the benchmark's, see benchmarks/peers
     sizes: dict[str, Any] = {}  # constructor arguments over the named size
     head: Literal["trained", "frozen"] = "trained"
     decoder: Literal["frozen", "full", "lora"] = "frozen"  # of CineMA's segmenter

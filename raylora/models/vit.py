@@ -15,8 +15,8 @@ Triple = tuple[int, int, int]
 
 SIZES = {
     "small": {"image_size": (72, 72, 12), "patch": (12, 12, 4), "width": 96, "depth": 6, "heads": 6, "pool": "grid"},  # two CPU cores
-    "w1": {"image_size": (64, 64, 8), "patch": (16, 16, 4), "width": 192, "depth": 6, "heads": 6, "in_channels": 1, "out": 5},
-    "w2": {"image_size": (96, 96, 16), "patch": (16, 16, 2), "width": 384, "depth": 12, "heads": 6, "in_channels": 1, "out": 5},
+    "w1": {"image_size": (64, 64, 8), "patch": (16, 16, 4), "width": 192, "depth": 6, "heads": 6, "out": 5},
+    "w2": {"image_size": (96, 96, 16), "patch": (16, 16, 2), "width": 384, "depth": 12, "heads": 6, "out": 5},
 }
 """Constructor arguments of the named sizes; w1 and w2 are the benchmarks' workloads."""
 

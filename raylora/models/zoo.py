@@ -52,7 +52,7 @@ def build(name: str, task: str, size: str, image_size: Sequence[int], sizes: Map
             arguments["n_frames"] = CHANNELS[task]
     else:
         make = unet.UNet if name == "unet" else vit.ViTClassifier
-        arguments = {**arguments, "in_channels": CHANNELS[task], "out": CLASSES[task]}
+        arguments = {**arguments, "in_channels": CHANNELS[task], "out": sized.SIZES[size].get("out", CLASSES[task])}
         if name == "vit":
             arguments["image_size"] = tuple(image_size)
     known = inspect.signature(make).parameters

@@ -1,0 +1,44 @@
+"""The work in raylora: `python -m benchmarks.peers.with_raylora FOLDER REPORT [KEY=VALUE ...]`.
+
+What `raylora run` does, by the same function: the plan, Ray, the driver actor, client actors, rounds with every byte counted, every update
+checked, the record and a checkpoint (synced to the disk) after each round. It is stopped after the last round, before the test patients are
+scored and the report is written, which the other systems do not do; validation and MLflow are off.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.prepare import config
+from benchmarks.peers.work import Folder, Report
+from raylora import launch
+
+
+class LastRound(Exception):
+    """The last round is over."""
+
+
+def main() -> None:
+    folder, report = Folder(Path(sys.argv[1])), Report(Path(sys.argv[2]))
+
+    def on_event(event: Mapping[str, Any]) -> None:
+        if event["event"] != "round":
+            return
+        of_clients = [line for line in event["lines"] if line["kind"] == "client"]
+        report.round([line["loss"] for line in of_clients], len(of_clients) * folder.work.steps)
+        if event["round"] + 1 == folder.rounds:
+            raise LastRound
+
+    with tempfile.TemporaryDirectory() as out:
+        try:
+            launch.run(config(folder.path, folder.work.name, folder.rounds, tuple(sys.argv[3:])), Path(out) / "run", on_event=on_event)
+        except LastRound:
+            pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The comparison with other simulators, small: same work in raylora and by hand, figures only for equal losses, its table from its results."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.peers import __main__ as command
+from benchmarks.peers import build, measure, plot
+from benchmarks.peers.work import RANK, WORKLOADS, ViT, mean
+from raylora.models import zoo
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_raylora_and_the_bare_loop_do_the_same_work(monkeypatch, capsys):
+    """Through the command: a real Ray, both bare loops, one process and another order of sums each."""
+    words = [
+        "peers",
+        "W1",
+        "--clients",
+        "4",
+        "--rounds",
+        "2",
+        "--repeat",
+        "1",
+        "--workers",
+        "2",
+        "--systems",
+        "raylora,bare",
+        "--json",
+        "--no-memory",
+    ]
+    monkeypatch.setattr(sys, "argv", words)
+    assert command.main() == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["systems"]) == {"raylora", "bare"}
+    for one in found["systems"].values():
+        assert one["steps"] == 4 * 2 * 2 and 0 < one["seconds_per_round"] < one["seconds_to_first_round"] < one["seconds_in_all"]
+        assert 0 < one["matrix_share"] < 1.5
+    assert 0 < found["largest_loss_difference"] < 1e-5
+
+
+def run(losses, steps=8):
+    return measure.Run(ends=(2.0, 3.0, 5.0), cpu=(3.0, 4.0, 5.0), losses=np.array(losses, float), steps=steps, peak_pss_mb=None)
+
+
+def test_no_figures_for_other_work():
+    ours = run([[1.0, 1.1], [0.9, 0.8]])
+    close = run([[1.0, 1.1], [0.9, 0.8 + 0.5 * measure.TOLERANCE]])
+    assert measure.compare({"a": ours, "b": close}) == pytest.approx(0.5 * measure.TOLERANCE)
+    for other, message in (
+        (run([[1.0, 1.1], [0.9, 0.8 + 2 * measure.TOLERANCE]]), "round 1, client 1: the loss is 0.8002"),
+        (run([[1.0, np.nan], [0.9, 0.8]]), "round 0, client 1"),
+        (run([[1.0, 1.1]]), "1 rounds"),
+        (replace(ours, steps=7), "7 steps"),
+    ):
+        with pytest.raises(measure.Differ, match=message):
+            measure.compare({"a": ours, "b": close, "c": other})
+
+
+def test_medians_are_of_all_rounds_after_the_first():
+    several = [run([[1.0]]), replace(run([[1.0]]), ends=(4.0, 7.0, 11.0))]  # gaps 1, 2 and 3, 4
+    found = measure.described(several, None, ideal=1.0)
+    assert found["seconds_per_round"] == 2.5 and found["seconds_to_first_round"] == 3.0 and found["seconds_in_all"] == 8.0
+    assert found["matrix_share"] == pytest.approx(1 / 2.5) and found["spread"] == [1.0, 4.0] and found["peak_pss_mb"] is None
+
+
+@pytest.mark.parametrize("name", ["W1", "W3"])
+def test_arithmetic_is_what_torch_counts(name):
+    """torch's counter knows the products but not this attention kernel, and counts LoRA's and the head's small ones."""
+    work = WORKLOADS[name]
+    network = ViT(work)
+    with FlopCounterMode(display=False) as counter:
+        network.loss(torch.zeros(1, 2, *work.image), torch.zeros(1, dtype=torch.int64)).backward()
+    n, w = work.tokens, work.width
+    attention = 4 * n * n * w * (work.depth + 2 * work.adapted)
+    lora = work.adapted * 6 * n * RANK * ((w + 3 * w) + (w + w))  # forward, and both gradients
+    assert counter.get_total_flops() == pytest.approx(work.flops() - attention + lora, rel=2e-3)
+
+
+def test_trained_values_are_those_of_the_workloads():
+    for name, expected in (("W1", 28_613), ("W1s", 28_613), ("W2", 112_517)):
+        work = WORKLOADS[name]
+        assert sum(p.numel() for p in ViT(work).parameters() if p.requires_grad) == expected
+        assert {n.replace(".base.", ".") for n, _ in ViT(work).named_parameters() if "lora_" not in n} == set(
+            dict(zoo.build("vit", "disease", work.size, work.image).named_parameters())
+        )
+
+
+def test_the_mean_is_summed_in_double_precision():
+    sent = [torch.tensor([1e8]), torch.tensor([1.0]), torch.tensor([-1e8])]
+    assert mean(sent).item() == pytest.approx(1 / 3)
+
+
+def test_a_system_that_is_not_built_is_left_out_and_named(monkeypatch):
+    monkeypatch.setattr(build, "complete", lambda peer: False)
+    assert "make peers" in measure.absent("flower") and measure.absent("bare") is None
+
+
+def result(workload, clients, **systems):
+    one = {"seconds_to_first_round": 8.0, "peak_pss_mb": 900.0, "steps": 10, "matrix_share": 0.5}
+    return {
+        "workload": workload,
+        "clients": clients,
+        "rounds": 2,
+        "repeats": 3,
+        "workers": 2,
+        "systems": {name: {**one, "seconds_per_round": seconds} for name, seconds in systems.items()},
+        "skipped": {"pfl": "it is not built"},
+        "largest_loss_difference": 1e-6,
+        "tolerance": 1e-4,
+        "machine": {"processor": "a processor", "torch": "2", "flwr": "1", "pfl": "0.6", "ray": "2"},
+    }
+
+
+def test_table_and_picture_come_from_the_results(tmp_path):
+    several = [result("W1", 64, raylora=2.0, raylora_unstacked=4.0, bare=3.0, flower=5.0), result("W2", 8, raylora=10.0, bare=9.5)]
+    for found in several:
+        (tmp_path / f"{found['workload']}.json").write_text(json.dumps(found))
+    plot.write(tmp_path, public=False)
+    rows = [line.split(" | ") for line in (tmp_path / "peers.md").read_text().splitlines() if line.startswith(("| W1", "| W2"))]
+    assert rows[0][1:] == ["2.00 (50 %)", "3.00 (50 %)", "n/a", "5.00 (50 %)", "1.50", "0.75", "n/a", "2.50", "1.00", "1.00 |"]
+    assert rows[1][5] == "0.95" and rows[1][-1] == "n/a |"
+    assert (tmp_path / "peers.png").stat().st_size > 10_000
+    said = plot.in_words(several[0])
+    assert "| bare loop | 3.00 | 1.50 | 50 % |" in said and "pfl: not measured, it is not built" in said
