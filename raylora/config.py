@@ -341,7 +341,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     A key `base` names another file, relative to this one, that this one is laid over.
     """
-    return from_dict(_laid_over_base(override(read_yaml(path), overrides), path), origin=str(path))
+    return from_mapping(read_yaml(path), path, overrides)
+
+
+def from_mapping(values: Mapping[str, Any], path: Path, overrides: Sequence[str] = ()) -> Config:
+    """As `load`, for values that stand in the file `path`: a `base` is relative to it."""
+    return from_dict(_laid_over_base(override(values, overrides), path), origin=str(path))
 
 
 def _laid_over_base(values: Mapping[str, Any], path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, OutO
 from raylora.cluster.resources import Request
 from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.types import Broadcast, ClientState
+from raylora.data import obtain, travel
+from raylora.data.manifest import read_manifest
 from raylora.federation.host import EvalRow, Outcome, Scored
 from raylora.federation.rounds import Stack
 from raylora.federation.spec import HostSpec
@@ -32,10 +35,19 @@ LOST = (
 class ClientActor:
     """One or more clients in a process of their own. Nothing in it is worth testing: it calls the host."""
 
-    def open(self, spec: HostSpec, weights: Mapping[str, np.ndarray]) -> tuple[str, int]:
-        """Build the host (here, so that what goes wrong is an error and not a lost actor); node and process id."""
+    def open(
+        self, spec: HostSpec, weights: Mapping[str, np.ndarray], data: Sequence[str], parcels: Sequence[travel.Parcel] | None = None
+    ) -> tuple[str, int] | None:
+        """Build the host (here, so that what goes wrong is an error and not a lost actor); node and process id.
+
+        `data` are the hashes of the prepared sets: where this machine does not have them the answer is None, and `parcels` are sent.
+        """
         from raylora.federation.spec import build_host  # torch is imported in the actor, not in the driver's first second
 
+        if parcels is not None:
+            spec = replace(spec, sets=tuple(str(travel.unpack(parcel, obtain.cache_folder(), ray.get)) for parcel in parcels))
+        elif not all(travel.here(Path(folder), sha256) for folder, sha256 in zip(spec.sets, data, strict=True)):
+            return None
         self.host = build_host(spec, weights)
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
@@ -64,6 +76,7 @@ class RayExecutor:
         self.weights = (
             weights if isinstance(weights, ray.ObjectRef) else ray.put(dict(weights))
         )  # once a node; actors on a CPU use the object store's own memory
+        self.data = [read_manifest(Path(folder)).data_sha256 for folder in spec.sets]
         self.base = ray.put({})
         self.states: dict[str, ClientState] = {}
         self.home = {client: index for index, group in enumerate(request.groups) for client in group}
@@ -85,14 +98,24 @@ class RayExecutor:
 
     def _start(self, index: int) -> tuple[Any, Any]:
         actor = ray.remote(num_cpus=self.cpus[index], num_gpus=self.request.gpus)(ClientActor).remote()
-        return actor, actor.open.remote(self.spec.of(self.request.groups[index]), self.weights)
+        return actor, actor.open.remote(self.spec.of(self.request.groups[index]), self.weights, self.data)
+
+    def _send(self, index: int) -> Any:
+        """Open an actor on a machine without the data: its clients' studies go with it, and no others."""
+        spec = self.spec.of(self.request.groups[index])
+        ids = [i for site in spec.sites for part in (site.training, site.validation, site.rating, site.test) for i in part]
+        parcels = [travel.pack(Path(folder), ids, ray.put) for folder in spec.sets]
+        return self.actors[index].open.remote(spec, self.weights, self.data, parcels)
 
     def _opened(self, index: int, where: Any) -> tuple[str, int]:
         """Wait until an actor is there. A lost node takes its CPUs with it: then the actors that were on it share what is left."""
         who, waited = f"client {', '.join(self.request.groups[index])}", 0.0
         while True:
             try:
-                return ray.get(where, timeout=min(ROOM_S, self.timeout_s))
+                place = ray.get(where, timeout=min(ROOM_S, self.timeout_s))
+                if place is not None:
+                    return place
+                where = self._send(index)
             except GetTimeoutError:
                 waited += ROOM_S
                 if waited >= self.timeout_s:

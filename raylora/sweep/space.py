@@ -106,7 +106,7 @@ class Sweep(Section):
     """A sweep file. Its `space` may name any key of an experiment, whole sections included."""
 
     name: str = Field(default="sweep", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
-    base: dict[str, Any]  # the experiment that values are laid over, as a mapping (in a file: its path)
+    base: dict[str, Any]  # the experiment that values are laid over (in a file: as such, or its path)
     space: Annotated[dict[str, Dimension], Field(min_length=1)]
     seeds: Annotated[list[int], Field(min_length=1)] | None = None  # every configuration with each of them; default: the experiment's one
     objective: Objective = Objective()
@@ -183,9 +183,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     rest = [item for item in overrides if item not in own]
     values = configuration.override(configuration.read_yaml(path), own)
     base = values.get("base")
-    if not isinstance(base, str):
-        raise InputError(f"{path}: base: expected the path of an experiment's YAML file, found {base!r}")
-    values["base"] = configuration.load((path.parent / base).resolve(), rest).as_dict()
+    if not isinstance(base, str | dict):
+        raise InputError(f"{path}: base: expected the path of an experiment's YAML file, or an experiment, found {base!r}")
+    inline = {"base": base} if isinstance(base, str) else base
+    values["base"] = configuration.from_mapping(inline, path, rest).as_dict()
     return check(configuration.validated(Sweep, values, str(path)), str(path))
 
 

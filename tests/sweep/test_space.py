@@ -90,6 +90,7 @@ def test_loguniform_is_uniform_in_the_logarithm():
         ({"serch": {}}, "did you mean 'search'"),
         ({"base": "nowhere.yaml"}, "no such file"),
         ({"base": 3}, "expected the path"),
+        ({"base": {"lora": {"rnk": 1}}}, "did you mean 'rank'"),
         ({"seeds": []}, "seeds"),
     ],
 )
