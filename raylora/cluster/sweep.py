@@ -336,8 +336,10 @@ def status_of(folder: Path) -> str | None:
 
 
 def share(config: Config, has: Available, concurrent: int | None) -> Available:
-    """What one trial may fill with `clients_per_actor: auto`: its part of the machine, or one actor where any number of trials may run."""
+    """What one trial may fill: with `clients_per_actor: auto` its part of the machine, or one actor where any number of trials may run."""
     place = config.placement
+    if place.clients_per_actor != "auto":
+        return has
     if concurrent is None:
         return Available(cpus=place.cpus_per_client, gpus=place.gpus_per_client, where=has.where)
     return Available(

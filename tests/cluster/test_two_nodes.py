@@ -1,0 +1,108 @@
+"""Two real Ray nodes, the second in a file system of its own where the prepared data do not exist."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+from small_runs import run, settings
+
+from raylora import config as configuration
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+RAY = [
+    str(Path(sys.executable).with_name("ray")),
+    "start",
+    "--disable-usage-stats",
+    "--num-cpus=1",
+    "--object-store-memory=100000000",
+    "--block",
+]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def unshared(*command):
+    """A command whose mounts nobody else sees."""
+    return ["unshare", "--mount", "--propagation", "private", *command]
+
+
+@pytest.fixture
+def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
+    """The address of a cluster of two nodes with a CPU each."""
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(unshared("mount", "-t", "tmpfs", "none", "/mnt"), capture_output=True, check=False).returncode
+    ):
+        pytest.skip("mounts of one's own are not allowed here (unshare --mount needs root)")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    port, temp = free_port(), Path("/tmp") / f"rl{os.getpid()}"
+    here = ray.util.get_node_ip_address()
+    address = f"{here}:{port}"
+    far = tmp_path_factory.mktemp("far")
+    head = [*RAY, "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={temp}"]
+    worker = [*RAY, f"--address={address}"]
+    hide = f'mount -t tmpfs none "{prepared_folder.parent}" && export RAYLORA_CACHE="{far}" && until "$@"; do sleep 1; done'  # until the head answers
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "process_group": 0}
+    nodes = [subprocess.Popen(head, **quiet)]
+    try:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with socket.socket() as probe:
+                if probe.connect_ex((here, port)) == 0:
+                    break
+            time.sleep(0.1)
+        nodes.append(subprocess.Popen(unshared("sh", "-c", hide, "sh", *worker), **quiet))
+        yield address, far
+    finally:
+        for node in reversed(nodes):
+            os.killpg(node.pid, signal.SIGTERM)
+        for node in reversed(nodes):
+            try:
+                node.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(node.pid, signal.SIGKILL)
+                node.wait()
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def test_a_sweep_on_two_nodes_that_share_no_data(two_nodes, prepared_folder, tmp_path):
+    address, far = two_nodes
+    placement = {"cpus_per_client": 1.0, "clients_per_actor": 2}  # two actors: one on each node
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings(prepared_folder, placement=placement)))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"name": "far", "base": "base.yaml", "space": {"lora.rank": {"grid": [1, 2]}}}))
+    command = [sys.executable, "-m", "raylora", "sweep", "sweep.yaml", "--output", "out", "--address", address, "--json"]
+    until = time.monotonic() + 120
+    while True:  # the nodes may not be up yet: then the sweep says at once that Ray does not answer, or that it does not fit
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
+        if done.returncode != 2 or time.monotonic() > until:
+            break
+        time.sleep(1)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for row in found["trials"]:
+        folder = tmp_path / "out" / row["folder"]
+        plain = run(configuration.load(folder / "config.yaml"), tmp_path / "plain" / str(row["number"]))
+        assert row["adapter_sha256"] == plain.hashes
+        actors = json.loads((folder / "summary.json").read_text())["actors"]
+        assert len({actor["node"] for actor in actors}) == 2  # the node that each client ran on is in the record
+    received = list(far.glob("received/*/studies/*.arrow"))
+    assert received
+    summary = json.loads((folder / "summary.json").read_text())
+    (there,) = (set(actor["clients"]) for actor in actors if actor["node"] != summary["driver"]["node"])
+    patients = json.loads((folder / "patients.json").read_text())["patients"]
+    assert {path.stem for path in received} == {patient["id"] for patient in patients if patient["client"] in there}
