@@ -36,6 +36,7 @@ from raylora.report.words import metric_words
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python -m benchmarks.strategies"
 BASELINE = "fedit"
+BOUNDS = ("local", "centralised")  # what federation is compared with; in another colour
 REPLICATES = 2000
 MARKS = ("<!-- strategies: begin -->", "<!-- strategies: end -->")
 
@@ -157,36 +158,32 @@ def brief(task: str, rows: Sequence[Row], frozen: Score) -> Table:
 
 
 def picture(made: dict[str, list[Row]], path: Path) -> None:
-    """Score against bytes, a panel a task; names beside the points."""
+    """Score against bytes, a panel a task; the names stand in a column in the order of the scores, each with a line to its point."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(made), figsize=(6.4 * len(made), 4.6), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(made), figsize=(7.2 * len(made), 4.8), layout="constrained", squeeze=False)
     for panel, (task, rows) in zip(axes[0], made.items(), strict=True):
-        shown = [row for row in rows if row.score.in_client.value is not None and row.score.bytes_total]
-        for row in shown:
-            value = row.score.in_client
-            panel.errorbar(
-                row.score.bytes_total / 1e6,
-                value.value,
-                yerr=[[value.value - value.low], [value.high - value.value]],
-                fmt="o",
-                ms=4,
-                lw=0.8,
-                color="#2a6f97",
-                ecolor="#c9d6df",
+        shown = sorted((row for row in rows if row.score.in_client.value is not None), key=lambda row: row.score.in_client.value or 0.0)
+        for place, row in enumerate(shown):
+            value, x = row.score.in_client, row.score.bytes_total / 1e6
+            own = "#c1666b" if row.entry in BOUNDS else "#2a6f97"
+            error = [[value.value - value.low], [value.high - value.value]]
+            panel.errorbar(x, value.value, yerr=error, fmt="o", ms=4, lw=0.8, color=own, ecolor="#dfe6ea", zorder=2)
+            panel.annotate(
+                f"{row.entry}  {value.value:.3f}",
+                (x, value.value),
+                xytext=(1.06, (place + 0.5) / len(shown)),
+                textcoords="axes fraction",
+                fontsize=7,
+                va="center",
+                color=own,
+                arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "#8aa0ad", "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)},
             )
-        placed: list[tuple[float, float]] = []
-        for row in sorted(shown, key=lambda row: row.score.in_client.value or 0.0):
-            x, y = row.score.bytes_total / 1e6, row.score.in_client.value
-            while any(abs(y - b) < 0.006 and 0.4 < x / a < 2.5 for a, b in placed):
-                y += 0.006
-            placed.append((x, y))
-            panel.annotate(row.entry, (x, row.score.in_client.value), xytext=(x * 1.06, y), fontsize=6.5, va="center")
         panel.set(title=task.capitalize(), xscale="log", xlabel="MB sent in a run, up and down", ylabel=metric_words(PRIMARY[task]))
-        panel.grid(alpha=0.25)
+        panel.grid(alpha=0.2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
