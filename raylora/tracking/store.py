@@ -215,7 +215,8 @@ def quiet() -> None:
     for name, value in {
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the writer tries again by itself
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     }.items():
         os.environ.setdefault(name, value)
