@@ -190,7 +190,8 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
         return str(found.experiment_id)
     place = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" if uri.startswith("sqlite:///") else None
     try:
-        return str(client.create_experiment(name, artifact_location=place.as_uri() if place else None))
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # which of its faces MLflow's pages show
+        return str(client.create_experiment(name, artifact_location=place.as_uri() if place else None, tags=kind))
     except Exception:
         found = client.get_experiment_by_name(name)  # another process was first
         if found is None:
