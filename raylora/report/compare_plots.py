@@ -202,10 +202,12 @@ def _bars(estimates: Sequence[Estimate]) -> np.ndarray:
 
 
 def _scale(axes: Axes, values: Sequence[float], text: Callable[[float], str]) -> None:
-    """A logarithmic axis where values span a wide range."""
+    """A logarithmic axis where values span a wide range; two ticks where they are nearly equal, and more would read the same."""
     if min(values) > 0 and max(values) / min(values) > WIDE:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
+    elif 0 < max(values) - min(values) < 0.1 * max(values):
+        axes.set_xticks([min(values), max(values)])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
 

@@ -111,7 +111,8 @@ def pairs_table(block: Block) -> Table:
     rows: list[tuple[Cell, ...]] = [
         (a_a.baseline, ITSELF, a_a.largest, None, None, None, a_a.resolvable, shown, None, "A/A"),
     ]
-    for p in block.pairs:
+    chosen = block.chosen.score.label if block.chosen else ""
+    for p in sorted(block.pairs, key=lambda p: chosen not in (p.a, p.b)):
         low, high = p.ci95 or (None, None)
         difference = Estimate(p.difference, low, high, p.n)
         rows.append((p.a, p.b, difference, p.p_value, p.p_holm, p.effect, p.resolvable, p.verdict, p.n, p.test))

@@ -19,6 +19,8 @@ from raylora.report.table import Table, to_csv
 from raylora.report.tables import client_table, dataset_table, facts, final_table, headline, record_table
 
 _HERE = Path(__file__).parent
+MOST_ROWS = 30  # longer tables scroll under their header
+LONG = 24  # letters; longer words are given room, so that they do not break into many lines
 
 
 def write_report(run_dir: Path) -> Path:
@@ -67,14 +69,18 @@ def save_pictures(pictures: Sequence[Picture], folder: Path | None) -> list[dict
 
 def table_context(table: Table) -> dict[str, object]:
     """A table as a template needs it: how cells read, how they sort, and the whole as a CSV file in a link."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for number, (texts, keys) in enumerate(zip(table.texts(), table.keys(), strict=True)):
-        cells = [{"text": t, "key": k, "number": c.number} for t, k, c in zip(texts, keys, table.columns, strict=True)]
+        cells = [
+            {"text": t, "key": k, "number": c.number, "long": not c.number and len(t) > LONG}
+            for t, k, c in zip(texts, keys, table.columns, strict=True)
+        ]
         rows.append({"cells": cells, "marked": number in table.marked})
     csv_file = base64.b64encode(to_csv(table).encode()).decode("ascii")
     columns = [{"name": c.name, "number": c.number} for c in table.columns]
     note = " ".join(text for text in (table.note, table.marks and f"{table.marks}.") if text)
-    return {"title": table.title, "columns": columns, "rows": rows, "note": note, "csv": f"data:text/csv;base64,{csv_file}"}
+    tall = len(rows) > MOST_ROWS
+    return {"tall": tall, "title": table.title, "columns": columns, "rows": rows, "note": note, "csv": f"data:text/csv;base64,{csv_file}"}
 
 
 def render(template: str, **values: object) -> str:

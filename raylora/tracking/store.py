@@ -190,7 +190,8 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
         return str(found.experiment_id)
     place = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" if uri.startswith("sqlite:///") else None
     try:
-        return str(client.create_experiment(name, artifact_location=place.as_uri() if place else None))
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # which of its faces MLflow's pages show
+        return str(client.create_experiment(name, artifact_location=place.as_uri() if place else None, tags=kind))
     except Exception:
         found = client.get_experiment_by_name(name)  # another process was first
         if found is None:
@@ -215,7 +216,8 @@ def quiet() -> None:
     for name, value in {
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the writer tries again by itself
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     }.items():
         os.environ.setdefault(name, value)

@@ -29,6 +29,7 @@ class Writer:
         self._queue: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
         self._closing: float | None = None  # when `close` was called
         self._heard = time.monotonic()  # when a write last worked
+        self._tries = 0
         self._tried = threading.Condition()
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow")
         self._thread.start()
@@ -38,9 +39,12 @@ class Writer:
 
     def wait(self, until: Callable[[], bool]) -> None:
         """Wait until something holds, for as long as MLflow takes what it is given; not for a server that cannot be reached."""
-        began = time.monotonic()
+        began, tries = time.monotonic(), self._tries
         with self._tried:
-            while not until() and self._thread.is_alive() and self._silent(began) < WAIT_S and not self._lost():
+            while not until() and self._thread.is_alive() and self._silent(began) < WAIT_S:
+                waited = self._tries > tries + 1 or time.monotonic() - began > QUIET_S  # for one whole try, unless it takes long
+                if self.error is not None and self._silent(0.0) > QUIET_S and waited:
+                    return
                 self._tried.wait(0.1)
 
     def _silent(self, since: float) -> float:
@@ -58,15 +62,13 @@ class Writer:
             return f"MLflow at {self.uri} is still busy after {WAIT_S:g} s"
         return self.error or self._fault
 
-    def _lost(self) -> bool:
-        return self.error is not None and self._silent(0.0) > QUIET_S
-
     def _work(self) -> None:
         store: Store | None = None
         failures, closing = 0, False
         patience: float | None = 0.0  # the first run is made at once
         while True:
             closing = self._take(patience) or closing
+            self._tries += 1
             try:
                 store = store or Store(self.uri, self._experiment)
                 for node in self._nodes():

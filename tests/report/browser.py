@@ -11,6 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,18 @@ class Browser:
         self.process.wait(10)
 
     def open(self, page: Path) -> None:
-        self._call("POST", f"{self.session}/url", {"url": page.resolve().as_uri()})
+        self.visit(page.resolve().as_uri())
+
+    def visit(self, url: str) -> None:
+        self._call("POST", f"{self.session}/url", {"url": url})
+
+    def until(self, script: str, holds: Callable[[object], bool], seconds: float = 60.0) -> object:
+        """The value of a script as soon as something holds for it; a failure that shows the last value after so many seconds."""
+        end = time.monotonic() + seconds
+        while not holds(value := self.run(script)):
+            assert time.monotonic() < end, value
+            time.sleep(0.3)
+        return value
 
     def run(self, script: str, *arguments: object) -> object:
         """Run JavaScript in the page; `return` gives the value."""
