@@ -77,7 +77,7 @@ def test_what_is_wrong_is_refused_by_key(tmp_path, values, message):
 def test_what_is_shipped_can_be_loaded_and_says_what_it_costs(path):
     found = stress.load(path)
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert found.name == f"stress_{path.stem}" and any(f"raylora stress configs/stress/{path.name}" in line for line in header)
+    assert found.name == f"stress_{path.stem}" and any(f"raylora stress configs/stress/{path.name}" in line and "CPU" in line for line in header)
     assert len(stress.trials(found)) == math.prod(map(len, found.dials.values())) * len(found.strategies) * len(found.seeds)
 
 
@@ -156,3 +156,19 @@ def test_a_campaign_whose_experiments_are_all_refused_says_why(no_ray, prepared_
     path = written(tmp_path, settings(prepared_folder), strategies={"a": {"strategy": {"name": "flora"}, "sampling.buffer": 4}})
     with pytest.raises(InputError, match="every experiment was refused; the first: sampling.buffer: flora cannot work asynchronously"):
         launch_stress.stress(path, out=tmp_path / "out")
+
+
+def test_the_page_on_dials_has_every_key():
+    page = (Path(__file__).resolve().parent.parent / "docs" / "stress.md").read_text()
+    keys = [f"{name}.{key}" for name in ("faults", "network") for key in configuration.Config.model_fields[name].annotation.model_fields]
+    missing = [key for key in keys if f"`{key}`" not in page]
+    assert not missing
+    for path in SHIPPED:
+        assert f"`{path.stem}`" in page
+    said = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    shipped = yaml.safe_load((SHIPPED[0].parent / "byzantine.yaml").read_text())
+    assert (
+        said["base"] == shipped["base"]
+        and said["strategies"].items() <= shipped["strategies"].items()
+        and said["dials"] == shipped["dials"]
+    )
