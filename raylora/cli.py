@@ -33,6 +33,9 @@ Address = Annotated[str | None, typer.Option("--address", help="An existing Ray 
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object, last.")]
 
 
+INTERRUPTED = "interrupted; the last complete round is kept, `raylora resume DIR` goes on from it"
+
+
 @app.command()
 def run(
     config: ConfigFile,
@@ -201,6 +204,31 @@ def upload(
     typer.echo(f"run: {done.run_id}{' (all of it was there already)' if done.there else brought}")
 
 
+@app.command()
+def doctor(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="[DIR]...", help="Runs or weights, searched for what must not be trusted.")
+    ] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """What this machine and a cluster offer, and what would go wrong, with what to do. Exit code 2 if anything would."""
+    from dataclasses import asdict
+
+    from raylora.doctor import examine
+
+    found = examine(folders or (), address)
+    wrong = [one for one in found if one.wrong]
+    for one in found:
+        for line in one.lines():
+            typer.echo(line)
+    typer.echo(f"{len(wrong)} would go wrong" if wrong else "nothing would go wrong")
+    if as_json:
+        _print({"wrong": len(wrong), "findings": [asdict(one) for one in found]}, True)
+    if wrong:
+        raise typer.Exit(2)
+
+
 @data_app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT")],
@@ -291,10 +319,13 @@ def guarded(command: Callable[[], Any]) -> int:
     """Run a command; every end that a user or the machine can bring about becomes one line and an exit code."""
     usage_error = typer.BadParameter.__mro__[1]  # typer brings its own click, whose UsageError has no public name
 
-    def interrupted(*_: object) -> None:
+    interrupts: list[object] = []
+
+    def interrupted(number: object, frame: object) -> None:
+        interrupts.append(number)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):  # ended by a scheduler; the terminal was closed
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Ctrl-C; ended by a scheduler; the terminal was closed
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays nohup
             signal.signal(number, interrupted)
     try:
@@ -311,8 +342,10 @@ def guarded(command: Callable[[], Any]) -> int:
     except RunError as error:
         return _say(error, 1)
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted; the last complete round is kept, `raylora resume DIR` goes on from it", 130)
+        return _say(INTERRUPTED, 130)
     except OSError as error:
+        if interrupts:  # and then nobody was left to tell
+            return _say(INTERRUPTED, 130)
         return _say(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
     except MemoryError:
         return _say("out of memory", 1)

@@ -249,6 +249,9 @@ class Faults(Section):
     attack: Literal["negate", "gaussian", "label_flip", "stale", "collude"] = "negate"
     strength: NonNegative = 1.0  # factor on the movement that they claim
 
+    # Whoever sends something else than what was asked for, simulated or not.
+    malformed: Literal["stop", "exclude"] = "stop"  # end the run; leave the update out, with a word
+
 
 ByClient = Positive | dict[str, Positive]
 """One for all, or by client id (others keep the neutral value)."""

@@ -31,6 +31,7 @@ from raylora.data.prepare import Mapper
 from raylora.data.transforms import Augmentation
 from raylora.dials import Dials, attacks, damages, make_dials, ranks, require_asynchronous
 from raylora.federation import checkpoint
+from raylora.federation.border import Checked
 from raylora.federation.buffered import run_buffered
 from raylora.federation.client import compose, initial_tree
 from raylora.federation.host import EvalRow, Scored
@@ -345,7 +346,7 @@ def run_experiment(
     if (cache := plan.spec.cache) is not None:
         views = "" if cache.views is None else f", {cache.views} views of each sample"
         yield {"event": "note", "text": f"computed once for each image: up to {cache.stage} ({cache.dtype}{views}; in {cache.folder})"}
-    executor = make_executor(plan)
+    executor = Checked(make_executor(plan), clients, _shapes(model, plan), config.faults.malformed)
     try:
         executor.restore(progress.states)
         progress, broadcasts = receive(progress, strategy, clients, plan.weights)
@@ -368,10 +369,14 @@ def run_experiment(
             lines = round_lines(report, validation, progress, time.perf_counter() - began, clock_runs=plan.dials.clock_runs)
             if config.privacy.clip is not None:
                 lines[-1] = {**lines[-1], "epsilon": epsilon(config, progress.round, len(clients))}
+            if report.refused:
+                lines[-1] = {**lines[-1], "refused": dict(report.refused)}
             record.append(lines)
             if progress.round % config.checkpoint.every == 0 or last:
                 checkpoint.save(checkpoints, progress, record.rows)
                 checkpoint.prune(checkpoints, config.checkpoint.keep)
+            for client, why in report.refused.items():
+                yield {"event": "note", "text": f"round {t + 1}: the update of client {client} is left out: {why}"}
             answer = yield {"event": "round", "round": t, "rounds": config.training.rounds, "lines": lines}
         if progress.round < config.training.rounds:
             summary = _end_early(plan, strategy, model, progress, broadcasts, executor, record, started, notes or {})
@@ -386,6 +391,14 @@ def _kept(plan: Plan) -> dict[str, Any]:
     """What of the passes was computed once, or why nothing was. Runs that agree in it agree in their bits, whoever computed the features."""
     cache = plan.spec.cache
     return {"why": plan.no_cache} if cache is None else {"stage": cache.stage, "dtype": cache.dtype, "views": cache.views, "batch": 1}
+
+
+def _shapes(model: StackedModel, plan: Plan) -> dict[str, Tree]:
+    """Client -> its model's names and shapes as it starts, without values."""
+    protocol = protocol_of(plan.spec)
+    of_rank = {rank: initial_tree(model, protocol, plan.clients[0].id, rank) for rank in {client.rank for client in plan.clients}}
+    hollow = {rank: {n: np.broadcast_to(np.float32(0), v.shape) for n, v in tree.items()} for rank, tree in of_rank.items()}
+    return {client.id: hollow[client.rank] for client in plan.clients}
 
 
 def _stack(config: Config) -> int:

@@ -27,6 +27,7 @@ COMMANDS = [
     ["compare"],
     ["pretrain"],
     ["upload"],
+    ["doctor"],
     ["data"],
     ["data", "phantom"],
     ["data", "prepare"],

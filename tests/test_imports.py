@@ -18,7 +18,7 @@ ROWS = [  # each may import what stands above it, and nothing beside it
     {"experiment", "foundation"},
     {"sweep", "stress"},
     {"cluster"},
-    {"plan", "export"},
+    {"plan", "export", "doctor"},
     {"launch"},
     {"launch_sweep", "launch_stress"},
     {"cli"},
@@ -28,7 +28,7 @@ ROW = {part: number for number, parts in enumerate(ROWS) for part in parts}
 OWNERS = {
     "ray": {"cluster", "launch"},
     "mlflow": {"tracking"},
-    "torch": {"models", "training", "federation", "experiment", "foundation", "plan", "export"},
+    "torch": {"models", "training", "federation", "experiment", "foundation", "plan", "export", "doctor"},
     "nibabel": {"data"},
     "pyarrow": {"data", "tracking", "report"},
     "matplotlib": {"report"},

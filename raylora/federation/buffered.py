@@ -56,7 +56,10 @@ def run_buffered(
     idle = [client for client in sorted(cohort) if client not in flights]
     outcomes = train(broadcasts, [c for c in idle if c not in conditions.dropped], executor, stack)
     down = {client: bytes_down(progress, client, broadcasts[client]) for client in idle}
+    refused = {client: outcome.refused for client, outcome in outcomes.items() if outcome.refused is not None}
     for client, outcome in outcomes.items():
+        if client in refused:
+            continue
         up = payload.bytes_of(outcome.update)
         took = conditions.trip(client).seconds(down[client], up)
         flights[client] = Flight(
@@ -90,7 +93,7 @@ def run_buffered(
         for client, flight in landed.items()
     )
     dropped = tuple(client for client in idle if client in conditions.dropped)
-    report = RoundReport(round=progress.round, clients=reports, bytes_down=down_now, dropped=dropped)
+    report = RoundReport(round=progress.round, clients=reports, bytes_down=down_now, dropped=dropped, refused=refused)
     return replace(after, under_way=packed(flights), virtual_s=now_s), report
 
 

@@ -22,6 +22,7 @@ class Outcome:
     update: ClientUpdate
     state: ClientState
     seconds: float
+    refused: str | None = None  # why the server does not take the update
 
 
 @dataclass(frozen=True, kw_only=True)

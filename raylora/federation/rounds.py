@@ -10,7 +10,6 @@ import numpy as np
 
 from raylora.core import lowrank, payload
 from raylora.core.clock import NEUTRAL, Conditions, close, exchange_s
-from raylora.core.errors import RunError
 from raylora.core.types import Broadcast, Client, ClientState, ClientUpdate, State, Strategy, Tree
 from raylora.federation.host import EvalRow, Outcome, Scored
 
@@ -72,6 +71,7 @@ class RoundReport:
     bytes_down: int  # also to those that never answered
     dropped: tuple[str, ...] = ()  # asked, and never answered
     unused: tuple[str, ...] = ()  # answered when the server had gone on
+    refused: Mapping[str, str] = field(default_factory=dict)  # client -> why its update is in no sum
 
 
 def receive(
@@ -131,7 +131,8 @@ def run_round(
     down = {client: bytes_down(progress, client, broadcasts[client]) for client in order}
     up = {client: payload.bytes_of(outcome.update) for client, outcome in outcomes.items()}
     answers = {client: conditions.trip(client).seconds(down[client], up[client]) for client in outcomes}
-    used, seconds = close(answers, len(order), conditions.waiting)
+    refused = {client: outcome.refused for client, outcome in outcomes.items() if outcome.refused is not None}
+    used, seconds = close({c: s for c, s in answers.items() if c not in refused}, len(order), conditions.waiting)
     updates = [outcomes[client].update for client in used]
     if strategy.review is not None and updates:
         updates, more_down, more_up = _review(progress, strategy, [known[client] for client in used], updates, executor)
@@ -145,17 +146,18 @@ def run_round(
         ClientReport(client=c, seconds=o.seconds, bytes_up=up[c], bytes_down=down[c], metrics=o.update.metrics, virtual_s=answers[c])
         for c, o in outcomes.items()
     )
-    unused = tuple(client for client in outcomes if client not in used)
+    unused = tuple(client for client in outcomes if client not in used and client not in refused)
     dropped = tuple(client for client in order if client in conditions.dropped)
-    return after, RoundReport(round=progress.round, clients=reports, bytes_down=sum(down.values()), dropped=dropped, unused=unused)
+    return after, RoundReport(
+        round=progress.round, clients=reports, bytes_down=sum(down.values()), dropped=dropped, unused=unused, refused=refused
+    )
 
 
 def train(broadcasts: Mapping[str, Broadcast], order: Sequence[str], executor: Executor, stack: int) -> dict[str, Outcome]:
-    """What the clients make of their broadcasts, in the given order; every update is checked as it arrives."""
+    """What the clients make of their broadcasts, in the given order."""
     stacks = [[(client, broadcasts[client]) for client in order[i : i + stack]] for i in range(0, len(order), stack)]
     outcomes: dict[str, Outcome] = {}
     for outcome in executor.train(stacks):
-        check_update(outcome.update, broadcasts[outcome.update.client_id])
         outcomes[outcome.update.client_id] = outcome
     return {client: outcomes[client] for client in order}
 
@@ -196,11 +198,12 @@ def _review(
     asked = {client.id: strategy.review(progress.server, updates, client) for client in clients}
     stacks = [[(client, broadcast)] for client, broadcast in sorted(asked.items()) if broadcast is not None]
     down = {client: payload.bytes_of(broadcast) for client, broadcast in asked.items() if broadcast is not None}
-    replies = {outcome.update.client_id: outcome.update for outcome in executor.train(stacks)}
+    replies = {outcome.update.client_id: outcome.update for outcome in executor.train(stacks) if outcome.refused is None}
     up = {client: payload.bytes_of(reply) for client, reply in replies.items()}
     merged = [
         replace(update, metrics={**update.metrics, **replies[update.client_id].metrics}) if update.client_id in replies else update
         for update in updates
+        if update.client_id in replies or asked[update.client_id] is None
     ]
     return merged, down, up
 
@@ -214,19 +217,3 @@ def bytes_down(progress: Progress, client: str, broadcast: Broadcast) -> int:
         several = [pairs[module] for delta in missing if module in (pairs := lowrank.pairs(delta))]
         stacked |= lowrank.named({module: lowrank.thin(lowrank.stack(several, [1.0] * len(several)))})
     return payload.bytes_of(replace(broadcast, base_delta=stacked))
-
-
-def check_update(update: ClientUpdate, broadcast: Broadcast) -> None:
-    """An update is data from outside: refuse what is not finite float32 before it is summed. Raises RunError naming client and name."""
-    where = f"round {broadcast.task.round}, client {update.client_id}"
-    for name, value in update.adapter.items():
-        if value.dtype != np.float32:
-            raise RunError(f"{where}: {name} is {value.dtype}, expected float32")
-        if not np.isfinite(value).all():
-            raise RunError(f"{where}: {name} has values that are not finite")
-        sent = broadcast.adapter.get(name)
-        if sent is not None and sent.shape != value.shape:
-            raise RunError(f"{where}: {name} has shape {value.shape}, expected {sent.shape}")
-    for name, number in update.metrics.items():
-        if not np.isfinite(number):
-            raise RunError(f"{where}: the metric {name} is {number}")

@@ -163,3 +163,18 @@ def test_a_wait_has_an_end(prepared_folder, tmp_path):
     config = tiny(prepared_folder, "disease", placement={"clients_per_actor": 4, "timeout_s": 0.001})
     with pytest.raises(RunError, match=r"no answer for 0.001 s \(placement.timeout_s\)"):
         on_ray(config, tmp_path)
+
+
+def test_the_doctor_asks_every_node():
+    import ray
+
+    from raylora import doctor
+    from raylora.cluster import probe
+
+    (node,) = probe.nodes(ray.get_runtime_context().gcs_address)
+    here = probe.here()
+    assert "error" not in node and {key: node[key] for key in ("cpus", "versions", "code")} == {
+        key: here[key] for key in ("cpus", "versions", "code")
+    }
+    (anybody,) = [one for one in doctor.cluster(here, [node], None) if one.wrong]
+    assert anybody.what == "Ray address"
