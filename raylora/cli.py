@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from raylora.core.errors import InputError, RunError
+from raylora.core.files import require_file_place, require_folder_place
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -139,6 +140,10 @@ def compare(
         raise InputError("compare: expected run folders, sweep folders, or --experiment NAME")
     if uri is not None and experiment is None:
         raise InputError("--uri: expected --experiment NAME with it")
+    if output is not None:
+        require_file_place(output, "--output")
+    if csv is not None:
+        require_folder_place(csv, "--csv")
     with tempfile.TemporaryDirectory(prefix="raylora-compare-") as into:
         names: dict[Path, str] = {}
         if experiment is not None:

@@ -110,7 +110,9 @@ class Data(Section):
     def _root_of_something(self) -> Data:
         given = self.dataset if isinstance(self.dataset, list) else [Source(dataset=self.dataset)]
         if self.root is not None and all(source.dataset == "phantom" or source.root is not None for source in given):
-            raise ValueError(f"root is for downloads that have none of their own, here there are none (phantoms are made on demand), found {self.root!r}")
+            raise ValueError(
+                f"root is for downloads that have none of their own, here there are none (phantoms are made on demand), found {self.root!r}"
+            )
         return self
 
     @property
@@ -137,7 +139,9 @@ class Clients(Section):
     @model_validator(mode="after")
     def _a_count(self) -> Clients:
         if self.count is not None and self.by not in ("iid", "dirichlet"):
-            raise ValueError(f"count is for by: iid and dirichlet; the data say how many clients there are by {self.by}, found {self.count}")
+            raise ValueError(
+                f"count is for by: iid and dirichlet; the data say how many clients there are by {self.by}, found {self.count}"
+            )
         return self
 
 

@@ -44,6 +44,7 @@ from raylora.models import peft, zoo
 from raylora.models.cinema_weights import without_decoder
 from raylora.models.seen import Seen
 from raylora.models.stacked import StackedModel
+from raylora.models.weights import write_arrays
 from raylora.tracking.record import Record, finite, write_json
 from raylora.training import features
 from raylora.training.local import Settings
@@ -639,8 +640,6 @@ def _overlays(
     folder: Path,
 ) -> None:
     """Images, predictions and truths of the best, median and worst test patients, for the report's pictures."""
-    import safetensors.numpy
-
     scores = sorted(
         {
             (r.value, r.data_of, r.patient)
@@ -659,7 +658,7 @@ def _overlays(
         for key, value in executor.predictions(request, client, patient).items():
             arrays[f"{client}/{patient}/{key}"] = np.ascontiguousarray(value)
     (folder / "plots").mkdir(exist_ok=True)
-    safetensors.numpy.save_file(arrays, folder / "plots" / "overlays.safetensors")
+    write_arrays(folder / "plots" / "overlays.safetensors", arrays)
 
 
 def versions() -> dict[str, str]:

@@ -199,7 +199,7 @@ CONFIGS = st.fixed_dictionaries(
     {},
     optional={
         "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
-        "seed": st.integers(-(2**40), 2**40),
+        "seed": st.integers(0, 2**63 - 1),
         "task": st.sampled_from(["segmentation", "disease"]),
         "data": st.fixed_dictionaries(
             {},
