@@ -210,8 +210,8 @@ def upload(
 def phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT")],
     layout: Annotated[str, typer.Option(help="acdc, mnms or mnms2")] = "mnms",
-    patients: Annotated[int, typer.Option(min=1)] = 100,
-    seed: int = 0,
+    patients: Annotated[int, typer.Option(min=1, max=100_000)] = 100,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     shift: Annotated[float, typer.Option(min=0.0, help="Strength of the vendors' differences.")] = 1.0,
 ) -> None:
     """Write a synthetic cohort."""

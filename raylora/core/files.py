@@ -31,8 +31,9 @@ def require_writable(path: Path, name: str) -> None:
 
     Asked before long work: permissions alone do not tell (root may write to everything but /proc).
     """
-    folder = path.absolute()
+    folder = path = path.absolute()
     try:
+        folder = path if path.is_dir() else path.parent
         while not folder.exists():
             folder = folder.parent
         tempfile.TemporaryFile(dir=folder).close()
@@ -46,7 +47,7 @@ def require_file_place(path: Path, name: str) -> None:
     """`require_writable` for a file, which may be there and is then replaced."""
     if path.is_dir():
         raise InputError(f"{name}: expected a file, {path} is a folder")
-    require_writable(path.parent, name)
+    require_writable(path, name)
 
 
 def require_folder_place(path: Path, name: str) -> None:
