@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from raylora.core.errors import InputError, RunError
+from raylora.core.files import require_file_place, require_folder_place
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -142,6 +143,10 @@ def compare(
         raise InputError("compare: expected run folders, sweep folders, or --experiment NAME")
     if uri is not None and experiment is None:
         raise InputError("--uri: expected --experiment NAME with it")
+    if output is not None:
+        require_file_place(output, "--output")
+    if csv is not None:
+        require_folder_place(csv, "--csv")
     with tempfile.TemporaryDirectory(prefix="raylora-compare-") as into:
         names: dict[Path, str] = {}
         if experiment is not None:
@@ -233,8 +238,8 @@ def doctor(
 def phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT")],
     layout: Annotated[str, typer.Option(help="acdc, mnms or mnms2")] = "mnms",
-    patients: Annotated[int, typer.Option(min=1)] = 100,
-    seed: int = 0,
+    patients: Annotated[int, typer.Option(min=1, max=100_000)] = 100,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     shift: Annotated[float, typer.Option(min=0.0, help="Strength of the vendors' differences.")] = 1.0,
 ) -> None:
     """Write a synthetic cohort."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from raylora.core.errors import InputError
 
 
-def _number(value: object) -> object:
+def _spelled(value: object) -> object:
     """YAML 1.1 reads 1e-3 and inf as words: take them as the numbers they are."""
     if isinstance(value, str):
         try:
@@ -26,11 +26,32 @@ def _number(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
+def _no_bool(value: object) -> object:
+    """Python takes true for 1."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+def _number(value: object) -> object:
+    return _spelled(_no_bool(value))
+
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
 Share = Annotated[Number, Field(ge=0, le=1)]
+Unbounded = Annotated[float, BeforeValidator(_number), Field(gt=0)]  # inf means something: no bound, no spread
+Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=2**63 - 1)]
+Batch = Annotated[Count, Field(le=4096)]
+Threads = Annotated[Count, Field(le=1024)]
+Spacing = Annotated[Number, Field(ge=0.1, lt=1000)]  # mm
+Size = Annotated[Count, Field(le=1024)]  # voxels
+
+
+Vendor = Literal["Siemens", "Philips", "GE", "Canon"]
 
 
 class Section(BaseModel):
@@ -44,12 +65,12 @@ class Section(BaseModel):
 class Phantom(Section):
     """The cohort that `dataset: phantom` makes on demand."""
 
-    patients: Count = 100
+    patients: Annotated[Count, Field(le=100_000)] = 100
     layout: Literal["acdc", "mnms", "mnms2"] = "mnms"
-    seed: int = 0
+    seed: Seed = 0
     shift: NonNegative = 1.0  # strength of the vendors' differences in appearance
     severity: NonNegative = 1.0  # factor on how far disease is from normal
-    vendors: list[Literal["Siemens", "Philips", "GE", "Canon"]] | None = None  # default: all that the layout has
+    vendors: Annotated[list[Vendor], Field(min_length=1)] | None = None  # default: all that the layout has
 
 
 class Source(Section):
@@ -59,6 +80,14 @@ class Source(Section):
     root: str | None = None  # a download, or a prepared folder; phantoms are made on demand
     phantom: Phantom | None = None  # the cohort of a phantom source; default: data.phantom
 
+    @model_validator(mode="after")
+    def _made_or_found(self) -> Source:
+        if self.dataset == "phantom" and self.root is not None:
+            raise ValueError(f"root is for downloads, phantoms are made on demand, found {self.root!r}")
+        if self.dataset != "phantom" and self.phantom is not None:
+            raise ValueError(f"phantom is for the data set phantom, found it with {self.dataset}")
+        return self
+
 
 class Data(Section):
     """Where studies come from and how they are divided."""
@@ -67,15 +96,24 @@ class Data(Section):
     root: str | None = None  # a download (prepared once into a cache) or a prepared folder; of several data sets: the folder they lie in
     cache: str | None = None  # where prepared data are kept; default: RAYLORA_CACHE or ~/.cache/raylora
     split: Literal["federated", "official"] = "federated"
-    split_seed: int = 0
+    split_seed: Seed = 0
     fractions: tuple[Positive, Positive, NonNegative, Positive] = (0.6, 0.1, 0.1, 0.2)  # training, validation, rating, test patients
-    spacing_mm: tuple[Positive, Positive, Positive] = (1.5, 1.5, 10.0)
-    size: tuple[Count, Count, Count] = (128, 128, 16)  # voxels of the crop; z is padded with zeros up to this count
+    spacing_mm: tuple[Spacing, Spacing, Spacing] = (1.5, 1.5, 10.0)
+    size: tuple[Size, Size, Size] = (128, 128, 16)  # voxels of the crop; z is padded with zeros up to this count
     crop: Literal["centre", "motion", "label"] = "centre"  # of the image; of what moves between ED and ES; of the ED label's LV (an oracle)
     protocol: Literal["cmr-fed-v1"] | None = None  # clients and split as a shipped protocol says; its hash stands in every table
     rating_to_training: bool = False  # train on the rating cases too (the fair comparison for methods that do not rate)
     allow_seen: bool = False  # evaluate on cases that the base weights have seen (marked in every table)
     phantom: Phantom = Phantom()
+
+    @model_validator(mode="after")
+    def _root_of_something(self) -> Data:
+        given = self.dataset if isinstance(self.dataset, list) else [Source(dataset=self.dataset)]
+        if self.root is not None and all(source.dataset == "phantom" or source.root is not None for source in given):
+            raise ValueError(
+                f"root is for downloads that have none of their own, here there are none (phantoms are made on demand), found {self.root!r}"
+            )
+        return self
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -94,9 +132,17 @@ class Clients(Section):
     by: Literal["vendor", "centre", "pathology", "iid", "dirichlet"] = "vendor"
     count: Count | None = None  # for iid and dirichlet
     alpha: Positive = 0.5  # of the Dirichlet over groups
-    sizes: Positive = math.inf  # of the Dirichlet over how many patients each of `by: iid` has; inf: equally many
+    sizes: Unbounded = math.inf  # of the Dirichlet over how many patients each of `by: iid` has; inf: equally many
     held_out: list[str] = []  # ids that never train and are evaluated as unseen
     unseen: list[Literal["acdc", "mnms", "mnms2"]] = []  # data sets that never train: each of their vendors is a held-out client
+
+    @model_validator(mode="after")
+    def _a_count(self) -> Clients:
+        if self.count is not None and self.by not in ("iid", "dirichlet"):
+            raise ValueError(
+                f"count is for by: iid and dirichlet; the data say how many clients there are by {self.by}, found {self.count}"
+            )
+        return self
 
 
 class Model(Section):
@@ -120,7 +166,7 @@ class Lora(Section):
     rank: Count | list[Count] | dict[str, Count] = 4  # one, one per client in id order, or by client id
     alpha: Positive = 8.0  # scaling = alpha / rank
     targets: list[str] | None = None  # short names of the model's layers; default: the model's own choice
-    blocks: Literal["all"] | Count | list[Annotated[int, Field(ge=0)]] = "all"  # all, the last K, or a list of zero-based numbers
+    blocks: Literal["all"] | Count | list[Whole] = "all"  # all, the last K, or a list of zero-based numbers
     dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
 
 
@@ -130,9 +176,16 @@ class StrategyConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str = "fedit"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _something(cls, values: Any) -> Any:
+        if values == {}:
+            raise ValueError("expected a name, found nothing")
+        return values
+
     @property
     def options(self) -> dict[str, Any]:
-        return {key: _number(value) for key, value in (self.model_extra or {}).items()}
+        return {key: _spelled(value) for key, value in (self.model_extra or {}).items()}
 
 
 class Training(Section):
@@ -141,14 +194,14 @@ class Training(Section):
     rounds: Count = 10
     local_epochs: Count | None = None
     local_steps: Count | None = None
-    batch_size: Count = 4
+    batch_size: Batch = 4
     lr: Positive = 1e-3
     optimiser: Literal["adamw", "sgd"] = "adamw"  # its state starts afresh each round
     weight_decay: NonNegative = 0.0
     schedule: Literal["constant", "cosine"] = "constant"  # over the rounds
     clip: Positive | None = None  # of each client's gradient norm
-    augment: Annotated[Number, Field(ge=0, le=1)] = 0.0  # strength; 0: none
-    threads: Count = 1  # of torch in each actor; changes bits
+    augment: Share = 0.0  # strength; 0: none
+    threads: Threads = 1  # of torch in each actor; changes bits
     stack: Count | Literal["auto"] = 1  # clients trained in one pass; auto: measured once, written to the run's config.yaml
     cache: Literal["off", "auto", "fp32", "bf16"] = "auto"  # what precedes the first trained stage; auto: as computed, where it pays
     cached_views: Count | None = None  # with augment: so many random views of each sample are kept, and training draws from them
@@ -181,7 +234,7 @@ class Sampling(Section):
     kind: Literal["all", "uniform", "size", "poisson"] = "all"  # poisson: each by itself, as privacy accounting assumes
     fraction: Annotated[Number, Field(gt=0, le=1)] = 1.0
     wait_for: Annotated[Number, Field(gt=0, le=1)] = 1.0  # the share of those asked whose answers end the round; below 1: over-selection
-    deadline_s: Positive = math.inf  # virtual seconds of a round; what has not arrived by then is lost
+    deadline_s: Unbounded = math.inf  # virtual seconds of a round; what has not arrived by then is lost
     buffer: Count | None = None  # asynchronous rounds: the server goes on whenever so many answers have arrived
     staleness: NonNegative = 0.5  # a of the weight (1 + versions missed)^-a of an answer in the buffer
 
@@ -195,10 +248,10 @@ class Sampling(Section):
 class Evaluation(Section):
     """Validation while training; the test is always and only after the last round."""
 
-    every: Annotated[int, Field(ge=0)] = 1  # rounds between validations; 0: only after the last
-    batch_size: Count = 4
-    bootstrap: Count = 2000  # resamplings of an interval
-    overlays: Annotated[int, Field(ge=0)] = 3  # test patients drawn in the report: best, median, worst
+    every: Whole = 1  # rounds between validations; 0: only after the last
+    batch_size: Batch = 4
+    bootstrap: Annotated[Count, Field(le=100_000)] = 2000  # resamplings of an interval
+    overlays: Whole = 3  # test patients drawn in the report: best, median, worst
 
 
 class Placement(Section):
@@ -215,7 +268,7 @@ class Tracking(Section):
 
     uri: str | None = "sqlite:///mlflow.db"  # null: no MLflow
     experiment: str = "raylora"
-    client_runs: Annotated[int, Field(ge=0)] = 16  # up to so many clients have runs of their own
+    client_runs: Whole = 16  # up to so many clients have runs of their own
 
 
 class Checkpoint(Section):
@@ -242,7 +295,7 @@ class Faults(Section):
     leaves: Share = 0.0  # of the clients: they go for good, likewise
 
     # Devices, as network.speed_spread draws them.
-    rank_halvings: Annotated[int, Field(ge=0)] = 0  # the weakest devices' ranks are halved so many times, the best one's never
+    rank_halvings: Whole = 0  # the weakest devices' ranks are halved so many times, the best one's never
 
     # Byzantine clients.
     byzantine: Share = 0.0  # of the clients, the same in all rounds
@@ -253,21 +306,22 @@ class Faults(Section):
     malformed: Literal["stop", "exclude"] = "stop"  # end the run; leave the update out, with a word
 
 
-ByClient = Positive | dict[str, Positive]
-"""One for all, or by client id (others keep the neutral value)."""
+# One for all, or by client id (others keep the neutral value).
+Speed = Positive | dict[str, Positive]
+Bandwidth = Unbounded | dict[str, Unbounded]
 
 
 class Network(Section):
     """Lines and devices on the virtual clock, neutral by default: messages and steps take no time."""
 
-    up_mbit: ByClient = math.inf  # Mbit/s; of the median client where there is a spread
-    down_mbit: ByClient = math.inf
+    up_mbit: Bandwidth = math.inf  # Mbit/s; of the median client where there is a spread
+    down_mbit: Bandwidth = math.inf
     spread: NonNegative = 0.0  # log-normal, over the clients' lines
     latency_s: NonNegative = 0.0  # of one message
     outage: Share = 0.0  # chance that a client's line is down when it wants to answer
     outage_s: NonNegative = 60.0  # so long
     step_s: NonNegative = 0.0  # one local step on a device of speed 1
-    speed: ByClient = 1.0
+    speed: Speed = 1.0
     speed_spread: NonNegative = 0.0  # log-normal, over the clients' devices
 
 
@@ -284,7 +338,7 @@ class Compress(Section):
     """Lossy compression of the movements that clients send; none by default."""
 
     kind: Literal["none", "quantise", "top_k"] = "none"  # stochastic rounding; the largest elements, the others remembered
-    bits: Annotated[int, Field(ge=1, le=16)] = 8  # of quantise, an element
+    bits: Annotated[Count, Field(le=16)] = 8  # of quantise, an element
     share: Annotated[Number, Field(gt=0, le=1)] = 0.1  # of top_k: of the elements
 
 
@@ -293,12 +347,12 @@ class Config(Section):
 
     name: str = Field(default="experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     task: Literal["segmentation", "disease"] = "segmentation"
-    seed: int = 0
+    seed: Seed = 0
     data: Data = Data()
     clients: Clients = Clients()
     model: Model = Model()
     lora: Lora = Lora()
-    strategy: StrategyConfig = StrategyConfig()
+    strategy: StrategyConfig = StrategyConfig(name="fedit")
     training: Training = Training(local_epochs=1)
     sampling: Sampling = Sampling()
     evaluation: Evaluation = Evaluation()
@@ -321,16 +375,16 @@ class Pretrain(Section):
 
     name: str = Field(default="foundation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     task: Literal["segmentation", "disease"] = "segmentation"
-    seed: int = 0
+    seed: Seed = 0
     data: Data = Data()
     model: Model = Model()
     steps: Count = 1000
-    batch_size: Count = 4
+    batch_size: Batch = 4
     lr: Positive = 2e-3  # warmed up over the first twentieth of the steps, then a half cosine to zero
     weight_decay: NonNegative = 0.01
-    augment: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    augment: Share = 0.0
     mask: Annotated[Number, Field(gt=0, lt=1)] = 0.75  # share of the patches that masked auto-encoding hides
-    threads: Count = 2
+    threads: Threads = 2
     half: bool = True  # store the weights as float16
 
 
@@ -440,14 +494,17 @@ def validated(schema: type[Checked], values: Mapping[str, Any], origin: str) -> 
 
 
 def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
-    # A union reports every branch: an unknown key says most, a value out of range more than a value of another type.
-    first = min(error.errors(), key=lambda item: (item["type"] != "extra_forbidden", not item["type"].startswith(("greater", "less"))))
+    # A union reports every branch: an unknown key says most, then our own words; a value out of range more than a value of another type.
+    says = ("extra_forbidden", "value_error", "greater", "less")
+    first = min(error.errors(), key=lambda item: [not item["type"].startswith(word) for word in says])
     path = [str(part) for part in first["loc"] if not _is_union_branch(str(part))]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}{nearest(path[-1], _known_keys(schema, path[:-1]))}"
     said = first["msg"].removeprefix("Value error, ")
-    return f"{key}: {said}, found {first['input']!r}" if key else f"config: {said}"
+    if first["type"] == "value_error" and isinstance(first["input"], Mapping):  # a section whose keys do not fit each other
+        return f"{key or 'config'}: {said}"
+    return f"{key or 'config'}: {said}, found {first['input']!r}"
 
 
 def _is_union_branch(part: str) -> bool:

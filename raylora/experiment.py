@@ -45,6 +45,7 @@ from raylora.models import peft, zoo
 from raylora.models.cinema_weights import without_decoder
 from raylora.models.seen import Seen
 from raylora.models.stacked import StackedModel
+from raylora.models.weights import write_arrays
 from raylora.tracking.record import Record, finite, write_json
 from raylora.training import features
 from raylora.training.local import Settings
@@ -81,6 +82,9 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
     `mapper` prepares what is not prepared yet.
     """
     strategy = make_strategy(config)
+    backbone = model_spec(config, strategy)
+    model = build_model(backbone)
+    _require_ranks(config, strategy, model)
     folders = obtain.prepared(config.data, say, mapper)
     cohort = gather(config, folders)
     splits, held_out, labels = cohort.splits, cohort.held_out, cohort.diseased
@@ -107,8 +111,6 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         sites = [replace(site, training=(), rating=(), damage={}) for site in sites]
         sites.append(SiteSpec(id=POOL, rank=max(rank_of.values()), training=together["training"], rating=together["rating"], damage=harm))
         training = (POOL,)
-    backbone = model_spec(config, strategy)
-    model = build_model(backbone)
     seen = _load_weights(config, model)
     weights = {name: value.detach().numpy().copy() for name, value in model.weights.items()}
     refused = cohort.seen_by(seen)
@@ -218,11 +220,12 @@ def _adapter_targets(config: Config, network: torch.nn.Module) -> tuple[str, ...
 
 
 def model_spec(config: Config, strategy: Strategy) -> ModelSpec:
-    """The backbone and what of it is trained. Raises InputError."""
+    """The backbone and what of it is trained. Raises InputError, also for images that the backbone does not take."""
     network = zoo.build(config.model.name, config.task, config.model.size, config.data.size, config.model.sizes, config.seed)
     plain: tuple[str, ...] = tuple(network.head_names) if config.model.head == "trained" else ()
     plain += tuple(network.decoder_names) if config.model.decoder == "full" else ()
     blocks = config.lora.blocks
+    _require_fit(config, network)
     return ModelSpec(
         name=config.model.name,
         task=config.task,
@@ -239,6 +242,31 @@ def model_spec(config: Config, strategy: Strategy) -> ModelSpec:
         router=strategy.router,
         full=strategy.trains == "all",
     )
+
+
+def _require_fit(config: Config, network: torch.nn.Module) -> None:
+    """Raise InputError unless the network takes an image of `data.size`: one without storage goes through it (the network's is gone then)."""
+    image = torch.empty((1, zoo.CHANNELS[config.task], *config.data.size), device="meta")
+    try:
+        network.to("meta")(image)
+    except (RuntimeError, ValueError) as error:  # too small for its strides or its norms
+        said = " ".join(str(error).split())[:120]
+        raise InputError(f"data.size: {config.model.name} does not take images of {config.data.size}: {said}") from None
+
+
+def _require_ranks(config: Config, strategy: Strategy, model: StackedModel) -> None:
+    """Raise InputError for a rank that no adapted layer can have: a product B A has at most that of its smaller side."""
+    if model.full:
+        return
+    sides = {path: layer.base.weight.flatten(1).shape for path, layer in model.layers.items()}
+    path = max(sides, key=lambda path: min(sides[path]))
+    rank = config.lora.rank
+    given = {"lora.rank": max([rank] if isinstance(rank, int) else rank.values() if isinstance(rank, dict) else rank, default=0)}
+    given |= {f"strategy.{config.strategy.name}, adapter {name}": own for name, own in strategy.adapters.items() if own}
+    for key, largest in given.items():
+        if largest > min(sides[path]):
+            out, into = sides[path]
+            raise InputError(f"{key}: expected at most {min(out, into)}, the smaller side of {path} ({out} x {into}), found {largest}")
 
 
 def _settings(config: Config) -> Settings:
@@ -652,8 +680,6 @@ def _overlays(
     folder: Path,
 ) -> None:
     """Images, predictions and truths of the best, median and worst test patients, for the report's pictures."""
-    import safetensors.numpy
-
     scores = sorted(
         {
             (r.value, r.data_of, r.patient)
@@ -672,7 +698,7 @@ def _overlays(
         for key, value in executor.predictions(request, client, patient).items():
             arrays[f"{client}/{patient}/{key}"] = np.ascontiguousarray(value)
     (folder / "plots").mkdir(exist_ok=True)
-    safetensors.numpy.save_file(arrays, folder / "plots" / "overlays.safetensors")
+    write_arrays(folder / "plots" / "overlays.safetensors", arrays)
 
 
 def versions() -> dict[str, str]:

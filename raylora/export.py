@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from torch import nn
 
 from raylora import config as configuration
 from raylora.config import Config
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, RunError
+from raylora.core.files import require_writable
 from raylora.models import peft, zoo
 from raylora.models.seen import Seen
 from raylora.report.card import card
@@ -46,8 +46,10 @@ def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool 
 
     An adapter goes into a folder that `peft.PeftModel.from_pretrained` opens on `base_model(out)`. Merged weights go into
     `out/model.safetensors`, or into `out` itself if it ends with ``.safetensors``. Raises InputError for a folder without a finished run, a
-    client that it does not have, a model that is no adapter, or a place that is taken; nothing is left behind then.
+    client that it does not have, a model that is no adapter or was damaged, or a place that is taken; RunError if the disk does not take
+    it. Nothing is left behind then.
     """
+    require_writable(out, "OUT")
     run = read_run(run_dir)
     if not run.finished:
         raise InputError(f"{run_dir}: expected a finished run, this one is {run.summary['status']}")
@@ -55,7 +57,7 @@ def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool 
     source = _source(run, name, merged)
     config = configuration.from_dict(run.config, str(run.folder / "config.yaml"))
     base, network, seen = _base_of(config)
-    plain = _plain(source)
+    plain = peft.read_plain(source)
     if merged:
         weights = merged_weights(zoo.weights_of(network), peft.read_pairs(source), plain)
         seen = Seen(splits=seen.splits, cases=seen.cases | _trained_on(run))
@@ -113,14 +115,11 @@ def _source(run: Run, name: str, merged: bool) -> Path:
         raise InputError(f"--client {name}: {run.folder} has {', '.join(known) or 'no adapters'}")
     if (folder / name / "router.safetensors").is_file():
         raise InputError(f"{folder / name}: its adapters are mixed token by token by a router: no single adapter, and nothing to merge")
+    if peft.read_hash(folder / name) != (run.summary.get("adapter_sha256") or {}).get(name):
+        raise InputError(f"{folder / name}: not what the run wrote (its SHA-256 is not the one in summary.json): a file is gone or damaged")
     if not merged and not (folder / name / "adapter_config.json").is_file():
         raise InputError(f"{folder / name}: every weight was trained, there is no adapter: expected --merged")
     return folder / name
-
-
-def _plain(source: Path) -> dict[str, np.ndarray]:
-    path = source / "head.safetensors"
-    return safetensors.numpy.load_file(path) if path.is_file() else {}
 
 
 def _base_of(config: Config) -> tuple[Base, nn.Module, Seen]:
@@ -184,7 +183,7 @@ def _filling(out: Path) -> Iterator[Path]:
             out.rmdir()
         partial.rename(out)
     except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from None
+        raise RunError(f"{error.filename or out}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

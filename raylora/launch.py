@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from raylora import config as configuration
 from raylora.config import Config
 from raylora.core.errors import InputError, MachineError, RunError
+from raylora.core.files import read_json_object, require_writable
 from raylora.data.manifest import Manifest, PrepareOptions
+from raylora.method import make_strategy
 
 if TYPE_CHECKING:
     from raylora.tracking.mlflow import Finished, Uploaded
@@ -85,13 +86,14 @@ def run(
     config: Config, out: Path, *, address: str | None = None, on_event: Callable[[Event], None] = lambda event: None, resume: bool = False
 ) -> dict[str, Any]:
     """Run one experiment into `out` and return its summary. Raises InputError before anything is left behind, RunError afterwards."""
+    make_strategy(config)  # a misspelt name is said before torch and Ray are loaded
+    if not resume:
+        refuse_used(out)
+        config = absolute(config, Path.cwd())
     from raylora import experiment
     from raylora.cluster import driver, resources
     from raylora.cluster.mapper import ray_map
 
-    if not resume:
-        config = absolute(config, Path.cwd())
-        refuse_used(out)
     with contextlib.ExitStack() as ending:  # Ray starts once, for what is to be prepared or for the run
         plan = experiment.make_plan(config, _told(on_event), ray_map(lambda: ending.enter_context(driver.session(address))))
         if address is None and not driver.connected():
@@ -166,6 +168,7 @@ def _report(out: Path) -> None:
 
 def plan(config: Config, *, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:
     """What a run of this configuration would do and need. Ray is not started. Raises InputError for what `run` would refuse."""
+    make_strategy(config)
     from raylora.plan import describe
 
     return describe(absolute(config, Path.cwd()), _told(on_event))
@@ -203,7 +206,7 @@ def prepare(
 
 
 def refuse_used(folder: Path) -> None:
-    """Raises InputError for an output folder that holds anything, or that cannot be read."""
+    """Raises InputError for an output folder that holds anything, or that cannot be read or made."""
     try:
         used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     except OSError as error:
@@ -212,6 +215,7 @@ def refuse_used(folder: Path) -> None:
         raise InputError(
             f"--output {folder}: already holds {'a run' if (folder / 'config.yaml').exists() else 'something'}; name another folder, or use `raylora resume`"
         )
+    require_writable(folder, "--output")
 
 
 def _finished(out: Path, summary: dict[str, Any], tracker: Any) -> dict[str, Any]:
@@ -271,7 +275,7 @@ def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Even
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder}: no run to resume (expected config.yaml in it)")
     config = configuration.load(folder / "config.yaml")
-    summary = _json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+    summary = read_json_object(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     if summary.get("status") != "finished":
         return run(config, folder.resolve(), address=address, on_event=on_event, resume=True)
     if (folder / "report.html").is_file():
@@ -289,7 +293,7 @@ def upload(folder: Path, uri: str | None = None) -> Uploaded:
     """
     from raylora.tracking import mlflow
 
-    sweep = _json(folder / "sweep.json") if (folder / "sweep.json").is_file() else None
+    sweep = read_json_object(folder / "sweep.json") if (folder / "sweep.json").is_file() else None
     ended_trials = (path.parent for path in sorted(folder.glob("trials/*/summary.json")) if (path.parent / "config.yaml").is_file())
     folders = [folder] if sweep is None else list(ended_trials)
     if sweep is not None and sweep.get("status", "finished") != "finished":
@@ -335,7 +339,7 @@ def _ended(folder: Path) -> tuple[Config, Finished]:
 
     if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
         raise InputError(f"{folder}: no finished run (expected config.yaml and summary.json in it)")
-    config, summary = configuration.load(folder / "config.yaml"), _json(folder / "summary.json")
+    config, summary = configuration.load(folder / "config.yaml"), read_json_object(folder / "summary.json")
     return config, Finished(
         folder=folder,
         name=config.name,
@@ -344,13 +348,3 @@ def _ended(folder: Path) -> tuple[Config, Finished]:
         tags=tags(config, str(summary.get("data_sha256", ""))),
         client_runs=config.tracking.client_runs,
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected one JSON object, found {type(value).__name__}")
-    return value

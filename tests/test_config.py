@@ -68,6 +68,27 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(values, key, near):
         ({"strategy": "fedit"}, "strategy", "'fedit'"),
         ({"sampling": {"fraction": 0.5}}, "sampling", "needs kind uniform, size or poisson"),
         ({"training": {"local_epochs": 1, "local_steps": 2}}, "training", "not both"),
+        ({"lora": {"rank": True}}, "lora.rank", "expected a number, found True"),
+        ({"lora": {"rank": [2, True]}}, "lora.rank.1", "expected a number, found True"),
+        ({"lora": {"blocks": True}}, "lora.blocks", "expected a number, found True"),
+        ({"training": {"lr": False}}, "training.lr", "expected a number, found False"),
+        ({"lora": {"alpha": math.inf}}, "lora.alpha", "finite number, found inf"),
+        ({"training": {"lr": "inf"}}, "training.lr", "finite number, found 'inf'"),
+        ({"network": {"speed": math.inf}}, "network.speed", "finite number, found inf"),
+        ({"network": {"up_mbit": math.nan}}, "network.up_mbit", "found nan"),
+        ({"seed": -1}, "seed", "-1"),
+        ({"data": {"split_seed": 2**127}}, "data.split_seed", "less than or equal to 9223372036854775807"),
+        ({"data": {"phantom": {"seed": 2**63}}}, "data.phantom.seed", "9223372036854775808"),
+        ({"data": {"phantom": {"vendors": []}}}, "data.phantom.vendors", "at least 1 item"),
+        ({"data": {"spacing_mm": [0.0001, 1, 1]}}, "data.spacing_mm.0", "greater than or equal to 0.1, found 0.0001"),
+        ({"data": {"size": [100000, 64, 8]}}, "data.size.0", "less than or equal to 1024, found 100000"),
+        ({"evaluation": {"bootstrap": 10**9}}, "evaluation.bootstrap", "less than or equal to 100000"),
+        ({"training": {"threads": 10**6}}, "training.threads", "less than or equal to 1024"),
+        ({"training": {"batch_size": 10**6}}, "training.batch_size", "less than or equal to 4096"),
+        ({"strategy": {}}, "strategy", "expected a name, found nothing"),
+        ({"data": {"root": "/x"}}, "data", "root is for downloads"),
+        ({"data": {"dataset": [{"dataset": "phantom", "root": "/x"}]}}, "data.dataset.0", "root is for downloads"),
+        ({"clients": {"count": 3}}, "clients", "the data say how many clients there are by vendor, found 3"),
     ],
 )
 def test_wrong_values_are_refused_by_key(values, key, found):
@@ -84,6 +105,12 @@ def test_infinity_is_a_number(tmp_path, word):
     assert load(path) == config
 
 
+def test_infinity_is_kept_where_it_means_something():
+    values = {"network": {"up_mbit": {"a": math.inf}, "down_mbit": math.inf}, "clients": {"by": "iid", "count": 2, "sizes": "inf"}}
+    config = from_dict({**values, "sampling": {"deadline_s": math.inf}})
+    assert (config.network.up_mbit, config.clients.sizes, config.sampling.deadline_s) == ({"a": math.inf}, math.inf, math.inf)
+
+
 def test_yaml_words_for_numbers_are_numbers(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("training: {lr: 1e-3}\nstrategy: {name: fedprox, mu: 1e-2}")
@@ -94,10 +121,10 @@ def test_yaml_words_for_numbers_are_numbers(tmp_path):
 def test_overrides_reach_every_level_and_make_sections(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("name: x\nlora: {rank: 2}\ntraining: {local_epochs: 3}\n")
-    words = ["lora.rank=8", "data.phantom.patients=5", "strategy.rule=peer", "clients.held_out=[GE]", "data.root=a=b", "tracking.uri=null"]
+    words = ["lora.rank=8", "data.phantom.patients=5", "strategy.rule=peer", "clients.held_out=[GE]", "data.cache=a=b", "tracking.uri=null"]
     config = load(path, [*words, "training.local_epochs=null", "training.local_steps=7"])
     assert (config.lora.rank, config.data.phantom.patients, config.strategy.options) == (8, 5, {"rule": "peer"})
-    assert (config.clients.held_out, config.data.root, config.tracking.uri) == (["GE"], "a=b", None)
+    assert (config.clients.held_out, config.data.cache, config.tracking.uri) == (["GE"], "a=b", None)
     assert (config.training.local_epochs, config.training.local_steps) == (None, 7)
 
 
@@ -172,18 +199,18 @@ CONFIGS = st.fixed_dictionaries(
     {},
     optional={
         "name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True),
-        "seed": st.integers(-(2**40), 2**40),
+        "seed": st.integers(0, 2**63 - 1),
         "task": st.sampled_from(["segmentation", "disease"]),
         "data": st.fixed_dictionaries(
             {},
             optional={
-                "root": TEXT,
                 "dataset": st.one_of(
                     st.sampled_from(["phantom", "acdc"]),
                     st.lists(st.fixed_dictionaries({"dataset": st.just("mnms"), "root": TEXT}), min_size=1),
                 ),
+                "cache": TEXT,
                 "fractions": st.tuples(POSITIVE, POSITIVE, st.floats(0, 1), POSITIVE).map(list),
-                "phantom": st.fixed_dictionaries({"vendors": st.lists(st.sampled_from(["GE", "Canon"]))}),
+                "phantom": st.fixed_dictionaries({"vendors": st.lists(st.sampled_from(["GE", "Canon"]), min_size=1)}),
             },
         ),
         "clients": st.fixed_dictionaries({"held_out": st.lists(TEXT, max_size=3)}),

@@ -1,7 +1,10 @@
 """What is exported opens elsewhere: peft alone gives the same logits, merged weights load strictly, here and in MONAI's networks."""
 
+import errno
 import json
+import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import safetensors.numpy
@@ -11,7 +14,7 @@ from safetensors import safe_open
 from small_runs import Finished, run, settings
 
 from raylora import config as configuration
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, RunError
 from raylora.export import base_model, export
 from raylora.models import zoo
 from raylora.models.seen import read_seen
@@ -141,6 +144,41 @@ def test_what_cannot_be_exported_is_refused_in_one_line(runs, tmp_path):
             export(*paths, **options)
         assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == [taken] and (taken / "note").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("adapter_model.safetensors", "adapter_model.safetensors: expected a safetensors file"),
+        ("head.safetensors", "head.safetensors: expected a safetensors file"),
+        ("adapter_config.json", "adapter_config.json: not JSON"),
+        ("", "not what the run wrote"),
+    ],
+)
+def test_a_damaged_adapter_is_refused_by_its_file(runs, tmp_path, name, said):
+    folder = Path(shutil.copytree(runs("disease").folder, tmp_path / "run"))
+    for path in (folder / "adapters" / "global").iterdir():
+        if path.name == name:
+            path.write_bytes(path.read_bytes()[:100])
+        elif not name:
+            path.unlink()
+    for merged in {name == "", False}:
+        with pytest.raises(InputError, match=said):
+            export(folder, tmp_path / "out", merged=merged)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_disk_that_is_full_is_said_with_the_file(runs, tmp_path, monkeypatch):
+    done = runs("disease")
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for out, merged in (("w.safetensors", True), ("folder", True), ("adapter", False)):
+        with pytest.raises((RunError, OSError), match="No space left on device") as caught:
+            export(done.folder, tmp_path / out, merged=merged)
+        assert out in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_weights_that_are_not_the_adapters_are_refused(runs, tmp_path):

@@ -103,7 +103,7 @@ def no_ray(monkeypatch):
 
     monkeypatch.setattr(driver, "run", drive)
     monkeypatch.setattr(driver, "session", lambda address: contextlib.nullcontext())
-    monkeypatch.setattr(driver, "request_of", lambda plan, has: None)
+    monkeypatch.setattr(driver, "request_of", lambda plan, has, resume: None)
     monkeypatch.setattr(driver, "available", lambda: None)
     monkeypatch.setattr(html, "write_report", lambda folder: (folder / "report.html").write_text("page"))
     return told

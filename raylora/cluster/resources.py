@@ -60,8 +60,9 @@ def request(
     if count > fits:
         packed = f"; placement.clients_per_actor={math.ceil(len(weights) / fits)} would fit" if fits else ""
         kinds = f"{count * cpus_per_client:g} CPUs" + (f" and {count * gpus_per_client:g} GPUs" if gpus_per_client else "")
+        who = "1 actor needs" if count == 1 else f"{count} actors need"
         raise InputError(
-            f"placement: {count} actors need {kinds} (cpus_per_client={cpus_per_client:g}, gpus_per_client={gpus_per_client:g}), "
+            f"placement: {who} {kinds} (cpus_per_client={cpus_per_client:g}, gpus_per_client={gpus_per_client:g}), "
             f"{available.where} has {available.cpus:g} CPUs and {available.gpus:g} GPUs{packed}"
         )
     return Request(groups=balanced(weights, count), cpus=cpus_per_client, gpus=gpus_per_client)

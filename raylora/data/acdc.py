@@ -43,7 +43,7 @@ def _study_folders(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _looks_right(folder: Path) -> bool:
-    return folder.name.startswith("patient") or (folder / "Info.cfg").is_file()
+    return folder.name.startswith("patient") or (folder / "Info.cfg").exists()
 
 
 def _study(root: Path, folder: Path, split: str) -> Study:

@@ -146,10 +146,13 @@ def safe_id(text: str, source: Path | str) -> str:
 
 def inside(root: Path, path: Path) -> Path:
     """``path`` if it exists and stays under ``root`` once its links are followed. Raises InputError."""
-    if not path.exists():
-        raise InputError(f"{path}: missing")
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{path}: a link that leaves {root}")
+    try:
+        if not path.exists():
+            raise InputError(f"{path}: missing")
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise InputError(f"{path}: a link that leaves {root}")
+    except (OSError, RuntimeError) as error:  # unreadable; a link to itself
+        raise InputError(f"{path}: cannot be read: {error}") from None
     return path
 
 

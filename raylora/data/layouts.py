@@ -21,16 +21,37 @@ def scan(dataset: str, root: Path | str, problem: Problem = refuse) -> list[Stud
         raise InputError(f"dataset: expected one of {', '.join(LAYOUTS)}, found {dataset!r}")
     if not root.is_dir():
         raise InputError(f"{root}: expected a folder with {dataset} in it, found {'a file' if root.exists() else 'nothing'}")
-    return LAYOUTS[dataset].scan(root, problem)
+    try:
+        return LAYOUTS[dataset].scan(root, problem)
+    except OSError as error:
+        raise InputError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from None
 
 
 def found_in(root: Path | str) -> list[tuple[str, Path]]:
-    """(data set, its root) for ``root`` itself, or else for its sub-folders: a folder that several downloads lie in side by side."""
+    """(data set, its root) for ``root`` itself, or else for its sub-folders: a folder that several downloads lie in side by side.
+
+    Sub-folders that cannot be read are passed over. Raises InputError if ``root`` cannot be, or holds no data set.
+    """
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: expected a folder, found {'a file' if root.exists() else 'nothing'}")
-    for places in ([root], folders(root)):
-        found = [(name, place) for place in places for name, layout in LAYOUTS.items() if layout.is_here(place)]
-        if found:
-            return found
+    if found := _sets_in(root):
+        return found
+    unreadable = 0
+    for place in folders(root):
+        try:
+            found += _sets_in(place)
+        except InputError:
+            unreadable += 1
+    if found:
+        return found
+    if unreadable:
+        raise InputError(f"{root}: none of {', '.join(LAYOUTS)} found in it ({unreadable} of its sub-folders cannot be read)")
     raise InputError(f"{root}: none of {', '.join(LAYOUTS)} found in it (nor in its sub-folders)")
+
+
+def _sets_in(place: Path) -> list[tuple[str, Path]]:
+    try:
+        return [(name, place) for name, layout in LAYOUTS.items() if layout.is_here(place)]
+    except OSError as error:
+        raise InputError(f"{error.filename or place}: cannot be read: {error.strerror or error}") from None

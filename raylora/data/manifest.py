@@ -35,8 +35,10 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
             raise InputError(f"crop: expected one of {', '.join(CROPS)}, found {self.crop!r}")
-        if not all(0 < s < 1000 for s in self.spacing_mm) or not all(n is None or 0 < n <= 1024 for n in self.size):
-            raise InputError(f"spacing_mm and size: expected positive numbers, found {self.spacing_mm} and {self.size}")
+        if not all(0.1 <= s < 1000 for s in self.spacing_mm):
+            raise InputError(f"spacing_mm: expected 0.1 to 1000 mm, found {self.spacing_mm}")
+        if not all(n is None or 0 < n <= 1024 for n in self.size):
+            raise InputError(f"size: expected 1 to 1024 voxels, found {self.size}")
         if not 0 <= self.clip_percent[0] < self.clip_percent[1] <= 100:
             raise InputError(f"clip_percent: expected 0 <= low < high <= 100, found {self.clip_percent}")
 

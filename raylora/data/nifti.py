@@ -95,13 +95,17 @@ def read_frames(header: Header, wanted: Iterable[int]) -> dict[int, np.ndarray]:
 def check_complete(header: Header) -> None:
     """Refuse a truncated file without inflating it where possible: a gzip's last four bytes are its inflated size modulo 2^32."""
     if header.path.name.endswith(".gz"):
-        with open(header.path, "rb") as file:
-            file.seek(-4, os.SEEK_END)
-            promised = int.from_bytes(file.read(4), "little")
-        if promised != header.total_bytes % 2**32:
+        if _promised_bytes(header.path) != header.total_bytes % 2**32:
             read_frames(header, ())  # several gzip members, padding, or broken: reading tells
     elif header.path.stat().st_size < header.total_bytes:
         raise InputError(f"{header.path}: truncated: expected {header.total_bytes} bytes, found {header.path.stat().st_size}")
+
+
+def _promised_bytes(path: Path) -> int:
+    """What the end of a gzip says that it inflates to, modulo 2^32."""
+    with open(path, "rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(4), "little")
 
 
 @contextmanager
@@ -188,6 +192,11 @@ def _check_size(header: Header, stored_bytes: int, max_ratio: float) -> None:
         )
     if header.path.name.endswith(".gz"):
         if total > RATIO_MATTERS_BYTES and total > max_ratio * stored_bytes:
+            if _promised_bytes(header.path) != header.total_bytes % 2**32:
+                raise InputError(
+                    f"{header.path}: truncated or corrupt gzip: its header promises {header.total_bytes} bytes, "
+                    f"it has {stored_bytes} and does not end as a gzip of so many does"
+                )
             fold = total // stored_bytes
             raise InputError(f"{header.path}: its gzip would inflate {fold}-fold to {total} bytes, at most {max_ratio:g}-fold is read")
     elif stored_bytes < header.total_bytes:

@@ -5,6 +5,7 @@ Every study follows from (seed, patient number): neither the size of the cohort 
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from raylora.core.errors import InputError
+from raylora.core.files import require_writable
 from raylora.data.phantom_layouts import LAYOUTS, Placed
 from raylora.data.phantom_study import PhantomStudy, assign, study
 
@@ -49,8 +51,11 @@ def write_cohort(
         raise InputError(f"layout: expected one of {', '.join(LAYOUTS)}, found {layout!r}")
     if patients < 1:
         raise InputError(f"patients: expected 1 or more, found {patients}")
+    if not (0 <= shift < math.inf and 0 <= severity < math.inf):
+        raise InputError(f"shift and severity: expected finite numbers from 0 on, found {shift} and {severity}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: expected an empty or new folder, found {'files in it' if out.is_dir() else 'a file'}")
+    require_writable(out, "OUT")
     plan = LAYOUTS[layout]
     vendors = tuple(vendors or plan.vendors)
     if absent := [v for v in vendors if v not in plan.vendors]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from raylora.core.errors import InputError
 from raylora.data import cases, grid
 from raylora.data.cases import Case
 from raylora.data.manifest import PrepareOptions
+
+MAX_GRID_VOXELS = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +36,15 @@ class PreparedCase:
 
 
 def prepare_case(case: Case, options: PrepareOptions) -> PreparedCase:
-    """Resample, crop, clip and scale. Raises InputError for an image without contrast."""
+    """Resample, crop, clip and scale. Raises InputError for an image without contrast, and for a grid too fine for this study."""
     native, spacing, target = case.frames["ED"].image.shape, case.spacing_mm, options.spacing_mm
     whole = grid.resampled_shape(native, spacing, target)
     size = (options.size[0], options.size[1])
+    for shape in (whole, (*size, whole[2])):
+        if math.prod(shape) > MAX_GRID_VOXELS:
+            raise InputError(
+                f"{case.study.frames['ED'].image}: spacing_mm {target} would make {shape} voxels of it, at most {MAX_GRID_VOXELS} are made"
+            )
     centre, crop = _crop_centre(case, options, whole)
     geometry = grid.Geometry(
         native_shape=native,

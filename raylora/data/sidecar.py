@@ -17,7 +17,9 @@ def read_text(path: Path) -> str:
     """A small UTF-8 text; a byte-order mark and Windows line ends do no harm. Raises InputError."""
     try:
         size = path.stat().st_size
-        if not path.is_file() or size > MAX_BYTES:
+        if not path.is_file():
+            raise InputError(f"{path}: expected a text file, found {'a folder' if path.is_dir() else 'no regular file'}")
+        if size > MAX_BYTES:
             raise InputError(f"{path}: expected a text file of at most {MAX_BYTES} bytes, found {size}")
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

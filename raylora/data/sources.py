@@ -17,7 +17,10 @@ def refuse(id: str, error: InputError) -> None:
 
 
 def folders(place: Path) -> list[Path]:
-    """The visible sub-folders of ``place``, sorted by name; none if it is not a folder."""
-    if not place.is_dir():
-        return []
-    return sorted(entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """The visible sub-folders of ``place``, sorted by name; none if it is not a folder. Raises InputError if it cannot be read."""
+    try:
+        if not place.is_dir():
+            return []
+        return sorted(entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{error.filename or place}: cannot be read: {error.strerror or error}") from None

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from raylora.core import lowrank
+from raylora.core.files import read_json_object
 from raylora.core.types import Tree
+from raylora.models.weights import read_arrays, write_arrays
 
 PREFIX = "base_model.model."
 
@@ -78,7 +79,7 @@ def write_folder(
             "modules_to_save": None,
         }
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
-        safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
+        write_arrays(folder / "adapter_model.safetensors", tensors)
     _save(folder / "head.safetensors", plain)
     return hash_of({**tensors, **plain})
 
@@ -104,9 +105,7 @@ def write_routed(
 
 def read_pairs(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """{module: (A (r, in), B (out, r))} of unit scale of a folder that `write_folder` wrote; none where every weight was trained."""
-    path = folder / "adapter_model.safetensors"
-    tensors = safetensors.numpy.load_file(path) if path.is_file() else {}
-    pairs = {}
+    tensors, pairs = _read(folder / "adapter_model.safetensors"), {}
     for name, a in sorted(tensors.items()):
         if name.endswith(".lora_A.weight"):
             b = tensors[name.replace(".lora_A.", ".lora_B.")]
@@ -115,14 +114,28 @@ def read_pairs(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return pairs
 
 
+def read_plain(folder: Path) -> Tree:
+    """What was trained as it is: heads, decoder, or every weight. Raises InputError for a file that is none."""
+    return _read(folder / "head.safetensors")
+
+
+def read_hash(folder: Path) -> str:
+    """What `write_folder` returned, from what is there now. Raises InputError for a file that is none."""
+    return hash_of({**_read(folder / "adapter_model.safetensors"), **read_plain(folder)})
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    return read_arrays(path) if path.is_file() else {}
+
+
 def write_with_heads(folder: Path, source: Path, plain: Tree, modules: Sequence[str]) -> None:
     """Write what `write_folder` wrote to `source` so that PEFT opens it whole: the plainly trained `modules` are its `modules_to_save`."""
-    config = json.loads((source / "adapter_config.json").read_text("utf-8"))
+    config = read_json_object(source / "adapter_config.json")
     config["modules_to_save"] = list(modules) or None
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    tensors = safetensors.numpy.load_file(source / "adapter_model.safetensors")
+    tensors = read_arrays(source / "adapter_model.safetensors")
     tensors |= {f"{PREFIX}{name}": value for name, value in plain.items()}
-    safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors")
+    write_arrays(folder / "adapter_model.safetensors", tensors)
 
 
 def _tensors(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], kernels: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -138,7 +151,7 @@ def _tensors(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], kernels: Mappin
 def _save(path: Path, tree: Tree) -> None:
     """As float32; no file for an empty tree."""
     if tree:
-        safetensors.numpy.save_file({name: np.ascontiguousarray(value, np.float32) for name, value in sorted(tree.items())}, path)
+        write_arrays(path, {name: np.ascontiguousarray(value, np.float32) for name, value in sorted(tree.items())})
 
 
 def hash_of(tensors: Mapping[str, np.ndarray]) -> str:

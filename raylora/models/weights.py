@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import safetensors.numpy
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from raylora.core.errors import InputError
+from raylora.core.files import replacing
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -27,6 +30,21 @@ def read_header(path: str | Path) -> dict[str, str]:
     """The free-text entries in a safetensors file's header. Raises InputError if it is missing or none."""
     with _opened(path, "np") as file:
         return dict(file.metadata() or {})
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file as they are. Raises InputError if it is missing or none (torn, altered)."""
+    try:
+        return dict(safetensors.numpy.load_file(path))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path}: expected a safetensors file ({' '.join(str(error).split())})") from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, whole or not there, with the modes of any other file (safetensors' own is its owner's alone)."""
+    content = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata)
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def _opened(path: str | Path, framework: str) -> safe_open:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 import torch
 from torch import nn
 
@@ -22,7 +21,7 @@ from raylora.models import unet, vit
 from raylora.models.cinema_weights import find_weights, is_pretraining, pretrained_tensors
 from raylora.models.draw import draw_weights
 from raylora.models.seen import Seen, read_seen
-from raylora.models.weights import check_tensors, read_tensors
+from raylora.models.weights import check_tensors, read_tensors, write_arrays
 
 DEFAULT_TARGETS = {"unet": ("conv",), "vit": ("qkv", "out_proj"), "cinema": ("q", "kv")}
 """Adapter targets where the config names none. Attention for transformers, as in Med-DualLoRA; every convolution for a U-Net."""
@@ -137,4 +136,4 @@ def save_weights(path: Path, weights: Mapping[str, np.ndarray], *, half: bool, s
     """Write weights, what they have seen and how they were made; `half` stores float16."""
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(array, np.float16 if half else np.float32) for name, array in sorted(weights.items())}
-    safetensors.numpy.save_file(arrays, path, metadata={**seen.metadata(), "made_by": json.dumps(about, sort_keys=True)})
+    write_arrays(path, arrays, {**seen.metadata(), "made_by": json.dumps(about, sort_keys=True)})

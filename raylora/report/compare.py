@@ -11,12 +11,13 @@ from typing import Any
 from rich.console import Console
 
 from raylora.core.errors import InputError
+from raylora.core.files import replacing
 from raylora.metrics.bootstrap import REPLICATES
 from raylora.report.block import Block, Blocks, make_block
 from raylora.report.compare_plots import block_pictures
 from raylora.report.compare_tables import block_tables, terminal_tables
 from raylora.report.figures import listing
-from raylora.report.groups import blocks_of
+from raylora.report.groups import baseline_of, blocks_of, groups_of
 from raylora.report.html import render, save_pictures, table_context, write_page
 from raylora.report.runs import find_runs
 from raylora.report.table import Table, file_name, rich_table, terminal, to_csv
@@ -60,7 +61,8 @@ class Comparison:
         for block in self.blocks:
             for table in block_tables(block):
                 path = folder / f"{block.task}_{block.data_sha256[:8]}_{file_name(table)}.csv"
-                path.write_text(to_csv(table), encoding="utf-8")
+                with replacing(path) as partial:
+                    partial.write_text(to_csv(table), encoding="utf-8")
                 paths.append(path)
         return paths
 
@@ -99,16 +101,25 @@ def compare(
         root_seed: of the bootstrap.
         names: what runs are called that are not called by their folder.
 
-    Raises InputError if a folder holds no run, if no run is finished, or if runs of one task can nowhere be compared because each was on
-    other data.
+    Raises InputError if a folder holds no run, if no run is finished, if nothing is called like the baseline, or if runs of one task can
+    nowhere be compared because each was on other data.
     """
     found = find_runs(run_dirs, names)
     if not any(run.finished for run in found):
         raise InputError(f"compare: expected finished runs, found none in {listing(((names or {}).get(d, str(d)) for d in run_dirs), 4)}")
     by_block = {key: runs for key, runs in blocks_of(found).items() if any(run.finished for run in runs)}
     _refuse_incomparable(by_block)
+    if baseline is not None:
+        _require_baseline(by_block, baseline)
     blocks = [make_block(by_block, task, data, baseline, root_seed, replicates) for task, data in by_block]
     return Comparison(tuple(sorted(blocks, key=lambda b: b.task != "segmentation")))
+
+
+def _require_baseline(by_block: Blocks, baseline: str) -> None:
+    groups = [group for runs in by_block.values() for group in groups_of([run for run in runs if run.finished])[0]]
+    if baseline_of(groups, baseline) is None:
+        known = dict.fromkeys(name for group in groups for name in (group.strategy, group.label))
+        raise InputError(f"--baseline: expected a strategy or label of these runs ({listing(known, 8)}), found {baseline}")
 
 
 def _refuse_incomparable(by_block: Blocks) -> None:

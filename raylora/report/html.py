@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 import yaml
 
+from raylora.core.files import replacing
 from raylora.report.figures import DARK, LIGHT, Picture, data_uri, png, shown_width
 from raylora.report.marks import marks_of, stamped
 from raylora.report.overlays import overlay_pictures
@@ -94,7 +94,6 @@ def render(template: str, **values: object) -> str:
 def write_page(path: Path, page: str) -> Path:
     """Put a page in its place at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return path

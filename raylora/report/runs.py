@@ -14,8 +14,14 @@ import pyarrow.parquet as pq
 import yaml
 
 from raylora.core.errors import InputError
-from raylora.metrics.matrix import cross_client, final
+from raylora.core.files import read_json_object
+from raylora.metrics.matrix import PRIMARY, cross_client, final
 from raylora.metrics.rows import CaseRow, CaseTable, case_table
+
+COLUMNS = pa.schema(
+    [(name, {int: pa.int64(), float: pa.float64()}.get(kind, pa.string())) for name, kind in CaseRow.__annotations__.items()]
+)
+"""Of `cases.parquet`."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,21 @@ class Run:
 
     @property
     def cases(self) -> list[CaseRow]:
-        """The rows of cases.parquet, read anew each time (only the tables below are kept); none without the file."""
+        """The rows of cases.parquet, read anew each time (only the tables below are kept); none for a run that ended without."""
         path = self.folder / "cases.parquet"
-        if not path.is_file():
+        if not self.finished and not path.is_file():
             return []
         try:
-            table = pq.read_table(path, columns=list(CaseRow._fields))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
-        return [CaseRow(*row) for row in zip(*(table[name].to_pylist() for name in CaseRow._fields), strict=True)]
+            table = pq.read_table(path, columns=list(CaseRow._fields)).select(list(CaseRow._fields)).cast(COLUMNS)
+            if any(column.null_count for column in table.columns):
+                raise pa.ArrowInvalid("a row lacks a value")
+            if self.finished and not len(table):
+                raise pa.ArrowInvalid("it is empty")
+        except FileNotFoundError:
+            raise InputError(f"{path}: not there (expected the cases of a finished run)") from None
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise InputError(f"{path}: not the cases of a run: {' '.join(str(error).split())[:200]}") from None
+        return [CaseRow(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
 
     @cached_property
     def test(self) -> CaseTable:
@@ -100,14 +112,16 @@ class Run:
 def read_run(folder: Path, name: str = "") -> Run:
     """Read one run folder, called so (by default by its path). Raises InputError if it is none."""
     folder = Path(folder)
-    summary = _read_json(folder / "summary.json", folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a run folder, found {'a file' if folder.exists() else 'nothing there'}")
+    if not (folder / "summary.json").exists():
+        raise InputError(f"{folder}: expected a run folder with summary.json, which is not there (not a run, or not finished)")
+    summary = read_json_object(folder / "summary.json")
     config = _read_yaml(folder / "config.yaml")
     if summary.get("status") in ("pruned", "failed"):  # it may have ended before it knew more than its configuration
         strategy = (config.get("strategy") or {}).get("name")
         summary = {"task": config.get("task"), "strategy": strategy, "seed": config.get("seed"), "clients": [], **summary}
-    missing = [key for key in ("task", "strategy", "seed", "clients", "status") if summary.get(key) is None]
-    if missing:
-        raise InputError(f"{folder / 'summary.json'}: expected the keys of a run's summary, {missing[0]!r} is not there")
+    _check_summary(summary, folder / "summary.json")
     rounds = _read_lines(folder / "rounds.jsonl")
     return Run(folder=folder, config=config, summary=summary, rounds=rounds, name=name or str(folder))
 
@@ -129,6 +143,32 @@ def find_runs(folders: Sequence[Path], names: Mapping[Path, str] | None = None) 
     return runs
 
 
+NUMBER = int | float
+NEEDED: Mapping[str, Any] = {"task": str, "strategy": str, "seed": int, "clients": list, "status": str}
+KNOWN: Mapping[str, Any] = {"name": str, "data_sha256": str, "config_sha256": str, "rounds": int, "final": dict, "cross_client": dict,
+    "by_dataset": dict, "protocol": dict, "base": dict, "adapter_sha256": dict, "bytes_up": NUMBER, "bytes_down": NUMBER,
+    "wall_seconds": NUMBER, "virtual_seconds": NUMBER, "epsilon": NUMBER}  # fmt: skip
+"""The keys of a summary that reports read, and their kinds; all but the needed ones may be null or absent."""
+
+
+def _check_summary(summary: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError unless a report can be made of it: summaries come from other machines, and people edit them."""
+    for key, kind in {**NEEDED, **KNOWN}.items():
+        value = summary.get(key)
+        if value is None and key in NEEDED:
+            raise InputError(f"{path}: expected the keys of a run's summary, {key!r} is not there")
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            name = "a number" if kind is NUMBER else {str: "a text", int: "a whole number", list: "a list", dict: "an object"}[kind]
+            raise InputError(f"{path}: {key}: expected {name}, found {str(value)[:40]!r}")
+    if summary["task"] not in PRIMARY:
+        raise InputError(f"{path}: task: expected {' or '.join(PRIMARY)}, found {summary['task']!r}")
+    if not all(isinstance(client, str) for client in summary["clients"]):
+        raise InputError(f"{path}: clients: expected their ids, found {str(summary['clients'])[:40]}")
+    for metric, block in (summary.get("final") or {}).items():
+        if not isinstance(block, dict) or not all(isinstance(block.get(key), NUMBER | None) for key in ("mean", "pooled", "frozen", "n")):
+            raise InputError(f"{path}: final.{metric}: expected an object with mean, pooled, frozen and n, found {str(block)[:40]!r}")
+
+
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections as dotted keys; lists stay values."""
     keys: dict[str, Any] = {}
@@ -138,20 +178,6 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             keys[f"{prefix}{name}"] = value
     return keys
-
-
-def _read_json(path: Path, folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected a run folder, found {'a file' if folder.exists() else 'nothing there'}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder}: expected a run folder with summary.json, which is not there (not a run, or not finished)") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected one JSON object, found {type(value).__name__}")
-    return value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -170,12 +196,19 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; a last line that was cut off (the process died while writing) is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             if number < len(lines):
                 raise InputError(f"{path}: line {number} is not JSON") from None
+            continue
+        if not isinstance(record, dict) or not isinstance(record.get("round"), int):
+            raise InputError(f"{path}: line {number}: expected an object with a whole number 'round'")
+        records.append(record)
     return records

@@ -1,5 +1,8 @@
 """`check` says what is in a folder and everything that is wrong with it."""
 
+import errno
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -84,6 +87,30 @@ def test_nothing_there(tmp_path):
         scan("ukbb", tmp_path)
     with pytest.raises(InputError, match="expected a folder with acdc in it, found nothing"):
         scan("acdc", tmp_path / "missing")
+
+
+def test_what_cannot_be_read_is_said_and_hides_nothing_else(tmp_path, write, monkeypatch):
+    write.acdc(tmp_path / "a", 1)
+    folder = write.acdc(tmp_path / "a", 2)
+    (folder / "Info.cfg").unlink()
+    (folder / "Info.cfg").mkdir()
+    (tmp_path / "closed").mkdir()
+    listed = Path.iterdir
+
+    def iterdir(self):
+        if self.name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)  # root, who may run the tests, is let in everywhere
+    report = check(tmp_path)
+    assert [study.id for study in report.studies] == ["patient001"]
+    (problem,) = report.problems
+    assert problem.endswith("Info.cfg: expected a text file, found a folder")
+    with pytest.raises(InputError, match="closed: cannot be read: Permission denied"):
+        check(tmp_path / "closed")
+    with pytest.raises(InputError, match="/proc: none of acdc, mnms, mnms2 found in it"):
+        check("/proc")
 
 
 class Shown:

@@ -86,6 +86,10 @@ FAULTS = {
     "many frames": (lambda p: write(p, header((512, 512, 60, 32767))), "in 32767 frames"),
     "bomb": (lambda p: bomb(p, 64), "holds more data than the 1312 bytes its header promises"),
     "honest bomb": (honest_bomb, r"its gzip would inflate 10\d\d-fold"),
+    "a large one cut off": (
+        lambda p: (write(p, header((256, 256, 40)) + bytes(2 * 256 * 256 * 40)), cut(p, 0.5)),
+        "truncated or corrupt gzip",
+    ),
     "NaN": (lambda p: write(p, header(dtype=np.float32) + np.full(SHAPE, np.nan, np.float32).tobytes()), "480 of 480 voxels .* NaN"),
     "infinite": (lambda p: write(p, header(dtype=np.float64) + np.full(SHAPE, np.inf).tobytes()), "NaN or infinite"),
     "too large for float32": (lambda p: write(p, header(dtype=np.float64) + np.full(SHAPE, 1e300).tobytes()), "NaN or infinite"),

@@ -333,9 +333,22 @@ def test_more_slices_than_asked_for_keep_the_middle_ones(tmp_path, studies):
 
 
 def test_options_that_make_no_sense_are_refused():
-    for options in ({"crop": "heart"}, {"size": (0, 16, 6)}, {"spacing_mm": (1.0, -1.0, 10.0)}, {"clip_percent": (99.0, 1.0)}):
+    for options in (
+        {"crop": "heart"},
+        {"size": (0, 16, 6)},
+        {"spacing_mm": (1.0, -1.0, 10.0)},
+        {"spacing_mm": (1.0, 1.0, 0.0001)},
+        {"clip_percent": (99.0, 1.0)},
+    ):
         with pytest.raises(InputError):
             PrepareOptions(**options)
+
+
+def test_a_grid_too_fine_for_the_study_is_refused_before_it_is_made(studies):
+    case = cases.read(studies[0])  # 4 slices of 10 mm
+    with pytest.raises(InputError, match=r"patient001_frame01.nii.gz: spacing_mm .* would make \(1024, 1024, 80\) voxels of it") as caught:
+        prepare_case(case, PrepareOptions(spacing_mm=(1.5, 1.5, 0.5), size=(1024, 1024, 6)))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_image_without_contrast_is_refused(tmp_path, studies, write):

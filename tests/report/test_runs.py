@@ -1,6 +1,8 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from make_run import make_run
 
@@ -52,9 +54,12 @@ def test_a_line_that_was_cut_off_is_left_out_and_a_broken_one_is_named(folder, t
     ("name", "content", "message"),
     [
         ("summary.json", None, "expected a run folder with summary.json"),
-        ("summary.json", "{", "summary.json: cannot be read"),
+        ("summary.json", "{", "summary.json: not JSON"),
         ("summary.json", "[]", "expected one JSON object, found list"),
         ("summary.json", '{"task": "segmentation"}', "'strategy' is not there"),
+        ("summary.json", b"\x80\x00\xff", "summary.json: not JSON"),
+        ("rounds.jsonl", b"\x80\x00\xff", "rounds.jsonl: cannot be read"),
+        ("rounds.jsonl", "[1]\n", "rounds.jsonl: line 1: expected an object with a whole number 'round'"),
         ("config.yaml", None, "config.yaml: not there"),
         ("config.yaml", "a: [", "config.yaml: cannot be read"),
         ("config.yaml", "- a", "expected a mapping of sections, found list"),
@@ -66,11 +71,32 @@ def test_what_is_no_run_is_refused_in_one_line(folder, tmp_path, name, content, 
     for kept in ("summary.json", "config.yaml"):
         if kept != name:
             (broken / kept).write_bytes((folder / kept).read_bytes())
-        elif content is not None:
-            (broken / kept).write_text(content)
+    if content is not None:
+        (broken / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message) as caught:
         read_run(broken)
     assert "\n" not in str(caught.value) and str(broken) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("seed", "x", "seed: expected a whole number, found 'x'"),
+        ("seed", True, "seed: expected a whole number, found 'True'"),
+        ("clients", 7, "clients: expected a list, found '7'"),
+        ("clients", [1], "clients: expected their ids"),
+        ("task", "sorting", "task: expected segmentation or disease, found 'sorting'"),
+        ("final", [], "final: expected an object"),
+        ("final", {"dice": 3}, "final.dice: expected an object with mean, pooled, frozen and n, found '3'"),
+        ("bytes_up", "many", "bytes_up: expected a number, found 'many'"),
+    ],
+)
+def test_a_summary_that_was_altered_is_refused_by_key(folder, tmp_path, key, value, message):
+    summary = json.loads((folder / "summary.json").read_text())
+    (tmp_path / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
+    (tmp_path / "summary.json").write_text(json.dumps({**summary, key: value}))
+    with pytest.raises(InputError, match=message):
+        read_run(tmp_path)
 
 
 def test_a_missing_folder_and_a_file_are_refused(tmp_path):
@@ -86,9 +112,17 @@ def test_a_broken_table_of_cases_is_named(folder, tmp_path):
     copy.mkdir()
     for name in ("summary.json", "config.yaml"):
         (copy / name).write_bytes((folder / name).read_bytes())
-    (copy / "cases.parquet").write_bytes(b"not parquet")
-    with pytest.raises(InputError, match=r"cases\.parquet: cannot be read"):
+    with pytest.raises(InputError, match=r"cases\.parquet: not there"):
         _ = read_run(copy).cases
+    rows = pq.read_table(folder / "cases.parquet")
+    texts = rows.set_column(8, "value", pa.array(["x"] * len(rows)))
+    for broken in (b"not parquet", (folder / "cases.parquet").read_bytes()[:-9], rows.drop_columns(["patient"]), texts, rows.slice(0, 0)):
+        if isinstance(broken, bytes):
+            (copy / "cases.parquet").write_bytes(broken)
+        else:
+            pq.write_table(broken, copy / "cases.parquet")
+        with pytest.raises(InputError, match=r"cases\.parquet: not the cases of a run"):
+            _ = read_run(copy).cases
 
 
 def test_a_sweep_stands_for_its_trials(tmp_path):

@@ -1,0 +1,70 @@
+"""Files of the user: read with a refusal that names them, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raylora.core.errors import InputError
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises InputError, also for a file that is not there or is torn."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected one JSON object, found {type(value).__name__}")
+    return value
+
+
+def require_writable(path: Path, name: str) -> None:
+    """Raise InputError, naming the key or option, unless a file or folder can be made at `path`. Tried, and nothing stays.
+
+    Asked before long work: permissions alone do not tell (root may write to everything but /proc).
+    """
+    folder = path = path.absolute()
+    try:
+        folder = path if path.is_dir() else path.parent
+        while not folder.exists():
+            folder = folder.parent
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(
+            f"{name}: {path}: cannot be written{f' ({folder})' if folder != path else ''}: {error.strerror or error}"
+        ) from None
+
+
+def require_file_place(path: Path, name: str) -> None:
+    """`require_writable` for a file, which may be there and is then replaced."""
+    if path.is_dir():
+        raise InputError(f"{name}: expected a file, {path} is a folder")
+    require_writable(path, name)
+
+
+def require_folder_place(path: Path, name: str) -> None:
+    """`require_writable` for a folder, which may be there and is then written into."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{name}: expected a folder, {path} is a file")
+    require_writable(path, name)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, beside `path`, which takes its place once it is whole and is gone otherwise. An OSError names `path`."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:  # of a full disk, Python's has no name
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
