@@ -77,7 +77,9 @@ def test_what_is_wrong_is_refused_by_key(tmp_path, values, message):
 def test_what_is_shipped_can_be_loaded_and_says_what_it_costs(path):
     found = stress.load(path)
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert found.name == f"stress_{path.stem}" and any(f"raylora stress configs/stress/{path.name}" in line and "CPU" in line for line in header)
+    assert found.name == f"stress_{path.stem}" and any(
+        f"raylora stress configs/stress/{path.name}" in line and "CPU" in line for line in header
+    )
     assert len(stress.trials(found)) == math.prod(map(len, found.dials.values())) * len(found.strategies) * len(found.seeds)
 
 

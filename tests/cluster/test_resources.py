@@ -76,7 +76,7 @@ def test_packed_clients_need_one_share_together():
 
 
 def test_auto_needs_room_for_one_at_least():
-    with pytest.raises(InputError, match="1 actors need 9 CPUs"):
+    with pytest.raises(InputError, match="1 actor needs 9 CPUs"):
         ask(cpus=9.0, per_actor="auto")
 
 
