@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check check-system peers clean
+.PHONY: demo test check check-system peers storm soak fuzz audit clean
 
 $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "raylora needs Python 3.11 or newer, this is " + sys.version.split()[0])'
@@ -30,6 +30,9 @@ check-system: $(STAMP)
 
 peers: $(STAMP)
 	@$(BIN)/python -m benchmarks.peers.build
+
+storm soak fuzz audit: $(STAMP)
+	@$(BIN)/python -m benchmarks.$@
 
 clean:
 	rm -rf .venv .peers build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -15,6 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from raylora.core.errors import InputError
 
+MOST_BYTES, MOST_VALUES = 1 << 20, 100_000  # of a configuration
+
 
 def _spelled(value: object) -> object:
     """YAML 1.1 reads 1e-3 and inf as words: take them as the numbers they are."""
@@ -428,8 +430,11 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file. Raises InputError."""
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise InputError(f"{path}: has {size} bytes, expected a YAML configuration of at most {MOST_BYTES}")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        json.dumps(values, default=str)  # an anchor may contain itself, a key may be a date
+        _require_few(values)
+        json.dumps(values, default=str)  # a key may be a date
     except FileNotFoundError:
         raise InputError(f"{path}: no such file (expected a YAML configuration)") from None
     except IsADirectoryError:
@@ -443,6 +448,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
     return values
+
+
+def _require_few(values: Any) -> None:
+    """Raises ValueError: aliases of aliases make a small file endless, and so does an anchor that contains itself."""
+    left, count = [values], 0
+    while left:
+        item = left.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise ValueError(f"more than {MOST_VALUES} values, aliases followed")
+        left += [*item.keys(), *item.values()] if isinstance(item, dict) else item if isinstance(item, list | tuple | set) else []
 
 
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -497,7 +513,9 @@ def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
     # A union reports every branch: an unknown key says most, then our own words; a value out of range more than a value of another type.
     says = ("extra_forbidden", "value_error", "greater", "less")
     first = min(error.errors(), key=lambda item: [not item["type"].startswith(word) for word in says])
-    path = [str(part) for part in first["loc"] if not _is_union_branch(str(part))]
+    path = [str(part) for part in first["loc"][:-1] if not _is_union_branch(str(part))]
+    last = [str(part) for part in first["loc"][-1:]]
+    path += [part for part in last if first["type"] == "extra_forbidden" or not _is_union_branch(part)]  # a key may be called "int"
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}{nearest(path[-1], _known_keys(schema, path[:-1]))}"

@@ -12,10 +12,16 @@ from pathlib import Path
 from types import MappingProxyType
 
 from raylora.core.errors import InputError
+from raylora.data.cases import safe_id
 from raylora.data.grid import Geometry
 
 SCHEMA = "raylora-prepared-1"
 NAME = "manifest.json"
+KINDS: Mapping[str, tuple[type, ...]] = MappingProxyType({
+    "str": (str,), "int": (int,), "bool": (bool,), "int | None": (int, type(None)),
+})  # fmt: skip
+"""A field's annotation -> what it may hold."""
+MOST = 1 << 53  # of a number: whole ones are exact below; NaN is not below
 CROPS: Mapping[str, str] = MappingProxyType({
     "centre": "the image's centre",
     "motion": "what moves between ED and ES",
@@ -35,6 +41,8 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.crop not in CROPS:
             raise InputError(f"crop: expected one of {', '.join(CROPS)}, found {self.crop!r}")
+        if len(self.spacing_mm) != 3 or len(self.size) != 3 or len(self.clip_percent) != 2:
+            raise InputError(f"spacing_mm, size and clip_percent: expected 3, 3 and 2 numbers, found {self}")
         if not all(0.1 <= s < 1000 for s in self.spacing_mm):
             raise InputError(f"spacing_mm: expected 0.1 to 1000 mm, found {self.spacing_mm}")
         if not all(n is None or 0 < n <= 1024 for n in self.size):
@@ -146,15 +154,37 @@ def from_json(text: str, source: Path) -> Manifest:
         if manifest.data_sha256 != found["data_sha256"]:
             raise InputError(f"{source}: its contents do not match its data_sha256: prepare again")
         return manifest
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{source}: not a manifest: {type(error).__name__}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{source}: not a manifest: {type(error).__name__}: {said}") from None
 
 
 def row_from(value: dict) -> Row:
-    """A row out of JSON."""
+    """A row out of JSON. Raises InputError for an id that cannot be a file name, TypeError or ValueError for what is no row."""
     geometry = Geometry(**_tuples(value["geometry"]))
     sources = tuple(Source(**source) for source in value["sources"])
-    return Row(**{**value, "geometry": geometry, "sources": sources})
+    row = Row(**{**value, "geometry": geometry, "sources": sources})
+    for item in (row, *sources):
+        for field in dataclasses.fields(item):
+            found = getattr(item, field.name)
+            if field.type in KINDS and type(found) not in KINDS[str(field.type)]:
+                raise TypeError(f"{field.name}: expected {field.type}, found {type(found).__name__}")
+    _check_geometry(geometry)
+    safe_id(row.id, NAME)
+    return row
+
+
+def _check_geometry(geometry: Geometry) -> None:
+    """Raises ValueError: what arrays are allocated and rescaled by."""
+    for name, values in dataclasses.asdict(geometry).items():
+        rows = values if name == "affine" else (values,)
+        size, kinds = (4, (int, float)) if name == "affine" else (3, (int,) if name in ("native_shape", "start", "shape") else (int, float))
+        if len(rows) != (4 if name == "affine" else 1) or not all(
+            len(row) == size and all(type(number) in kinds and abs(number) < MOST for number in row) for row in rows
+        ):
+            raise ValueError(f"geometry.{name}: found {str(values)[:60]}")
+    if min(geometry.native_shape + geometry.shape) < 1 or min(geometry.native_spacing_mm + geometry.spacing_mm) <= 0:
+        raise ValueError("geometry: expected positive shapes and spacings")
 
 
 def read_manifest(folder: Path) -> Manifest:
