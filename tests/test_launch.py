@@ -100,11 +100,11 @@ def test_bad_input_found_late_leaves_nothing(no_ray, prepared_folder, tmp_path, 
 
 def test_tracking_that_fails_is_a_note_and_the_record_is_brought_later(no_ray, prepared_folder, tmp_path, monkeypatch, runs):
     events = []
-    config = tiny(prepared_folder, "disease", tracking={"uri": "nonsense://x"})
+    config = tiny(prepared_folder, "disease", tracking={"uri": "sqlite:////proc/x.db"})
     summary = launch.run(config, tmp_path / "run", on_event=events.append)
     assert summary["adapter_sha256"] == runs("disease").hashes and summary["mlflow"] is None
     (note,) = [event["text"] for event in events if event["event"] == "note" and "MLflow" in event["text"]]
-    assert note.startswith("MLflow at nonsense://x: ") and f"raylora upload {tmp_path / 'run'}" in note
+    assert note.startswith("MLflow at sqlite:////proc/x.db: ") and f"raylora upload {tmp_path / 'run'}" in note
     seen = []
     monkeypatch.setattr(tracking, "upload", lambda run, uri, *rest: seen.append((run.folder, uri)) or "abc")
     assert launch.upload(tmp_path / "run", "sqlite:///later.db") == "abc" and seen[0][0] == tmp_path / "run"
