@@ -91,7 +91,14 @@ def write(tasks: Sequence[str], entries: Sequence[str], folder: Path, output: Pa
         }
         (output / f"{task}.json").write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
         made[task] = rows
-        short += [f"<details><summary>{task.capitalize()}: all rows</summary>", "", to_markdown(brief(task, rows, frozen)), "", "</details>", ""]
+        short += [
+            f"<details><summary>{task.capitalize()}: all rows</summary>",
+            "",
+            to_markdown(brief(task, rows, frozen)),
+            "",
+            "</details>",
+            "",
+        ]
     picture(made, (ROOT / "docs" if public else output) / "strategies.png")
     if public:
         readme = ROOT / "README.md"

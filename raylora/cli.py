@@ -8,13 +8,13 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from raylora.core.errors import InputError, RunError
+from raylora.core.errors import InputError, Interrupted, RunError
 from raylora.core.files import require_file_place, require_folder_place
 
 app = typer.Typer(
@@ -32,9 +32,6 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML confi
 Output = Annotated[Path | None, typer.Option("--output", help="The run folder (default: runs/<name>, a free name).")]
 Address = Annotated[str | None, typer.Option("--address", help="An existing Ray cluster, for example auto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object, last.")]
-
-
-INTERRUPTED = "interrupted; the last complete round is kept, `raylora resume DIR` goes on from it"
 
 
 @app.command()
@@ -57,12 +54,12 @@ def run(
     if plan:
         from raylora.report.forecast import show_plan
 
-        with Live() as live:
+        with _interruptible(lambda: AGAIN), Live() as live:
             found = launch.plan(settings, on_event=live)
         _print(found, True) if as_json else show_plan(found)
         return
     out = output or launch.free_folder(settings.name)
-    with Live() as live:
+    with _interruptible(lambda: _left(out)), Live() as live:
         summary = launch.run(settings, out.resolve(), address=address, on_event=live)
     _end(summary, out, as_json)
 
@@ -73,7 +70,7 @@ def resume(folder: Annotated[Path, typer.Argument(metavar="DIR")], address: Addr
     from raylora import launch
     from raylora.report.live import Live
 
-    with Live() as live:
+    with _interruptible(lambda: _left(folder)), Live() as live:
         summary = launch.resume(folder, address=address, on_event=live)
     _end(summary, folder, as_json)
 
@@ -92,7 +89,7 @@ def sweep(
     from raylora import launch_sweep
     from raylora.report.sweep import SweepLive, show_sweep
 
-    with SweepLive() as live:
+    with _interruptible(lambda: GOES_ON), SweepLive() as live:
         out, found = launch_sweep.sweep(config, overrides or (), output, address=address, on_event=live)
     show_sweep(found)
     typer.echo(f"everything is in {out}: sweep.json, trials/, comparison.html")
@@ -116,7 +113,7 @@ def stress(
     from raylora import launch_stress
     from raylora.report.live import Live
 
-    with Live() as live:
+    with _interruptible(lambda: GOES_ON), Live() as live:
         out, found = launch_stress.stress(config, overrides or (), output, address=address, on_event=live)
     found.show()
     typer.echo(f"everything is in {out}: stress.html, stress.json, trials/")
@@ -273,7 +270,7 @@ def prepare(
     from raylora import launch
     from raylora.report.live import Live
 
-    with Live() as live:
+    with _interruptible(lambda: AGAIN), Live() as live:
         done = launch.prepare(dataset, source, out, spacing, size, crop, skip_bad=skip_bad, address=address, on_event=live)
     typer.echo(f"{len(done.rows)} studies prepared: {out}")
     for name, reason in done.skipped:
@@ -300,6 +297,29 @@ def check(source: Annotated[Path, typer.Argument(metavar="SRC")], as_json: Json 
         _print(found.to_dict(), True)
     if found.problems:
         raise typer.Exit(2)
+
+
+AGAIN = "start again, data that are prepared by now are kept"
+GOES_ON = "the same command (with the same --output, if any) goes on"
+
+
+@contextlib.contextmanager
+def _interruptible(said: Callable[[], str]) -> Iterator[None]:
+    """An interruption leaves with words: what is left, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(said()) from None
+
+
+def _left(folder: Path) -> str:
+    """Of a run that was interrupted."""
+    if not (folder / "config.yaml").is_file():
+        return f"no run was begun: {AGAIN}"
+    if (folder / "report.html").is_file():
+        return f"the run in {folder} is finished"
+    kept = "the last complete round is kept, " if any(folder.glob("checkpoints/round_*")) else ""
+    return f"{kept}`raylora resume {folder}` goes on"
 
 
 def _end(summary: dict[str, Any], out: Path, as_json: bool) -> None:
@@ -346,11 +366,13 @@ def guarded(command: Callable[[], Any]) -> int:
         return _say(error.format_message(), 2)
     except RunError as error:
         return _say(error, 1)
+    except Interrupted as error:
+        return _say(f"interrupted; {error}", 130)
     except (KeyboardInterrupt, typer.Abort):
-        return _say(INTERRUPTED, 130)
+        return _say("interrupted", 130)
     except OSError as error:
         if interrupts:  # and then nobody was left to tell
-            return _say(INTERRUPTED, 130)
+            return _say("interrupted", 130)
         return _say(f"{error.filename}: {error.strerror}" if error.filename else error, 1)
     except MemoryError:
         return _say("out of memory", 1)

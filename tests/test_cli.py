@@ -124,7 +124,11 @@ def test_usage_mistakes(here, capsys, words, said):
 
 @pytest.mark.parametrize(
     ("error", "code", "said"),
-    [(RunError("round 1,\nclient a"), 1, "round 1, client a"), (InputError("x"), 2, "x"), (KeyboardInterrupt(), 130, "resume DIR")],
+    [
+        (RunError("round 1,\nclient a"), 1, "round 1, client a"),
+        (InputError("x"), 2, "x"),
+        (KeyboardInterrupt(), 130, "no run was begun: start again"),
+    ],
 )
 def test_every_end_is_one_line_and_a_code(here, capsys, monkeypatch, prepared_folder, error, code, said):
     from raylora import launch
@@ -168,10 +172,73 @@ def written(here: Path, root: Path, task: str = "segmentation", **overrides) -> 
         ("segmentation", ["data.fractions=[0.8,0.1,0.1,1e-9]"], ["client ", "no test cases"]),
         ("disease", ["clients.by=pathology"], ["client DCM: expected training cases of both classes"]),
         ("segmentation", ["data.spacing_mm=[2,2,10]"], ["data.spacing_mm: expected"]),
+        ("segmentation", ["data.dataset=phantom", "data.root=null", "data.cache=c.yaml"], ["data.cache", "c.yaml", "Not a directory"]),
+        ("segmentation", ["data.dataset=phantom", "data.root=null", "data.cache=/proc/c"], ["data.cache", "cannot be written (/proc)"]),
+        ("segmentation", ["strategy.name=fedti"], ["unknown strategy fedti, did you mean fedit?"]),
+        ("segmentation", ["tracking.uri=foo://bar"], ["tracking.uri: expected SCHEME://", "found 'foo://bar'"]),
+        ("segmentation", ["placement.clients_per_actor=4", "placement.cpus_per_client=1000"], ["placement: 1 actor needs 1000 CPUs"]),
     ],
 )
 def test_bad_configurations(here, capsys, prepared_folder, task, words, said):
     refused(here, capsys, [*written(here, prepared_folder, task), *words], *said)
+
+
+@pytest.mark.parametrize(
+    ("task", "word", "said"),
+    [
+        ("segmentation", "lora.rank=1000000", ["lora.rank: expected at most 8, the smaller side of bottleneck.conv", "found 1000000"]),
+        ("segmentation", "lora.rank=[1,1,9,1]", ["lora.rank: expected at most 8", "found 9"]),
+        ("disease", "lora.rank={GE: 17}", ["lora.rank: expected at most 16, the smaller side of blocks.", "found 17"]),
+        ("disease", "strategy={name: feddpa, local_rank: 99}", ["strategy.feddpa, adapter local: expected at most 16", "found 99"]),
+        ("segmentation", "data.size=[5,5,5]", ["data.size: expected a multiple of 4 along x for this U-Net, found 5"]),
+        ("segmentation", "data.size=[4,4,1]", ["data.size: unet does not take images of (4, 4, 1)"]),
+        ("disease", "data.size=[15,16,4]", ["expected a divisor of the image size (15, 16, 4)"]),
+    ],
+)
+def test_what_the_network_cannot_have_is_refused_before_data_are_prepared(here, capsys, cohort_folder, monkeypatch, task, word, said):
+    from raylora.data import obtain
+
+    monkeypatch.setattr(obtain, "prepared", lambda *_: pytest.fail("data were prepared"))
+    refused(here, capsys, [*written(here, cohort_folder, task), word], *said)
+
+
+def test_a_misspelt_strategy_is_refused_before_torch_is_loaded(tmp_path):
+    (tmp_path / "c.yaml").write_text("strategy: {name: fedti}")
+    code = f"""
+import sys
+from raylora import cli
+for more in ([], ["--plan"]):
+    assert cli.guarded(lambda: cli.app(["run", {str(tmp_path / "c.yaml")!r}, *more], standalone_mode=False)) == 2
+print(*[name for name in ("torch", "ray", "mlflow") if name in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "\n" and done.stderr.count("did you mean fedit?") == 2, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--output", "."], "--output: expected a file, . is a folder"),
+        (["--output", "/proc/x.html"], "--output: /proc/x.html: cannot be written"),
+        (["--output", "file/x.html"], "Not a directory"),
+        (["--csv", "file"], "--csv: expected a folder, file is a file"),
+        (["--csv", "/proc/x"], "--csv: /proc/x: cannot be written"),
+    ],
+)
+def test_where_a_comparison_goes_is_checked_before_the_work(here, capsys, words, said):
+    (here / "file").touch()
+    refused(here, capsys, ["compare", "no_run", *words], said)
+
+
+def test_an_interruption_names_the_run_or_says_that_there_is_none(tmp_path):
+    out = tmp_path / "out"
+    assert cli._left(out).startswith("no run was begun: start again")
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "config.yaml").touch()
+    assert cli._left(out) == f"`raylora resume {out}` goes on"
+    (out / "checkpoints" / "round_0001").mkdir()
+    assert cli._left(out) == f"the last complete round is kept, `raylora resume {out}` goes on"
+    (out / "report.html").touch()
+    assert cli._left(out) == f"the run in {out} is finished"
 
 
 def test_weights_of_another_architecture(here, capsys, prepared_folder):

@@ -105,7 +105,7 @@ def test_tracking_that_fails_is_a_note_and_the_record_is_brought_later(no_ray, p
     monkeypatch.setattr(writer, "QUIET_S", 0.5)
     monkeypatch.setattr(writer, "WAIT_S", 2.0)
     monkeypatch.setattr(store, "LOCKED_S", 0.2)
-    uri, other = "nonsense://x", None
+    uri, other = "sqlite:////proc/x.db", None
     if broken == "locked":
         uri = f"sqlite:///{tmp_path / 'locked.db'}"
         other = sqlite3.connect(tmp_path / "locked.db", isolation_level=None)

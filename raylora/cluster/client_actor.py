@@ -173,7 +173,7 @@ class RayExecutor:
                 names = ", ".join(client for stack in pending.values() for client, _ in stack)
                 raise MachineError(f"no answer for {self.timeout_s:g} s (placement.timeout_s) from clients {names}")
             stack = pending.pop(ready[0])
-            who = f"round {stack[0][1].task.round}, client {', '.join(client for client, _ in stack)}"
+            who = f"round {stack[0][1].task.round + 1}, client {', '.join(client for client, _ in stack)}"
             index = self.home[stack[0][0]]
             try:
                 outcomes = ray.get(ready[0])

@@ -168,17 +168,17 @@ def run(values: Mapping[str, Any], out: Path, *, address: str | None, resume: bo
             for reference in driver.run.options(num_returns="streaming").remote(values, str(out), resume, notes):
                 yield ray.get(reference)
         except RayTaskError as error:
-            raise _own(error.cause) from error
+            raise _own(error.cause, out) from error
         except RayError as error:  # its process, its node or Ray itself is gone
             raise MachineError(f"the driver was lost: {str(error).splitlines()[0]}") from None
         finally:
             ray.kill(driver)
 
 
-def _own(cause: BaseException) -> Exception:
+def _own(cause: BaseException, out: Path) -> Exception:
     """What went wrong in the driver as one of our errors."""
     if isinstance(cause, InputError | RunError):
         return type(cause)(str(cause))
     if isinstance(cause, OSError) and cause.strerror:
-        return MachineError(f"{cause.filename or 'the run folder'}: {cause.strerror}")
+        return MachineError(f"{cause.filename or out}: {cause.strerror}")
     return RunError(f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}")

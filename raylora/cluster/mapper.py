@@ -44,6 +44,8 @@ def _spread(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[An
         raise RunError("a worker process died (killed, or out of memory): start again, what is done is kept") from None
     except RayTaskError as error:
         cause = error.cause
+        if isinstance(cause, RunError):
+            raise RunError(str(cause)) from None
         raise RunError(f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}") from error
     finally:
         for reference in pending:

@@ -9,5 +9,9 @@ class RunError(Exception):
     """The run started and failed (a client failed for good, a loss became non-finite): one line that names round and client. Exit code 1."""
 
 
+class Interrupted(Exception):
+    """The user, or a scheduler, ended it: one line on what is left and how to go on. Exit code 130."""
+
+
 class MachineError(RunError):
     """The machine failed, not the experiment (a full disk, a lost driver, a client that does not answer): to resume the run goes on."""

@@ -63,7 +63,7 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield partial
-        partial.replace(path)
+        os.replace(partial, path)
     except OSError as error:  # of a full disk, Python's has no name
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from raylora.core.errors import InputError
+from raylora.core.files import replacing
 from raylora.data.cases import safe_id
 from raylora.data.grid import Geometry
 
@@ -201,12 +202,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """The file is there whole or not at all, whenever the power goes."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
+    with replacing(path) as part, open(part, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylora.core.errors import InputError
+from raylora.core.files import require_writable
 from raylora.data import layouts, manifest, phantom
 from raylora.data.manifest import Manifest, PrepareOptions, Row
 from raylora.data.pool import process_map
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 Say = Callable[[str, int, int], None]
 """What is being done, how many are done, of how many."""
+
+
+CACHE = "data.cache (or RAYLORA_CACHE)"
 
 
 def cache_folder(configured: str | None = None) -> Path:
@@ -74,6 +78,8 @@ def _one(source: Source, data: Data, say: Say, mapper: Mapper) -> Path:
     studies = layouts.scan(layout, root)
     key = manifest.sha256_of([str(root.resolve()), layout, options.shard_options(), options.size[2]])
     out = cache / "prepared" / f"{layout}-{key[:16]}"
+    if not out.is_dir():
+        require_writable(out, CACHE)
     prepare(studies, out, options, mapper=mapper, progress=lambda done, total: say(f"preparing {layout} studies", done, total))
     return out
 
@@ -99,6 +105,7 @@ def phantoms(cache: Path, cohort: Phantom, say: Say = lambda what, done, total: 
     parts = [cohort.model_dump(), hashlib.sha256(code).hexdigest()]
     out = cache / "phantoms" / f"{cohort.layout}-{cohort.patients}-{manifest.sha256_of(parts)[:16]}"
     if not out.is_dir():
+        require_writable(out, CACHE)
         partial = out.with_name(f".{out.name}.{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.parent.mkdir(parents=True, exist_ok=True)

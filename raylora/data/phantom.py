@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, RunError
 from raylora.core.files import require_writable
 from raylora.data.phantom_layouts import LAYOUTS, Placed
 from raylora.data.phantom_study import PhantomStudy, assign, study
@@ -61,6 +61,7 @@ def write_cohort(
     if absent := [v for v in vendors if v not in plan.vendors]:
         raise InputError(f"vendors: layout {layout} has {', '.join(plan.vendors)}, found {absent[0]!r}")
     placed = plan.place([assign(seed, n, vendors) for n in range(patients)], seed)
+    missing = [folder for folder in (*reversed(out.parents), out) if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
     jobs = [(str(out), layout, seed, n, shift, severity, vendors, place) for n, place in enumerate(placed)]
     workers = min(workers or os.cpu_count() or 1, patients)
@@ -76,9 +77,11 @@ def write_cohort(
                     done.append(place)
                     _tell(progress, len(done), patients)
         plan.index(out, done)
-    except BaseException:
-        for left in out.iterdir():  # the folder was empty or absent before
+    except BaseException as error:
+        for left in [missing[0]] if missing else out.iterdir():  # the folder was empty or absent before
             shutil.rmtree(left, ignore_errors=True)
+        if isinstance(error, OSError):  # nibabel's of a full disk has no name
+            raise RunError(f"{error.filename or out}: {error.strerror or error}") from error
         raise
     return done
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, RunError
 from raylora.data import cases, manifest, shards
 from raylora.data.cases import Study
 from raylora.data.duplicates import fingerprint
@@ -54,7 +54,8 @@ def prepare(
     otherwise the study goes into the manifest's ``skipped``, as do those of ``skipped`` (bad already when they were scanned). All
     headers are looked at before ``mapper`` is called. What an earlier preparation left in ``out`` is used where neither files nor
     options have changed, and removed where it no longer belongs. Raises InputError also for a folder that is not a prepared one, or
-    one of other data sets. On an InputError nothing is left of a folder that this call made.
+    one of other data sets. On an InputError nothing is left of a folder that this call made. Raises RunError if the disk takes no more:
+    whole shards stay, and the next preparation goes on from them.
     """
     out = Path(out)
     fresh = not out.exists()
@@ -112,7 +113,10 @@ def _prepare(studies, out, options, mapper, progress, problem, skipped) -> Manif
 
 
 def prepare_study(job: Job) -> tuple[str, Row | str]:
-    """Read, prepare and write one study: (id, its row), or (id, why not). Mappers call it in other processes."""
+    """Read, prepare and write one study: (id, its row), or (id, why not). Mappers call it in other processes.
+
+    Raises RunError if the shard cannot be written.
+    """
     study = job.study
     try:
         for path in study.files:
@@ -131,11 +135,14 @@ def prepare_study(job: Job) -> tuple[str, Row | str]:
             shard_bytes=0,
             shard_sha256="",
         )
-        return study.id, shards.write_shard(shards.shard_path(job.out, study.id), row, prepared.frames)
     except InputError as error:
         return study.id, str(error)
     except OSError as error:
-        return study.id, f"{error.filename or job.out}: {error.strerror or error}"
+        return study.id, f"{error.filename or study.root}: {error.strerror or error}"
+    try:
+        return study.id, shards.write_shard(shards.shard_path(job.out, study.id), row, prepared.frames)
+    except OSError as error:  # a full disk: no study is to blame
+        raise RunError(f"{error.filename or job.out}: {error.strerror or error}: start again, what is done is kept") from None
 
 
 def _described(study: Study) -> dict:

@@ -111,7 +111,7 @@ class Checked:
             broadcast = asked.pop(name)
             why = refusal(outcome.update, broadcast, self.clients[name], self.models[name])
             if why is not None and self.malformed == "stop":
-                raise RunError(f"round {broadcast.task.round}, client {name}: {why}")
+                raise RunError(f"round {broadcast.task.round + 1}, client {name}: {why}")
             yield outcome if why is None else replace(outcome, update=ClientUpdate(client_id=name, num_examples=0, adapter={}), refused=why)
 
     def __getattr__(self, name: str) -> Any:

@@ -104,7 +104,9 @@ def rebased(flight: Flight, now: Tree, round: int, exponent: float) -> ClientUpd
     if not staleness:
         return flight.update
     here = {name: now[name] for name in flight.received if name in now}
-    trees.require_same(here, flight.update.adapter, f"round {round}, client {flight.update.client_id}, an answer of round {flight.since}")
+    trees.require_same(
+        here, flight.update.adapter, f"round {round + 1}, client {flight.update.client_id}, an answer of round {flight.since + 1}"
+    )
     step = trees.subtract(flight.update.adapter, flight.received)
     return replace(flight.update, adapter=trees.freeze(trees.add(here, step, freshness(staleness, exponent))))
 

@@ -146,7 +146,7 @@ def parted(
     task = broadcast.task
     for name, value in trained.items():
         if not np.isfinite(value).all():
-            raise RunError(f"round {task.round}, client {site.id}: {name} is not finite after training; try a smaller training.lr")
+            raise RunError(f"round {task.round + 1}, client {site.id}: {name} is not finite after training; try a smaller training.lr")
     uploads = set(match(trained, task.uploads))
     sent_away = uploads - set(match(trained, task.keeps))
     trees: dict[str, Tree] = {"private": {name: value for name, value in trained.items() if name not in sent_away}}

@@ -1,5 +1,6 @@
 """Bootstrap weights and intervals. Patients are drawn within strata (clients; for decisions: classes within clients), never across."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,8 @@ def draws(strata: Sequence[object] | np.ndarray, replicates: int, rng: np.random
     """How often each case is drawn in each replicate: (replicates, n) float64.
 
     Of a stratum of m cases m - 1 are drawn with replacement, which makes the variance of a stratified mean unbiased (Rao and Wu, JASA
-    1988); drawing m would shrink it by (m - 1) / m, much for a client with five patients. A stratum of one case is always drawn.
+    1988); drawing m would shrink it by (m - 1) / m, much for a client with five patients. A stratum of one case is always drawn: it adds
+    nothing to the spread, so what is drawn here has no interval then (see `degrees_of_freedom`).
     """
     labels = np.array([repr(s) for s in strata])
     weights = np.zeros((replicates, len(labels)))
@@ -37,5 +39,10 @@ def interval(replicates: np.ndarray, degrees: int, level: float = 0.95) -> tuple
 
 
 def degrees_of_freedom(strata: Sequence[object] | np.ndarray) -> int:
-    """Cases minus strata."""
-    return len(strata) - len({repr(s) for s in strata})
+    """Cases minus strata; 0, which means no interval, if a stratum holds one case only.
+
+    One case tells nothing of how much its stratum varies (the "lonely unit" of stratified samples: Lumley, Complex Surveys, 2010, 3.2). To
+    count its variance as zero would make an interval too narrow, by as much as nobody knows; `significance.delong` gives none either.
+    """
+    counts = Counter(repr(s) for s in strata)
+    return 0 if 1 in counts.values() else len(strata) - len(counts)

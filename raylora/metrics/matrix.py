@@ -99,7 +99,7 @@ def bootstrap_of_mean(samples: Mapping[str, Sample], seed: int, replicates: int)
 def entry(own: Mapping[str, Sample], frozen: Mapping[str, Sample], *, seed: int, replicates: int = REPLICATES) -> dict[str, object]:
     """One metric of `final` from each client's own model and from the frozen one: {mean, pooled, ci95, n, frozen, per_client}.
 
-    `n` counts the patients with a value; `ci95` is for `mean`, None where it cannot be had (one patient a client).
+    `n` counts the patients with a value; `ci95` is for `mean`, None where it cannot be had: a client has one patient, or one of a class.
     """
     per_client = {client: s.point for client, s in own.items()}
     counted = {client: s for client, s in own.items() if per_client[client] is not None}

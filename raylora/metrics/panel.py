@@ -41,6 +41,12 @@ class Panel:
         """What patients are drawn within: the client, and for decisions the class."""
         return list(zip(self.clients, self.truth.tolist(), strict=True))
 
+    @property
+    def degrees(self) -> int:
+        """Of freedom of the score, see `degrees_of_freedom`: of the patients of clients that have a value."""
+        valued = {client for client, score in self.client_scores.items() if score is not None}
+        return degrees_of_freedom([stratum for stratum in self.strata() if stratum[0] in valued])
+
     def per_seed(self, weights: np.ndarray) -> np.ndarray:
         """The mean over clients for case weights (..., n): (S, ...). Clients without a value (a missing class) are left out."""
         clients = np.array(self.clients)
@@ -123,7 +129,7 @@ def bootstrap(one: Panel, root_seed: int = 0, replicates: int = REPLICATES) -> n
 
 
 def panel_interval(one: Panel, root_seed: int = 0, replicates: int = REPLICATES) -> tuple[float, float] | None:
-    """The 95 % interval of a panel's mean; None where it cannot be had."""
+    """The 95 % interval of a panel's mean; None where it cannot be had (a client with one patient, or with one of a class)."""
     if one.point is None:
         return None
-    return interval(bootstrap(one, root_seed, replicates), degrees_of_freedom(one.strata()))
+    return interval(bootstrap(one, root_seed, replicates), one.degrees)

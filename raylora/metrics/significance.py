@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from raylora.core.seeds import generator
-from raylora.metrics.bootstrap import REPLICATES, degrees_of_freedom, draws, interval
+from raylora.metrics.bootstrap import REPLICATES, draws, interval
 from raylora.metrics.classification import concordance
 from raylora.metrics.panel import Panel, seed_draws
 
@@ -93,7 +93,8 @@ def delong(a: Panel, b: Panel) -> Difference | None:
 def paired_bootstrap(a: Panel, b: Panel, root_seed: int = 0, replicates: int = REPLICATES) -> Difference | None:
     """The difference of two panels' scores; both see the same draws of patients within clients (and classes), then of seeds.
 
-    The p value is the one whose interval would just reach zero. None if either score does not exist.
+    The p value is the one whose interval would just reach zero; there is neither where a client has one patient, or one of a class (see
+    `degrees_of_freedom`). None if either score does not exist.
     """
     if a.patients != b.patients or a.clients != b.clients:
         raise ValueError("a paired bootstrap needs the same patients of the same clients in both panels")
@@ -102,7 +103,7 @@ def paired_bootstrap(a: Panel, b: Panel, root_seed: int = 0, replicates: int = R
     weights = draws(a.strata(), replicates, generator(root_seed, "bootstrap patients"))
     drawn = [p.replicates(weights, seed_draws(p.seeds, replicates, root_seed)) for p in (a, b)]
     drawn = drawn[0] - drawn[1]
-    degrees = degrees_of_freedom(a.strata())
+    degrees = min(a.degrees, b.degrees)
     bounds = interval(drawn, degrees)
     p_value = None
     if bounds is not None:

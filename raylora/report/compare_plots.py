@@ -146,7 +146,9 @@ def key_picture(block: Block, key: str) -> Picture | None:
                 ]
                 x, estimates = [at for at, _ in shown], [e for _, e in shown]
                 axes.plot(x, [e.value for e in estimates], color=colour, marker=marker, label=strategy)
-                axes.fill_between(x, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.18, linewidth=0)
+                down, up = _bars(estimates)
+                values = np.array([e.value for e in estimates])
+                axes.fill_between(x, values - down, values + up, color=colour, alpha=0.18, linewidth=0)
             axes.set(xlabel=key, title=name)
             if as_numbers:
                 _scale(axes, every, value_text)

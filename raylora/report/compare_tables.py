@@ -20,6 +20,7 @@ from raylora.report.table import (
     signed,
     size,
     whole,
+    without_interval,
     words,
 )
 from raylora.report.words import lower_is_better, metric_words
@@ -79,7 +80,7 @@ def scores_table(block: Block) -> Table:
     note = (
         f"{metric} is the primary metric: means over seeds, clients and a client's test patients (n in all). In-client: each client's own "
         "model at home; cross-client: the others' models, private parts included, on its patients. Bytes: of a whole run, up and down."
-    )
+    ) + without_interval(cell for row in rows for cell in row)
     return Table(f"{metric} and cost", tuple(columns), tuple(rows), note, marked=_best(block))
 
 

@@ -146,9 +146,9 @@ def worded(pair: Pair, metric: str, family: int, baseline: str) -> Pair:
 
 
 def _evidence(pair: Pair, family: int) -> str:
-    parts = []
+    parts = ["no interval: a client has one patient, or one of a class"]
     if pair.ci95 is not None:
-        parts.append(f"95 % interval {pair.ci95[0]:+.3f} to {pair.ci95[1]:+.3f}")
+        parts = [f"95 % interval {pair.ci95[0]:+.3f} to {pair.ci95[1]:+.3f}"]
     if pair.p_holm is not None:
         p = p_text(pair.p_holm)
         corrected = f" after Holm over {family} pairs" if family > 1 else ""

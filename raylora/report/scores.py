@@ -108,6 +108,8 @@ def mean_estimate(scores: Sequence[Score], split: str = "test") -> Estimate:
     drawn = [r for s in scores if len(r := s.replicates if on_test else s.validation_replicates)]
     if not values:
         return Estimate(None)
+    if any(e.low is None for e in estimates if e.value is not None):
+        return Estimate(float(np.mean(values)), n=estimates[0].n)
     low, high = np.nanquantile(np.mean(drawn, axis=0), [0.025, 0.975])
     return Estimate(float(np.mean(values)), float(low), float(high), estimates[0].n)
 

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from rich import box
@@ -103,6 +103,14 @@ def estimate_text(cell: Cell, form: str) -> str:
     if cell.low is None or cell.high is None:
         return format(cell.value, form)
     return f"{cell.value:{form}} [{cell.low:{form}}, {cell.high:{form}}]"
+
+
+NO_INTERVAL = "No interval where a client has one test patient (or one of a class): how much its patients vary is not known."
+
+
+def without_interval(cells: Iterable[Cell]) -> str:
+    """For a table's note: " " and `NO_INTERVAL` if one of the estimates has none, or nothing."""
+    return f" {NO_INTERVAL}" if any(isinstance(c, Estimate) and c.value is not None and c.low is None for c in cells) else ""
 
 
 def interval_words(score: Estimate) -> str:

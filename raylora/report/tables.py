@@ -23,6 +23,7 @@ from raylora.report.table import (
     signed,
     terminal,
     whole,
+    without_interval,
     words,
 )
 from raylora.report.words import inside, lower_is_better, metric_words
@@ -57,6 +58,7 @@ def final_table(final: Final, task: str) -> Table:
     note = "Means over clients of each one's own model on its own test patients (n), "
     note += "at 0.5 and at the threshold chosen on validation" if task == "disease" else "on the native grid"
     note += "; frozen: before training; pooled: over all patients."
+    note += without_interval(row[1] for row in rows)
     if any(lower_is_better(metric) for metric in reported_metrics(task)):
         note += " ↓: lower is better."
     return Table("Test scores, in-client", columns, tuple(rows), note, marked=frozenset({0} if rows else ()))

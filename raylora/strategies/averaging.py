@@ -53,7 +53,7 @@ def averaging(
             updates = [ClientUpdate(client_id="", num_examples=1, adapter=received)]
         updates = by_client(updates)
         for update in updates:
-            trees.require_same(received, update.adapter, f"round {state.round}, client {update.client_id}")
+            trees.require_same(received, update.adapter, f"round {state.round + 1}, client {update.client_id}")
         step = movement(received, [u.adapter for u in updates], shares(updates, weights), reduce, state.round)
         moved = {**state.trees, **server(state, step)}
         return State(trees={key: trees.freeze(tree) for key, tree in moved.items()}, values={**state.values, "round": state.round + 1})

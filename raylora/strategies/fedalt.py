@@ -49,7 +49,7 @@ def fedalt(*, router: str = "local", weights: str = "size", head: str = "shared"
         updates = by_client(updates)
         for update in updates:
             expected = {**state.trees["head"], **state.trees["start"]}
-            trees.require_same(expected, update.adapter, f"round {state.round}, client {update.client_id}")
+            trees.require_same(expected, update.adapter, f"round {state.round + 1}, client {update.client_id}")
         before, p = state.trees["head"], shares(updates, weights)
         head_tree = trees.add(before, movement(before, [trees.select(u.adapter, heads) for u in updates], p, reduce, state.round))
         owns = {f"of:{u.client_id}": trees.freeze(trees.select(u.adapter, OWN)) for u in updates}

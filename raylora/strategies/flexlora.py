@@ -43,7 +43,7 @@ def redistribution(name: str, *, weights: str, head: str, reduce: Reduce, **decl
         start, head_tree = lowrank.pairs(state.trees["start"]), state.trees["head"]
         for update in updates:
             expected = {**lowrank.cut(state.trees["start"], lowrank.rank_of(update.adapter)), **head_tree}
-            trees.require_same(expected, update.adapter, f"round {state.round}, client {update.client_id}")
+            trees.require_same(expected, update.adapter, f"round {state.round + 1}, client {update.client_id}")
         units = [lowrank.pairs(lowrank.to_unit(u.adapter, u.scaling)) for u in updates]
         p = weigh_products(reduce, units, shares(updates, weights))
         best = {m: filled(lowrank.truncate(lowrank.stack([unit[m] for unit in units], p), a.shape[0]), a) for m, (a, _) in start.items()}

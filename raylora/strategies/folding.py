@@ -46,7 +46,7 @@ def folding(
         updates = by_client(updates)
         for update in updates:
             expected = {**lowrank.cut(state.trees["start"], lowrank.rank_of(update.adapter)), **state.trees["head"]}
-            trees.require_same(expected, update.adapter, f"round {state.round}, client {update.client_id}")
+            trees.require_same(expected, update.adapter, f"round {state.round + 1}, client {update.client_id}")
         units = [lowrank.pairs(lowrank.to_unit(u.adapter, u.scaling)) for u in updates]
         p = weigh_products(reduce, units, shares(updates, weights))
         w, memory = rating(state, updates)

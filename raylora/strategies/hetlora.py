@@ -43,7 +43,7 @@ def hetlora(*, gamma: float = 1.0, lam: float = 0.0, rank_min: int = 1, weights:
         for update in updates:
             rank = lowrank.rank_of(update.adapter)
             received = lowrank.cut(server, rank)
-            trees.require_same(received, update.adapter, f"round {state.round}, client {update.client_id}")
+            trees.require_same(received, update.adapter, f"round {state.round + 1}, client {update.client_id}")
             cut = max(min(rank_min, rank), math.ceil(gamma * rank))
             if gamma < 1 and tail(update.adapter, cut) < tail(received, cut):
                 rank = kept_ranks[update.client_id] = cut

@@ -46,7 +46,7 @@ def scaffold(*, server_lr: float = 1.0, weights: str = "size", clients: int | No
     def aggregate(state: State, updates: Sequence[ClientUpdate]) -> State:
         deltas = [update.extra.get("delta_c", {}) for update in by_client(updates)]
         for update, delta in zip(by_client(updates), deltas, strict=True):
-            trees.require_same(state.trees["c"], delta, f"round {state.round}, client {update.client_id}, delta_c")
+            trees.require_same(state.trees["c"], delta, f"round {state.round + 1}, client {update.client_id}, delta_c")
         part = len(updates) / (clients or len(updates))
         c = trees.freeze(trees.add(state.trees["c"], mean(deltas, [1.0] * len(deltas)), part))
         after = inner.aggregate(state, updates)

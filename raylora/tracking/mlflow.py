@@ -9,6 +9,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,16 @@ ENDED = ("FINISHED", "FAILED", "KILLED")
 Line = Mapping[str, Any]
 
 
+SCHEMES = ("sqlite", "http", "https", "file", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
+
+
 def resolved(uri: str, folder: Path) -> str:
-    """A relative SQLite path made absolute. Raises InputError for SQLite on a network disk, whose locks cannot be trusted."""
+    """A relative SQLite path made absolute. Raises InputError for what is no tracking URI, and for SQLite on a network disk, whose locks
+    cannot be trusted."""
+    scheme, mark, rest = uri.partition("://")
+    known = {*SCHEMES, *(point.name for point in metadata.entry_points(group="mlflow.tracking_store"))}
+    if uri not in ("databricks", "databricks-uc", "uc") and (not mark or not rest or scheme.partition("+")[0] not in known):
+        raise InputError(f"tracking.uri: expected SCHEME://..., SCHEME one of {', '.join(sorted(known))}, found {uri!r}")
     if not uri.startswith("sqlite:///"):
         return uri
     path = (folder / uri.removeprefix("sqlite:///")).resolve()

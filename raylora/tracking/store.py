@@ -201,9 +201,10 @@ def experiment_id(client: Any, uri: str, name: str) -> str:
 
 
 def probe(uri: str) -> None:
-    """Raises sqlite3.OperationalError for a database that is locked; MLflow itself would wait twenty seconds each time."""
+    """Raises OSError or sqlite3.Error for a database that is locked or cannot be made: MLflow itself would try for minutes each time."""
     path = uri.removeprefix("sqlite:///")
-    if path != uri and os.path.exists(path):
+    if path != uri:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         database = sqlite3.connect(path, timeout=LOCKED_S, isolation_level=None)
         try:
             database.execute("BEGIN IMMEDIATE")

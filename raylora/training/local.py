@@ -136,7 +136,9 @@ def _phase(
         values = per_client.detach().tolist()
         for k, value in zip(active, values, strict=True):
             if not math.isfinite(value):
-                raise RunError(f"round {round}, client {jobs[k].client}, step {step}: the loss is {value}; try a smaller training.lr")
+                raise RunError(
+                    f"round {round + 1}, client {jobs[k].client}, step {step + 1}: the loss is {value}; try a smaller training.lr"
+                )
             losses[k].append(value)
         if not parameters:
             continue

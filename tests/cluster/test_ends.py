@@ -65,7 +65,7 @@ def test_interrupted_in_every_phase(start, runs, text, strike, left):
     out = command.folder / "out"
     if strike != HANG_UP:  # nobody is left to tell
         last = said.splitlines()[-1]
-        assert last.startswith("raylora: interrupted") and "raylora resume" in last
+        assert last.startswith("raylora: interrupted") and ("raylora resume out" in last) == (left != "nothing")
     if left == "nothing":
         assert not out.exists() and not [path for path in (command.folder / "cache").rglob("*") if path.is_file()]
         return

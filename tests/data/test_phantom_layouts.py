@@ -1,13 +1,14 @@
 """Cohorts on disk: names, sidecars and label values of the data sets they imitate."""
 
 import csv
+import errno
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, RunError
 from raylora.data.phantom import study, write_cohort
 from raylora.data.phantom_layouts import LAYOUTS, MNMS_CSV, _mnms_code
 from raylora.data.phantom_study import assign
@@ -142,6 +143,13 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        write_cohort(tmp_path / "new", patients=1, workers=1, progress=stop)
-    assert not list((tmp_path / "new").iterdir())
+    def full(done: int, total: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "empty").mkdir()
+    for out in ("new/deep", "empty"):
+        with pytest.raises(KeyboardInterrupt):
+            write_cohort(tmp_path / out, patients=1, workers=1, progress=stop)
+        with pytest.raises(RunError, match=f"{out}: No space left on device"):
+            write_cohort(tmp_path / out, patients=1, workers=1, progress=full)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]

@@ -1,5 +1,6 @@
 """Prepared folders: CineMA's preprocessing, restartable at any moment, nothing done twice, nothing left behind by a refusal."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,8 +15,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from raylora.core.errors import InputError
-from raylora.data import acdc, cases, grid, mnms, mnms2, native
+from raylora.core.errors import InputError, RunError
+from raylora.data import acdc, cases, grid, mnms, mnms2, native, shards
 from raylora.data.manifest import PrepareOptions, read_manifest
 from raylora.data.pool import process_map
 from raylora.data.prepare import prepare, prepare_study
@@ -183,6 +184,27 @@ def test_a_bad_study_ends_it_and_nothing_is_left(tmp_path, studies, write):
     with pytest.raises(InputError, match=r"patient003_frame09_gt.nii.gz: ES label: expected the values \[0, 1, 2, 3\], found 7"):
         prepare(studies, tmp_path / "out", SMALL)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tolerant", [False, True])
+def test_a_full_disk_is_no_studys_fault_and_what_is_whole_is_kept(tmp_path, studies, monkeypatch, tolerant):
+    written, write_shard = [], shards.write_shard
+
+    def filling(path, row, frames):
+        if len(written) == 2:
+            path.with_name(f".{path.name}.1.part").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        written.append(path.stem)
+        return write_shard(path, row, frames)
+
+    monkeypatch.setattr(shards, "write_shard", filling)
+    skip = {"problem": lambda id, error: None} if tolerant else {}
+    with pytest.raises(RunError, match=r"patient003.arrow: No space left on device: start again, what is done is kept"):
+        prepare(studies, tmp_path / "out", SMALL, **skip)
+    monkeypatch.undo()
+    done = []
+    prepare(studies, tmp_path / "out", SMALL, mapper=counting(done))
+    assert done == ["patient003", "patient004"] and not list((tmp_path / "out").rglob("*.part"))
 
 
 def test_bad_studies_are_skipped_and_recorded(tmp_path, studies, write):

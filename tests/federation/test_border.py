@@ -181,7 +181,7 @@ def test_of_a_thousand_malformed_updates_none_reaches_a_sum():
         liar = names[number % 3]
         if number % 2:
             summed, ended = play("stop", liar, draw)
-            assert isinstance(ended, RunError) and str(ended).startswith(f"round 0, client {liar}: ") and not summed, number
+            assert isinstance(ended, RunError) and str(ended).startswith(f"round 1, client {liar}: ") and not summed, number
             continue
         summed, (after, report) = play("exclude", liar, draw)
         assert [update.client_id for update in summed] == sorted({*names} - {liar}), number
@@ -229,7 +229,7 @@ def lying(plan):
 
 def test_a_run_leaves_the_client_out_and_says_so_or_ends(prepared_folder, tmp_path):
     options = {"training__rounds": 3, "strategy": {"name": "med_duallora", "head": "private"}}
-    with pytest.raises(RunError, match=r"^round 1, client GE: \S+ has values that are not finite$"):
+    with pytest.raises(RunError, match=r"^round 2, client GE: \S+ has values that are not finite$"):
         run(tiny(prepared_folder, "disease", **options), tmp_path / "stop", executor=lying)
     found = run(tiny(prepared_folder, "disease", **options, faults={"malformed": "exclude"}), tmp_path / "exclude", executor=lying)
     refused = [line.get("refused") for line in found.lines if line["kind"] == "round"]

@@ -165,10 +165,10 @@ def test_a_model_that_is_not_finite_is_not_sent(plan):
     host = host_of(plan)
     tree = told(host)
     broken = replace(tree, adapter={n: v * np.float32(np.nan if n == "classification_head.bias" else 1) for n, v in tree.adapter.items()})
-    with pytest.raises(RunError, match=r"^round 0, client GE"):
+    with pytest.raises(RunError, match=r"^round 1, client GE"):
         host.train(["GE"], [broken])
     untrained = replace(broken, task=Task(round=0, phases=(Phase(trains=("nothing",), share=0.0),), uploads=("*", "!local.*")))
-    with pytest.raises(RunError, match=r"^round 0, client GE: classification_head.bias is not finite after training"):
+    with pytest.raises(RunError, match=r"^round 1, client GE: classification_head.bias is not finite after training"):
         host.train(["GE"], [untrained])
 
 

@@ -28,7 +28,22 @@ def test_interval_of_normal_replicates_is_the_t_interval():
 def test_interval_that_does_not_exist():
     assert interval(np.array([1.0, 2.0]), degrees=0) is None
     assert interval(np.array([np.nan, np.nan]), degrees=4) is None
-    assert degrees_of_freedom(["a", "a", "b"]) == 1
+    assert degrees_of_freedom(["a", "a", "b", "b", "b"]) == 3
+    assert degrees_of_freedom(["a", "a", "b"]) == 0 and degrees_of_freedom(["a", "b"]) == 0, "one case shows no spread"
+
+
+def test_an_interval_without_the_spread_of_one_client_would_miss_the_truth():
+    """Why there is none: three patients at each of two clients and one at a third, whose spread is the largest."""
+    means, spread, strata = np.array([0.9, 0.9, 0.7]), np.array([0.01, 0.01, 0.15]), np.array([0, 0, 0, 1, 1, 1, 2])
+    covered = 0
+    for number in range(200):
+        rng = generator(number, "lonely")
+        values = rng.normal(means[strata], spread[strata])
+        weights = draws(strata, 200, generator(number, "bootstrap"))
+        by_client = [(weights[:, strata == c] @ values[strata == c]) / weights[:, strata == c].sum(1) for c in range(3)]
+        low, high = interval(np.mean(by_client, axis=0), degrees=len(strata) - 3)
+        covered += low <= means.mean() <= high
+    assert covered / 200 < 0.8 and interval(np.mean(by_client, axis=0), degrees_of_freedom(strata)) is None
 
 
 @pytest.mark.slow

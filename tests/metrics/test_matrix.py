@@ -29,7 +29,7 @@ def _threshold(model: str, value: float) -> CaseRow:
 SEGMENTATION = [
     *_dice("global", "A", "a1", 0.8), *_dice("global", "A", "a2", 0.9), *_dice("global", "A", "a3", 0.7),
     *_dice("global", "B", "b1", 0.5),
-    *_dice("B", "B", "b1", 0.6),
+    *_dice("B", "B", "b1", 0.5), *_dice("B", "B", "b2", 0.7),
     *_dice("frozen", "A", "a1", 0.3, round=0), *_dice("frozen", "A", "a2", 0.5, round=0), *_dice("frozen", "B", "b1", 0.1, round=0),
     *_dice("global", "A", "a1", 0.0, round=2), *_dice("global", "A", "v1", 0.0, split="validation"),
     *_dice("global", "held_out", "h1", 0.4),
@@ -40,11 +40,13 @@ def test_final_is_in_client_and_of_the_last_round():
     block = final(SEGMENTATION, task="segmentation", clients=["A", "B"])["dice"]
     assert block["per_client"] == {"A": pytest.approx(0.8), "B": pytest.approx(0.6)}  # A has no model of its own: the global one
     assert block["mean"] == pytest.approx(0.7)
-    assert block["pooled"] == pytest.approx((0.8 + 0.9 + 0.7 + 0.6) / 4)
-    assert block["n"] == 4
+    assert block["pooled"] == pytest.approx((0.8 + 0.9 + 0.7 + 0.5 + 0.7) / 5)
+    assert block["n"] == 5
     assert block["frozen"] == pytest.approx((0.4 + 0.1) / 2)
     low, high = block["ci95"]
-    assert 0.6 < low < 0.7 < high < 0.8
+    assert 0.5 < low < 0.7 < high < 0.9
+    alone = final([row for row in SEGMENTATION if row.patient != "b2"], task="segmentation", clients=["A", "B"])["dice"]
+    assert alone["mean"] == pytest.approx(0.65) and alone["ci95"] is None, "of B one patient is known, not how much its patients vary"
 
 
 def test_final_by_structure_and_absent_metrics():

@@ -155,6 +155,14 @@ def test_only_shared_patients_are_paired(tmp_path):
     assert pair.verdict == "not tested" and pair.sentence.endswith("they share fewer than two test patients.")
 
 
+def test_a_baseline_that_is_not_there_is_refused(tmp_path):
+    folder = make_run(tmp_path / "one", rounds=1, patients=2)
+    with pytest.raises(InputError, match=r"--baseline: expected a strategy or label of these runs \(fedit\), found fedti"):
+        compare([folder], baseline="fedti", replicates=FEW)
+    page = compare([folder], baseline="fedit", replicates=FEW).write_html(tmp_path / "page.html").read_text()
+    assert "Comparison of 1 run<" in page
+
+
 def test_folders_that_are_no_runs_and_runs_without_an_end(tmp_path):
     with pytest.raises(InputError, match="expected a run folder"):
         compare([tmp_path / "nothing"])

@@ -10,7 +10,7 @@ from make_run import make_run
 
 from raylora import cli, launch
 from raylora import config as configuration
-from raylora.core.errors import InputError, RunError
+from raylora.core.errors import InputError
 from raylora.report.compare import compare
 from raylora.tracking.mlflow import Finished, SweepTracker, texts, upload
 from raylora.tracking.remote import nested
@@ -76,7 +76,7 @@ def test_what_is_not_there_is_said(tracked, mlflow_uri, tmp_path, capsys):
     with pytest.raises(InputError, match="no such database"):
         launch.fetch("hearts", f"sqlite:///{tmp_path}/none.db", tmp_path)
     assert not (tmp_path / "none.db").exists()
-    with pytest.raises(RunError, match="MLflow at nonsense://x: "):
+    with pytest.raises(InputError, match="expected SCHEME://"):
         launch.fetch("hearts", "nonsense://x", tmp_path)
     assert cli.guarded(lambda: cli.app(["compare"], standalone_mode=False)) == 2
     assert cli.guarded(lambda: cli.app(["compare", "--uri", mlflow_uri], standalone_mode=False)) == 2

@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from raylora.report.table import (
+    NO_INTERVAL,
     Estimate,
     Table,
     bytes_text,
@@ -19,6 +20,7 @@ from raylora.report.table import (
     whole,
     words,
 )
+from raylora.report.tables import final_table
 
 TABLE = Table(
     "Scores & more",
@@ -77,3 +79,10 @@ def test_markdown_reads_as_the_table_does():
         "| a [b] | 0.873 [0.861, 0.885] | 0.500 | 0.800 [0.700, 0.900] | 20 |",
         "| c | n/a | n/a | n/a | n/a |",
     ]
+
+
+def test_a_score_without_an_interval_says_why():
+    block = {"mean": 0.8, "pooled": 0.8, "ci95": None, "n": 4, "frozen": 0.5, "per_client": {}}
+    said = {ci: final_table({"dice": {**block, "ci95": ci and list(ci)}}, "segmentation") for ci in (None, (0.7, 0.9))}
+    assert NO_INTERVAL in said[None].note and next(said[None].texts())[1] == "0.800"
+    assert NO_INTERVAL not in said[0.7, 0.9].note and next(said[0.7, 0.9].texts())[1] == "0.800 [0.700, 0.900]"

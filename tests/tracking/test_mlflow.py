@@ -277,8 +277,23 @@ def test_what_is_not_finished_is_not_uploaded(runs, tmp_path):
         launch.upload(tmp_path, "sqlite:///x.db")
     with pytest.raises(InputError, match="--uri: expected a tracking server"):
         launch.upload(found.folder)
-    with pytest.raises(RunError, match=r"^MLflow at nonsense://x: "):
-        launch.upload(found.folder, "nonsense://x")
+    for word in ("nonsense://x", "mlflow.db", "sqlite:", "http://", "://x"):
+        with pytest.raises(InputError, match=r"tracking.uri: expected SCHEME://\.\.\., SCHEME one of .*sqlite.*, found '"):
+            launch.upload(found.folder, word)
+
+
+def test_a_database_that_cannot_be_made_is_said_at_once(runs, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "text.db").write_text("this is no database " * 99)
+    began = time.monotonic()
+    for path, said in (
+        ("/proc/a.db", "unable to open"),
+        (tmp_path / "file" / "a.db", "File exists"),
+        (tmp_path / "text.db", "not a database"),
+    ):
+        with pytest.raises(RunError, match=f"^MLflow at sqlite:///{path}: .*{said}"):
+            launch.upload(runs("disease").folder, f"sqlite:///{path}")
+    assert time.monotonic() - began < 10
 
 
 def test_databases_are_found_from_the_working_folder_and_not_on_network_disks(tmp_path, monkeypatch):

@@ -296,7 +296,7 @@ def test_the_cosine_goes_from_the_rate_towards_zero_over_the_rounds():
 def test_the_first_loss_that_is_not_finite_ends_the_run_with_round_client_and_step():
     model = toy()
     jobs = [job(model, "a"), replace(job(model, "b"), samples=Rows(10, 1, bad=2))]
-    with pytest.raises(RunError, match=r"^round 3, client b, step 2: the loss is nan"):
+    with pytest.raises(RunError, match=r"^round 4, client b, step 3: the loss is nan"):
         go(model, jobs, replace(PLAIN_SGD, local_steps=5), round=3)
 
 
