@@ -6,6 +6,7 @@ CPU time. All systems run under one environment, with what raylora sets for itse
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import platform
@@ -24,13 +25,14 @@ import numpy as np
 
 from benchmarks.peers import build, gemm, prepare
 from benchmarks.peers.work import WORKLOADS, Workload, family
+from raylora.cluster import resources
 from raylora.cluster.driver import KEEP_PAGES
-from raylora.config import Training
 
 ROOT = build.ROOT
 TOLERANCE = 1e-4
 """Of a client's mean loss in a round, absolute; losses are about 1. Another order of sums moves them by some 1e-6, a step more or less or a
 missing average by more than 1e-2."""
+STACK = 16  # clients in one pass, at most
 LIMIT = 3600.0  # seconds of one run
 DEFAULT = ("raylora", "bare", "flower", "pfl")
 
@@ -58,16 +60,15 @@ def module(name: str, *words: str, python: Path | str = sys.executable) -> Comma
     return lambda folder, report: [str(python), "-m", f"benchmarks.peers.{name}", str(folder), str(report), *words]
 
 
+STACKS_SPREAD = "stack" in inspect.signature(resources.request).parameters
+"""Whether stacks may lie in several actors. Where they may not, clients are trained one by one here: one process of several threads is slower."""
+
+
 def raylora_settings(work: Workload, clients: int, workers: int) -> tuple[str, ...]:
-    """raylora as one would set it for the workload: clients stacked where a step is small, one by one where it is large."""
-    if work.size != "w1":
+    """raylora as one would set it: small steps stacked, the same number of stacks for each worker; a frozen prefix is kept by default."""
+    if work.size != "w1" or not STACKS_SPREAD:
         return ()
-    return (
-        f"training.stack={min(clients, 16)}",
-        f"placement.clients_per_actor={clients}",
-        f"placement.cpus_per_client={workers}",
-        f"training.threads={workers}",
-    )
+    return (f"training.stack={min(STACK, -(-clients // workers))}",)
 
 
 def commands(system: str, work: Workload, clients: int, workers: int) -> dict[str, Command]:
@@ -75,8 +76,7 @@ def commands(system: str, work: Workload, clients: int, workers: int) -> dict[st
     if system == "raylora":
         return {"": module("with_raylora", *raylora_settings(work, clients, workers))}
     if system == "raylora_unstacked":
-        off = ("training.cache=off",) if "cache" in Training.model_fields else ()
-        return {"": module("with_raylora", "training.stack=1", *off)}
+        return {"": module("with_raylora", "training.stack=1", "training.cache=off")}
     if system == "bare":
         return {kind: module("bare", kind) for kind in ("processes", "threads")}
     return {"": module(f"with_{system}", python=build.python(system))}
