@@ -119,8 +119,8 @@ def test_tracking_that_fails_is_a_note_and_the_record_is_brought_later(no_ray, p
     assert note.startswith(f"MLflow at {uri}: ") and f"raylora upload {tmp_path / 'run'}" in note
     if other is not None:
         assert "locked" in note
-        (writing,) = [thread for thread in threading.enumerate() if thread.name == "mlflow"]
-        writing.join(20)  # in a process that goes on the writer tries for a while
+        for writing in [thread for thread in threading.enumerate() if thread.name == "mlflow"]:
+            writing.join(20)  # in a process that goes on the writer tries for a while
         other.execute("ROLLBACK")
         other.close()
         return
