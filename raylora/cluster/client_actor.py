@@ -49,16 +49,14 @@ class ClientActor:
 
         `data` are the hashes of the prepared sets: where this machine does not have them the answer is None, and `parcels` are sent.
         """
+        from raylora.federation import memory
         from raylora.federation.spec import build_host  # torch is imported in the actor, not in the driver's first second
 
         if parcels is not None:
             spec = replace(spec, sets=tuple(str(travel.unpack(parcel, obtain.cache_folder(), ray.get)) for parcel in parcels))
         elif not all(travel.here(Path(folder), sha256) for folder, sha256 in zip(spec.sets, data, strict=True)):
             return None
-        if spec.device == "cuda" and gpus < 1:
-            import torch
-
-            torch.cuda.set_per_process_memory_fraction(gpus)  # processes that share a GPU keep to their shares
+        memory.keep_to_share(spec.device, gpus)
         self.host, self.gpus = build_host(spec, weights), gpus
         return ray.get_runtime_context().get_node_id(), os.getpid()
 

@@ -40,6 +40,12 @@ def limit(device: str, processes: int, share: float = 1.0) -> float:
     return _status("VmRSS") + SPARE * found["MemAvailable"] / processes
 
 
+def keep_to_share(device: str, share: float) -> None:
+    """Of a GPU that several processes share, take no more than this share."""
+    if device == "cuda" and share < 1:
+        torch.cuda.set_per_process_memory_fraction(share)
+
+
 def _status(name: str) -> int:
     try:
         with open("/proc/self/status", encoding="ascii") as file:

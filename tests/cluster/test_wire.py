@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -24,6 +24,7 @@ def alike(one, other) -> bool:
     )
 
 
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(TREES, TREES)
 def test_a_message_arrives_as_it_was_sent(first, second):
     found = unpack(pickle.loads(pickle.dumps(pack([first, {"inside": second}, "words", 1.5]))))
