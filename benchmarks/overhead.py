@@ -173,10 +173,10 @@ def first_tree(work: Work) -> Tree:
     if work.idle_mb is None:
         host = host_of(replace(work, clients=1))
         return initial_tree(host.model, host.protocol, "c0000", work.rank)
-    side = round(work.idle_mb * 1e6 / 4 / 50 / 8)
+    side = round(work.idle_mb * 1e6 / 4 / 50 / work.rank)
     rng = np.random.default_rng(0)
     return {
-        f"blocks.{i}.attn.qkv.lora_{s}": rng.random((8, side) if s == "A" else (side, 8)).astype(np.float32)
+        f"blocks.{i}.attn.qkv.lora_{s}": rng.random((work.rank, side) if s == "A" else (side, work.rank)).astype(np.float32)
         for i in range(25)
         for s in "AB"
     }
