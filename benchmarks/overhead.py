@@ -35,6 +35,7 @@ from raylora.cluster import driver, resources
 from raylora.cluster.client_actor import ClientActor, RayExecutor
 from raylora.core.types import Broadcast, Client, ClientState, ClientUpdate, State, Strategy, Tree
 from raylora.federation import checkpoint
+from raylora.federation.border import Checked
 from raylora.federation.client import Protocol, Shard, Site, initial_tree
 from raylora.federation.host import Host, Outcome
 from raylora.federation.rounds import Progress, receive, run_round
@@ -107,7 +108,13 @@ class Idle(Host):
     def train(self, clients: Sequence[str], broadcasts: Sequence[Broadcast]) -> list[Outcome]:
         return [
             Outcome(
-                update=ClientUpdate(client_id=client, num_examples=PATIENTS, adapter=broadcast.adapter, metrics={"loss": 1.0}),
+                update=ClientUpdate(
+                    client_id=client,
+                    num_examples=PATIENTS,
+                    adapter=broadcast.adapter,
+                    metrics={"loss": 1.0},
+                    scaling=self.protocol.alpha / self.protocol.max_rank,
+                ),
                 state=ClientState(round=broadcast.task.round),
                 seconds=0.0,
             )
@@ -182,39 +189,47 @@ def first_tree(work: Work) -> Tree:
     }
 
 
+Parties = tuple[Checked, Strategy, list[Client], State]
+
+
 @contextmanager
-def federation(work: Work) -> Iterator[tuple[Executor, Strategy, list[Client], State]]:
+def federation(work: Work) -> Iterator[Parties]:
     strategy = create("fedit", {}, seed=0, clients=work.clients)
     clients = [Client(id=name, num_examples=PATIENTS, rank=work.rank, scaling=8.0 / work.rank) for name in names(work)]
     executor = Executor(work)
     try:
-        yield executor, strategy, clients, strategy.init(first_tree(work))
+        tree = first_tree(work)
+        yield Checked(executor, clients, dict.fromkeys(names(work), tree), "stop"), strategy, clients, strategy.init(tree)
     finally:
         executor.close()
 
 
 def play(work: Work, rounds: int, *, keep: Path | None = None, look: int = 0) -> dict[str, Any]:
     """Seconds of each round, and the memory of driver and actors at the end (and every `look` rounds)."""
+    with federation(work) as parties:
+        return _play(work, parties, rounds, keep, look)
+
+
+def _play(work: Work, parties: Parties, rounds: int, keep: Path | None = None, look: int = 0) -> dict[str, Any]:
+    executor, strategy, clients, server = parties
+    progress, broadcasts = receive(Progress(round=0, server=server), strategy, clients, {})
+    cohort, record = names(work), None if keep is None else Record(keep)
     seconds, memory = [], []
-    with federation(work) as (executor, strategy, clients, server):
-        progress, broadcasts = receive(Progress(round=0, server=server), strategy, clients, {})
-        cohort, record = names(work), None if keep is None else Record(keep)
-        for t in range(rounds):
-            began = time.perf_counter()
-            progress, report = run_round(progress, broadcasts, strategy, clients, cohort, executor, stack=work.stack)
-            progress, broadcasts = receive(progress, strategy, clients, {})
-            if keep is not None and record is not None:
-                record.append([{"round": t, "client": one.client, **one.metrics} for one in report.clients])
-                checkpoint.save(keep / "checkpoints", progress, record.rows)
-                checkpoint.prune(keep / "checkpoints", 2)
-            seconds.append(time.perf_counter() - began)
-            if look and (t + 1) % look == 0:
-                memory.append(pss_mb(executor))
-        memory.append(pss_mb(executor))
-    return {"seconds": seconds, "pss_mb": memory}
+    for t in range(rounds):
+        began = time.perf_counter()
+        progress, report = run_round(progress, broadcasts, strategy, clients, cohort, executor, stack=work.stack)
+        progress, broadcasts = receive(progress, strategy, clients, {})
+        if keep is not None and record is not None:
+            record.append([{"round": t, "client": one.client, **one.metrics} for one in report.clients])
+            checkpoint.save(keep / "checkpoints", progress, record.rows)
+            checkpoint.prune(keep / "checkpoints", 2)
+        seconds.append(time.perf_counter() - began)
+        if look and (t + 1) % look == 0:
+            memory.append(pss_mb(executor))
+    return {"seconds": seconds, "pss_mb": [*memory, pss_mb(executor)]}
 
 
-def pss_mb(executor: Executor) -> float:
+def pss_mb(executor: Checked) -> float:
     """Proportional memory of the driver and its actors."""
     pids = [os.getpid(), *(pid for _, pid in executor.places)]
     return sum(psutil.Process(pid).memory_full_info().pss for pid in pids) / 1e6
@@ -232,9 +247,9 @@ def rounds(small: bool) -> dict[str, Any]:
     """Milliseconds of a median round in which clients return at once."""
     work = Work(clients=8, idle_mb=0.1 if small else 1.5)
     count = 5 if small else 60
-    plain = play(work, count)
-    with tempfile.TemporaryDirectory() as folder:
-        kept = play(work, count, keep=Path(folder))
+    with federation(work) as parties, tempfile.TemporaryDirectory() as folder:
+        plain = _play(work, parties, count)
+        kept = _play(work, parties, count, keep=Path(folder))
     return {"work": asdict(work), "rounds": count, "ms_per_round": 1000 * later(plain), "ms_per_round_kept": 1000 * later(kept)}
 
 

@@ -9,16 +9,11 @@ from benchmarks import overhead
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-@pytest.mark.parametrize("campaign", ["rounds", "clients", "growth"])
+@pytest.mark.parametrize("campaign", ["rounds", "growth"])
 def test_a_campaign_writes_what_it_measured(campaign, tmp_path, capsys):
     found = overhead.main([campaign, "--small", "--output", str(tmp_path)])
     assert json.loads((tmp_path / f"overhead_{campaign}.json").read_text()) == found == json.loads(capsys.readouterr().out)
-    keys = {
-        "rounds": ("ms_per_round", "ms_per_round_kept"),
-        "clients": ("seconds_per_round", "shard_mb", "state_mb"),
-        "growth": ("ms_per_round",),
-    }
-    assert all(found[key] > 0 for key in keys[campaign])
+    assert found["ms_per_round"] > 0 and (campaign == "growth" or found["ms_per_round_kept"] > 0)
 
 
 def test_the_curves_are_drawn(tmp_path):
