@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from raylora import __version__
 from raylora.cohort import Cohort, gather
-from raylora.config import Config
+from raylora.config import Config, dump
 from raylora.core import lowrank, sampling
 from raylora.core.errors import InputError
 from raylora.core.types import Broadcast, Client, ClientState, State, Strategy, Tree
@@ -30,7 +30,7 @@ from raylora.data.features import FOLDER
 from raylora.data.prepare import Mapper
 from raylora.data.transforms import Augmentation
 from raylora.dials import Dials, attacks, damages, make_dials, ranks, require_asynchronous
-from raylora.federation import checkpoint
+from raylora.federation import checkpoint, stacking
 from raylora.federation.border import Checked
 from raylora.federation.buffered import run_buffered
 from raylora.federation.client import compose, initial_tree
@@ -46,7 +46,7 @@ from raylora.models.cinema_weights import without_decoder
 from raylora.models.seen import Seen
 from raylora.models.stacked import StackedModel
 from raylora.models.weights import write_arrays
-from raylora.tracking.record import Record, finite, write_json
+from raylora.tracking.record import Record, finite, write_json, write_text
 from raylora.training import features
 from raylora.training.local import Settings
 
@@ -376,6 +376,13 @@ def run_experiment(
         yield {"event": "note", "text": f"computed once for each image: up to {cache.stage} ({cache.dtype}{views}; in {cache.folder})"}
     executor = Checked(make_executor(plan), clients, _shapes(model, plan), config.faults.malformed)
     try:
+        if config.training.stack == "auto":  # once: what was chosen is part of the run from now on
+            config, words = _measured(config, executor, len(clients))
+            plan = replace(plan, config=config)
+            write_text(out / "config.yaml", dump(config))
+            yield {"event": "note", "text": words}
+        stack = int(config.training.stack)
+        executor.arrange(stack)
         executor.restore(progress.states)
         progress, broadcasts = receive(progress, strategy, clients, plan.weights)
         executor.set_base(progress.base)
@@ -383,7 +390,7 @@ def run_experiment(
             t, began = progress.round, time.perf_counter()
             cohort = plan.dials.cohort(clients, t)
             conditions = plan.dials.conditions(cohort, t)
-            progress, report = play(progress, broadcasts, strategy, clients, cohort, executor, stack=_stack(config), conditions=conditions)
+            progress, report = play(progress, broadcasts, strategy, clients, cohort, executor, stack=stack, conditions=conditions)
             version = progress.base_version
             progress, broadcasts = receive(progress, strategy, clients, plan.weights)
             if progress.base_version != version:
@@ -429,8 +436,13 @@ def _shapes(model: StackedModel, plan: Plan) -> dict[str, Tree]:
     return {client.id: hollow[client.rank] for client in plan.clients}
 
 
-def _stack(config: Config) -> int:
-    return 1 if config.training.stack == "auto" else config.training.stack
+def _measured(config: Config, executor: Executor, clients: int) -> tuple[Config, str]:
+    """The configuration with as many clients in a pass as make the shortest round here, and words about it."""
+    actors, room = executor.room()
+    found = stacking.measure(executor.probe, stacking.most_per_pass(clients, actors), room)
+    chosen = stacking.choose(found, clients, actors, room)
+    training = config.training.model_copy(update={"stack": chosen})
+    return config.model_copy(update={"training": training}), stacking.in_words(found, chosen)
 
 
 # ---- models to score

@@ -78,6 +78,7 @@ class Finished:
     summary: dict[str, Any]
     sent: list[tuple[str, Broadcast]] = field(repr=False)
     received: list[ClientUpdate] = field(repr=False)
+    events: list[Mapping[str, Any]] = field(repr=False)
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -99,9 +100,9 @@ def run(config: Config, out: Path, executor: Callable[[experiment.Plan], Any] | 
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(configuration.dump(config))
-    *_, last = experiment.run_experiment(plan, out, executor or in_process, **options)
+    events = list(experiment.run_experiment(plan, out, executor or in_process, **options))
     sent, received = ([*one.sent], [*one.received]) if (one := next(iter(watched), None)) else ([], [])
-    return Finished(folder=out, config=config, plan=plan, summary=last["summary"], sent=sent, received=received)
+    return Finished(folder=out, config=config, plan=plan, summary=events[-1]["summary"], events=events, sent=sent, received=received)
 
 
 class Runs:

@@ -14,13 +14,15 @@ import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from raylora.cluster.resources import Request
+from raylora.cluster.wire import Packed, pack, repeated, unpack
 from raylora.core.errors import InputError, MachineError, RunError
-from raylora.core.types import Broadcast, ClientState
+from raylora.core.types import ClientState
 from raylora.data import obtain, travel
 from raylora.data.manifest import read_manifest
 from raylora.federation.host import EvalRow, Outcome, Scored
 from raylora.federation.rounds import Stack
 from raylora.federation.spec import HostSpec
+from raylora.federation.stacking import Probe
 
 RESTARTS = 3  # of one actor without an answer in between, before its loss ends the run
 ROOM_S = 2.0  # between looks at whether the cluster still has room for an actor that does not come up
@@ -33,29 +35,39 @@ LOST = (
 
 
 class ClientActor:
-    """One or more clients in a process of their own. Nothing in it is worth testing: it calls the host."""
+    """Clients in a process of their own: any of them, though each has its home. Nothing in it is worth testing: it calls the host."""
 
     def open(
-        self, spec: HostSpec, weights: Mapping[str, np.ndarray], data: Sequence[str], parcels: Sequence[travel.Parcel] | None = None
+        self,
+        spec: HostSpec,
+        weights: Mapping[str, np.ndarray],
+        data: Sequence[str],
+        gpus: float,
+        parcels: Sequence[travel.Parcel] | None = None,
     ) -> tuple[str, int] | None:
         """Build the host (here, so that what goes wrong is an error and not a lost actor); node and process id.
 
         `data` are the hashes of the prepared sets: where this machine does not have them the answer is None, and `parcels` are sent.
         """
+        from raylora.federation import memory
         from raylora.federation.spec import build_host  # torch is imported in the actor, not in the driver's first second
 
         if parcels is not None:
             spec = replace(spec, sets=tuple(str(travel.unpack(parcel, obtain.cache_folder(), ray.get)) for parcel in parcels))
         elif not all(travel.here(Path(folder), sha256) for folder, sha256 in zip(spec.sets, data, strict=True)):
             return None
-        self.host = build_host(spec, weights)
+        memory.keep_to_share(spec.device, gpus)
+        self.host, self.gpus = build_host(spec, weights), gpus
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def train(self, clients: Sequence[str], broadcasts: Sequence[Broadcast]) -> list[Outcome]:
-        return self.host.train(clients, broadcasts)
+    def train(self, clients: Sequence[str], message: Packed, known: Packed) -> Packed:
+        """Outcomes of one pass; the message holds the broadcasts, and the states of clients that this process does not have."""
+        broadcasts, states = unpack(message, unpack(known))
+        self.host.restore(states)
+        return pack(self.host.train(clients, broadcasts))
 
-    def evaluate(self, requests: Sequence[Scored], split: str, full: bool) -> list[EvalRow]:
-        return self.host.evaluate(requests, split, full=full)
+    def evaluate(self, requests: Packed, split: str, full: bool, stack: int, clients: Sequence[str]) -> list[EvalRow]:
+        return self.host.evaluate(unpack(requests), split, full=full, stack=stack, clients=frozenset(clients))
 
     def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
         return self.host.predictions(request, client, patient)
@@ -63,22 +75,32 @@ class ClientActor:
     def set_base(self, weights: Mapping[str, np.ndarray]) -> None:
         self.host.set_base(weights)
 
-    def restore(self, states: Mapping[str, ClientState]) -> None:
-        self.host.restore(states)
+    def probe(self, stack: int) -> Probe:
+        return self.host.probe(stack)
+
+    def memory_bytes(self, actors: int) -> float:
+        return self.host.memory_bytes(actors, self.gpus)
 
 
 class RayExecutor:
-    """An `Executor` over `ClientActor`s. A lost actor is started again, given its clients' states and asked again: no number changes."""
+    """An `Executor` over `ClientActor`s. A lost actor is started again and asked again: no number changes.
+
+    Clients stay where they are: an actor keeps the states of those it trained last. Where a pass brings clients together that were apart,
+    the states of those that come are sent with the call.
+    """
 
     def __init__(self, spec: HostSpec, weights: Any, request: Request, timeout_s: float) -> None:
         """`weights`: the backbone's, as arrays, or as a reference to where Ray holds them already."""
-        self.spec, self.request, self.timeout_s = spec, request, timeout_s
+        self.spec, self.request, self.timeout_s, self.stack = spec, request, timeout_s, 1
+        self.shared_spec = ray.put(spec)
         self.weights = (
             weights if isinstance(weights, ray.ObjectRef) else ray.put(dict(weights))
         )  # once a node; actors on a CPU use the object store's own memory
         self.data = [read_manifest(Path(folder)).data_sha256 for folder in spec.sets]
         self.base = ray.put({})
         self.states: dict[str, ClientState] = {}
+        self.at: dict[str, int] = {}  # client -> the actor that has its latest state
+        self.whole = [True] * len(request.groups)  # whether an actor's machine has everybody's studies
         self.home = {client: index for index, group in enumerate(request.groups) for client in group}
         self.restarts = [0] * len(request.groups)
         self.losses = [0] * len(request.groups)  # since the last answer
@@ -98,14 +120,15 @@ class RayExecutor:
 
     def _start(self, index: int) -> tuple[Any, Any]:
         actor = ray.remote(num_cpus=self.cpus[index], num_gpus=self.request.gpus)(ClientActor).remote()
-        return actor, actor.open.remote(self.spec.of(self.request.groups[index]), self.weights, self.data)
+        return actor, actor.open.remote(self.shared_spec, self.weights, self.data, self.request.gpus)
 
     def _send(self, index: int) -> Any:
-        """Open an actor on a machine without the data: its clients' studies go with it, and no others."""
-        spec = self.spec.of(self.request.groups[index])
+        """Open an actor on a machine without the data: its clients' studies go with it, and no others unless passes bring clients together."""
+        spec = self.spec if self.request.together else self.spec.of(self.request.groups[index])
+        self.whole[index] = self.request.together
         ids = [i for site in spec.sites for part in (site.training, site.validation, site.rating, site.test) for i in part]
         parcels = [travel.pack(Path(folder), ids, ray.put) for folder in spec.sets]
-        return self.actors[index].open.remote(spec, self.weights, self.data, parcels)
+        return self.actors[index].open.remote(spec, self.weights, self.data, self.request.gpus, parcels)
 
     def _opened(self, index: int, where: Any) -> tuple[str, int]:
         """Wait until an actor is there. A lost node takes its CPUs with it: then the actors that were on it share what is left."""
@@ -149,75 +172,102 @@ class RayExecutor:
                 raise MachineError(f"clients {clients}: their actor was lost {self.losses[index]} times in a row ({why})")
             ray.kill(self.actors[index])
             self.actors[index], where = self._start(index)
+            self.at = {client: place for client, place in self.at.items() if place != index}  # what it kept comes with the next call
             try:
                 self.places[index] = self._opened(index, where)
                 self.actors[index].set_base.remote(self.base)
-                self.actors[index].restore.remote({c: self.states[c] for c in self.request.groups[index] if c in self.states})
                 return
             except LOST as again:
                 error = again
+
+    def arrange(self, stack: int) -> None:
+        self.stack = stack
+        self.request = self.request.arranged(stack)
+        self.home = {client: index for index, group in enumerate(self.request.groups) for client in group}
+
+    def probe(self, stack: int) -> Probe:
+        def ask() -> Any:
+            return self.actors[0].probe.remote(stack)
+
+        return self._get(ask(), f"a pass of {stack} clients", retry=(0, ask))
+
+    def room(self) -> tuple[int, float]:
+        def ask() -> Any:
+            return self.actors[0].memory_bytes.remote(len(self.actors))
+
+        return len(self.actors), self._get(ask(), "memory", retry=(0, ask))
 
     def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
         lean = [
             [(client, replace(broadcast, base_delta={})) for client, broadcast in stack] for stack in stacks
         ]  # the driver has folded already
+        known = repeated([tree for stack in lean for _, broadcast in stack for tree in (broadcast.adapter, *broadcast.extra.values())])
+        shared = ray.put(pack(known))
+        places = self.request.assigned([[client for client, _ in stack] for stack in lean], self.whole)
 
-        def submit(stack: Stack) -> Any:
-            actor = self.actors[self.home[stack[0][0]]]
-            return actor.train.remote([client for client, _ in stack], [broadcast for _, broadcast in stack])
+        def submit(number: int) -> Any:
+            index, stack = places[number], lean[number]
+            clients = [client for client, _ in stack]
+            coming = {c: self.states[c] for c in clients if c in self.states and self.at.get(c) != index}
+            return self.actors[index].train.remote(clients, pack(([broadcast for _, broadcast in stack], coming), known), shared)
 
-        pending = {submit(stack): stack for stack in lean}
+        pending = {submit(number): number for number in range(len(lean))}
         while pending:
             ready, _ = ray.wait(list(pending), num_returns=1, timeout=self.timeout_s)
             if not ready:
-                names = ", ".join(client for stack in pending.values() for client, _ in stack)
+                names = ", ".join(client for number in pending.values() for client, _ in lean[number])
                 raise MachineError(f"no answer for {self.timeout_s:g} s (placement.timeout_s) from clients {names}")
-            stack = pending.pop(ready[0])
+            number = pending.pop(ready[0])
+            stack, index = lean[number], places[number]
             who = f"round {stack[0][1].task.round + 1}, client {', '.join(client for client, _ in stack)}"
-            index = self.home[stack[0][0]]
             try:
-                outcomes = ray.get(ready[0])
+                outcomes: list[Outcome] = unpack(ray.get(ready[0]))
                 self.losses[index] = 0
             except LOST as error:
                 self._revive(index, error)
-                lost = [stack, *(pending.pop(ref) for ref, other in list(pending.items()) if self.home[other[0][0]] == index)]
+                lost = [number, *(pending.pop(ref) for ref, other in list(pending.items()) if places[other] == index)]
                 pending |= {submit(other): other for other in lost}
                 continue
             except RayTaskError as error:
                 raise _unwrapped(error, who) from error
             if stack[0][1].task.phases:  # at once: if the actor is lost later in this round, these clients are not asked again
                 self.states |= {outcome.update.client_id: outcome.state for outcome in outcomes}
+                self.at |= {outcome.update.client_id: index for outcome in outcomes}
             yield from outcomes
 
     def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]:
-        shared = ray.put(list(requests))
+        shared = ray.put(pack(list(requests)))
 
-        def ask(actor: Any) -> Any:
-            return actor.evaluate.remote(shared, split, full)
+        def ask(index: int) -> Any:
+            return self.actors[index].evaluate.remote(shared, split, full, self.stack, self.request.groups[index])
 
         rows: list[EvalRow] = []
-        for index, reference in enumerate([ask(actor) for actor in self.actors]):
-            rows += self._get(reference, f"evaluation of {', '.join(self.request.groups[index])}", retry=(index, ask))
+        for index, reference in enumerate([ask(index) for index in range(len(self.actors))]):
+            rows += self._get(
+                reference, f"evaluation of {', '.join(self.request.groups[index])}", retry=(index, lambda index=index: ask(index))
+            )
         return sorted(rows, key=lambda row: row[:6])
 
     def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
         index = self.home[client]
 
-        def ask(actor: Any) -> Any:
-            return actor.predictions.remote(request, client, patient)
+        def ask() -> Any:
+            return self.actors[index].predictions.remote(request, client, patient)
 
-        return self._get(ask(self.actors[index]), f"prediction of {patient}", retry=(index, ask))
+        return self._get(ask(), f"prediction of {patient}", retry=(index, ask))
 
     def set_base(self, weights: Mapping[str, np.ndarray]) -> None:
         self.base = ray.put(dict(weights))
-        for index, reference in enumerate([actor.set_base.remote(self.base) for actor in self.actors]):
-            self._get(reference, "base", retry=(index, lambda actor: actor.set_base.remote(self.base)))
+
+        def tell(index: int) -> Any:
+            return self.actors[index].set_base.remote(self.base)
+
+        for index, reference in enumerate([tell(index) for index in range(len(self.actors))]):
+            self._get(reference, "base", retry=(index, lambda index=index: tell(index)))
 
     def restore(self, states: Mapping[str, ClientState]) -> None:
         self.states |= states
-        for index, group in enumerate(self.request.groups):
-            own = {client: states[client] for client in group if client in states}
-            self._get(self.actors[index].restore.remote(own), "restore", retry=(index, lambda actor, own=own: actor.restore.remote(own)))
+        self.at = {client: place for client, place in self.at.items() if client not in states}
 
     def describe(self) -> list[dict[str, object]]:
         return [
@@ -240,7 +290,7 @@ class RayExecutor:
                 raise MachineError(f"{who}: no answer for {self.timeout_s:g} s (placement.timeout_s)") from None
             except LOST as error:
                 self._revive(index, error)
-                reference = ask(self.actors[index])
+                reference = ask()
             except RayTaskError as error:
                 raise _unwrapped(error, who) from error
 

@@ -17,7 +17,7 @@ from raylora.cluster import resources
 from raylora.core.errors import InputError, MachineError, RunError
 
 if TYPE_CHECKING:  # a client process that only starts Ray need not import torch
-    from raylora.config import Placement, Training
+    from raylora.config import Training
     from raylora.federation.spec import SiteSpec
 
 Event = Mapping[str, Any]
@@ -50,25 +50,24 @@ def request_of(plan: Any, has: resources.Available, resume: bool = False) -> res
     frames = 2 if plan.config.task == "segmentation" else 1
     weights = {site.id: round_cost(site, plan.config.training, frames) for site in plan.spec.sites}
     try:
-        found = _request(weights, place, place.clients_per_actor, has)
+        return _request(plan, weights, place.clients_per_actor, has)
     except InputError:
         if not resume:
             raise
-        found = _request(weights, place, "auto", has)
-    if plan.config.training.stack not in (1, "auto") and len(found.groups) > 1:
-        raise InputError(
-            f"training.stack: clients that share a pass must be in one actor, found {len(found.groups)} (placement.clients_per_actor={len(weights)} is one)"
-        )
-    return found
+        return _request(plan, weights, "auto", has)
 
 
-def _request(weights: Mapping[str, float], place: Placement, clients_per_actor: int | str, has: resources.Available) -> resources.Request:
+def _request(plan: Any, weights: Mapping[str, float], clients_per_actor: int | str, has: resources.Available) -> resources.Request:
+    place, stack = plan.config.placement, plan.config.training.stack
     return resources.request(
         weights,
         cpus_per_client=place.cpus_per_client,
         gpus_per_client=place.gpus_per_client,
         clients_per_actor=clients_per_actor,
         available=has,
+        stack=1 if stack == "auto" else stack,
+        together=stack != 1,
+        passive=[site.id for site in plan.spec.sites if not site.training],
     )
 
 

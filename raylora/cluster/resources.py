@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from raylora.core.errors import InputError
+
+PATIENCE = 0.5  # of a stack's own cost: how much longer than the least busy actor its home may be busy before it goes elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +23,38 @@ class Available:
 class Request:
     """What the actors of one experiment need."""
 
-    groups: tuple[tuple[str, ...], ...]  # the clients of each actor
+    groups: tuple[tuple[str, ...], ...]  # the clients that are at home in each actor
     cpus: float  # of one actor
     gpus: float
+    costs: Mapping[str, float] = field(default_factory=dict)  # of a client's round, in any unit; absent: 1
+    passive: frozenset[str] = frozenset()  # clients that never train
+    together: bool = False  # passes may bring any clients together
+
+    def arranged(self, stack: int) -> Request:
+        """The same actors, each the home of whole stacks: what trains, cut in the order of its ids."""
+        everyone = sorted(client for group in self.groups for client in group)
+        return replace(self, groups=balanced(_units(everyone, self.passive, stack), self.cost, len(self.groups)))
+
+    def cost(self, clients: Sequence[str]) -> float:
+        return sum(self.costs.get(client, 1.0) for client in clients)
+
+    def assigned(self, stacks: Sequence[Sequence[str]], whole: Sequence[bool] = ()) -> list[int]:
+        """The actor of each stack of a round: where most of it is at home, unless that one would be busy while another had nothing to do.
+
+        `whole` says of each actor whether it has the data of clients that are not at home in it (default: all have).
+        """
+        home = {client: index for index, group in enumerate(self.groups) for client in group}
+        loads = [0.0] * len(self.groups)
+        places = [0] * len(stacks)
+        for number in sorted(range(len(stacks)), key=lambda i: (-self.cost(stacks[i]), stacks[i])):
+            at_home = [sum(home[client] == index for client in stacks[number]) for index in range(len(loads))]
+            able = [i for i in range(len(loads)) if not whole or whole[i] or at_home[i] == len(stacks[number])]
+            own = min(able, key=lambda i: (-at_home[i], loads[i], i))
+            idle = min(able, key=lambda i: (loads[i], i))
+            cost = self.cost(stacks[number])
+            places[number] = own if loads[own] <= loads[idle] + PATIENCE * cost else idle
+            loads[places[number]] += cost
+        return places
 
 
 def local() -> Available:
@@ -39,12 +70,21 @@ def _visible_gpus() -> int:
 
 
 def request(
-    weights: Mapping[str, float], *, cpus_per_client: float, gpus_per_client: float, clients_per_actor: int | str, available: Available
+    weights: Mapping[str, float],
+    *,
+    cpus_per_client: float,
+    gpus_per_client: float,
+    clients_per_actor: int | str,
+    available: Available,
+    stack: int = 1,
+    together: bool = False,
+    passive: Collection[str] = (),
 ) -> Request:
     """Spread clients over actors, the heaviest first, and check that all actors fit at once.
 
-    `weights` are the clients' expected costs (training patients). One client at a time computes in an actor, so an actor needs one client's
-    share. Raises InputError when the shares do not exist or a GPU share does not divide one.
+    `weights` are the clients' expected costs. One pass at a time computes in an actor, so an actor needs one client's share; the clients of
+    a pass (`stack` of them, in the order of their ids, `passive` ones apart) have one home. Raises InputError when the shares do not exist
+    or a GPU share does not divide one.
     """
     if 0 < gpus_per_client < 1 and abs(round(1 / gpus_per_client) - 1 / gpus_per_client) > 1e-6:
         raise InputError(
@@ -53,10 +93,11 @@ def request(
     if gpus_per_client > 1 and gpus_per_client != int(gpus_per_client):
         raise InputError(f"placement.gpus_per_client: above one it must be a whole number, found {gpus_per_client:g}")
     fits = fitting(available, cpus_per_client, gpus_per_client)
+    units = _units(sorted(weights), passive, stack)
     if clients_per_actor == "auto":
-        count = max(1, min(len(weights), fits))
+        count = max(1, min(len(units), fits))
     else:
-        count = math.ceil(len(weights) / int(clients_per_actor))
+        count = min(len(units), math.ceil(len(weights) / int(clients_per_actor)))
     if count > fits:
         packed = f"; placement.clients_per_actor={math.ceil(len(weights) / fits)} would fit" if fits else ""
         kinds = f"{count * cpus_per_client:g} CPUs" + (f" and {count * gpus_per_client:g} GPUs" if gpus_per_client else "")
@@ -65,7 +106,10 @@ def request(
             f"placement: {who} {kinds} (cpus_per_client={cpus_per_client:g}, gpus_per_client={gpus_per_client:g}), "
             f"{available.where} has {available.cpus:g} CPUs and {available.gpus:g} GPUs{packed}"
         )
-    return Request(groups=balanced(weights, count), cpus=cpus_per_client, gpus=gpus_per_client)
+    found = Request(
+        groups=(), cpus=cpus_per_client, gpus=gpus_per_client, costs=dict(weights), passive=frozenset(passive), together=together
+    )
+    return replace(found, groups=balanced(units, found.cost, count))
 
 
 def fitting(available: Available, cpus: float, gpus: float) -> int:
@@ -77,12 +121,19 @@ def fitting(available: Available, cpus: float, gpus: float) -> int:
     return min(by_cpu, by_gpu)
 
 
-def balanced(weights: Mapping[str, float], count: int) -> tuple[tuple[str, ...], ...]:
-    """Longest processing time first: each client to the actor with the least to do so far."""
+def balanced(units: Sequence[tuple[str, ...]], cost: Callable[[tuple[str, ...]], float], count: int) -> tuple[tuple[str, ...], ...]:
+    """Longest processing time first: each unit to the actor with the least to do so far."""
     loads = [0.0] * count
     groups: list[list[str]] = [[] for _ in range(count)]
-    for client in sorted(weights, key=lambda c: (-weights[c], c)):
-        target = min(range(count), key=lambda i: (loads[i], i))
-        groups[target].append(client)
-        loads[target] += weights[client]
-    return tuple(tuple(sorted(group)) for group in groups if group)
+    for unit in sorted(units, key=lambda unit: (-cost(unit), unit)):
+        target = min(range(count), key=lambda i: (loads[i], len(groups[i]), i))
+        groups[target] += unit
+        loads[target] += cost(unit)
+    return tuple(tuple(sorted(group)) for group in groups)
+
+
+def _units(clients: Sequence[str], passive: Collection[str], stack: int) -> list[tuple[str, ...]]:
+    """Clients that share a pass when all take part; those that never train are each by itself."""
+    training = [client for client in clients if client not in passive]
+    stacks = [tuple(training[i : i + stack]) for i in range(0, len(training), stack)]
+    return [*stacks, *((client,) for client in clients if client in passive)]

@@ -11,6 +11,7 @@ import numpy as np
 from raylora.core.types import ClientState
 from raylora.federation.host import EvalRow, Host, Outcome, Scored
 from raylora.federation.rounds import Stack
+from raylora.federation.stacking import Probe
 
 
 class InProcess:
@@ -18,13 +19,23 @@ class InProcess:
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self.stack = 1
 
     def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
         for stack in stacks:
             yield from self.host.train([client for client, _ in stack], [broadcast for _, broadcast in stack])
 
+    def arrange(self, stack: int) -> None:
+        self.stack = stack
+
+    def probe(self, stack: int) -> Probe:
+        return self.host.probe(stack)
+
+    def room(self) -> tuple[int, float]:
+        return 1, self.host.memory_bytes(1)
+
     def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]:
-        return sorted(self.host.evaluate(requests, split, full=full), key=lambda row: row[:6])
+        return sorted(self.host.evaluate(requests, split, full=full, stack=self.stack), key=lambda row: row[:6])
 
     def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
         return self.host.predictions(request, client, patient)

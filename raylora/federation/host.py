@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from raylora.core.types import Broadcast, ClientState, ClientUpdate, Tree
-from raylora.federation.client import Protocol, Site, work
+from raylora.core.types import Broadcast, ClientState, ClientUpdate, Phase, Tree
+from raylora.federation import memory
+from raylora.federation.client import Protocol, Site, initial_tree, work
+from raylora.federation.stacking import Probe
 from raylora.models.stacked import StackedModel
 from raylora.training.features import Prefix
 from raylora.training.inference import evaluate, segment
+from raylora.training.local import Job, train
+
+PROBE_STEPS, PROBE_LR = 2, 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +48,12 @@ EvalRow = tuple[str, str, str, str, str, str, float]
 class Host:
     """Clients that share a process. A round is idempotent: asked again for the same round, a client starts from the same state."""
 
-    def __init__(self, model: StackedModel, protocol: Protocol, sites: Sequence[Site]) -> None:
-        self.model, self.protocol = model, protocol
-        self.sites = {site.id: site for site in sites}
-        self.states: dict[str, ClientState | None] = {site.id: None for site in sites}
+    def __init__(self, model: StackedModel, protocol: Protocol, sites: Mapping[str, Site]) -> None:
+        self.model, self.protocol, self.sites = model, protocol, sites
+        self.states: dict[str, ClientState] = {}
         self.after: dict[str, ClientState] = {}
         self.original = {name: weight.detach() for name, weight in model.weights.items()}
         self.folded: frozenset[str] = frozenset()
-        self.stack = 1  # models that share a pass over the same patients
 
     def train(self, clients: Sequence[str], broadcasts: Sequence[Broadcast]) -> list[Outcome]:
         """One round of clients that share a pass."""
@@ -59,7 +63,7 @@ class Host:
             if state is not None and state.round < round:  # that round is over: what it left is where this one starts
                 self.states[client] = state
         started = time.perf_counter()
-        results = work(self.model, self.protocol, [self.sites[c] for c in clients], [self.states[c] for c in clients], broadcasts)
+        results = work(self.model, self.protocol, [self.sites[c] for c in clients], [self.states.get(c) for c in clients], broadcasts)
         seconds = (time.perf_counter() - started) / len(clients)
         for client, broadcast, (_, state) in zip(clients, broadcasts, results, strict=True):
             if broadcast.task.phases:
@@ -67,11 +71,39 @@ class Host:
         return [Outcome(update=update, state=state, seconds=seconds) for update, state in results]
 
     def restore(self, states: Mapping[str, ClientState]) -> None:
-        """Take the states that a driver kept (after a restart, or to resume)."""
+        """Take the states that a driver kept: after a restart, to resume, or of clients that were elsewhere."""
         for client, state in states.items():
-            if client in self.sites:
-                self.states[client] = state
-                self.after.pop(client, None)
+            self.states[client] = state
+            self.after.pop(client, None)
+
+    def probe(self, stack: int) -> Probe:
+        """What a training step costs with the first `stack` clients in one pass. Nothing of it is kept."""
+        training = (site for site in map(self.sites.__getitem__, sorted(self.sites)) if len(site.shard.training))
+        chosen = list(itertools.islice(training, stack))
+        trees = [initial_tree(self.model, self.protocol, site.id, site.rank) for site in chosen]
+        jobs = [
+            Job(client=site.id, samples=site.shard.training, tree=tree, alpha=self.protocol.alpha)
+            for site, tree in zip(chosen, trees, strict=True)
+        ]
+
+        def steps(count: int) -> None:
+            settings = replace(self.protocol.settings, local_epochs=None, local_steps=count, lr=PROBE_LR)
+            train(self.model, jobs, (Phase(trains=("*",)),), settings, self.protocol.loss, seed=self.protocol.seed, round=0)
+
+        with memory.Peak(self.device) as peak:
+            steps(1)  # also what is slow only once
+            started = time.perf_counter()
+            steps(PROBE_STEPS)
+            seconds = time.perf_counter() - started
+        return Probe(clients=stack, seconds=seconds / PROBE_STEPS / len(chosen), bytes=peak.bytes)
+
+    def memory_bytes(self, actors: int, share: float = 1.0) -> float:
+        """How large this process may become beside `actors` - 1 others like it; of a GPU, its share."""
+        return memory.limit(self.device, actors, share)
+
+    @property
+    def device(self) -> str:
+        return next(iter(self.model.weights.values())).device.type
 
     def set_base(self, weights: Mapping[str, np.ndarray]) -> None:
         """The base from now on: the original, with these weights in place of its own."""
@@ -82,15 +114,17 @@ class Host:
         if prefix is not None and prefix.holds([*back, *weights]):  # folds go into adapted layers, behind it: no method does this
             self.model.prefix = Prefix(self.model, prefix.spec)
 
-    def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]:
-        """Rows of every requested model on this host's share of the requested patients.
+    def evaluate(
+        self, requests: Sequence[Scored], split: str, *, full: bool, stack: int = 1, clients: Collection[str] | None = None
+    ) -> list[EvalRow]:
+        """Rows of every requested model on the requested patients, or those of some clients alone.
 
         Models that are asked for the same patients share passes over them, `stack` at a time in the order of the requests: which ones
-        follows from the requests alone, not from the patients that this host has.
+        follows from the requests alone, not from who scores them.
         """
         rows: list[EvalRow] = []
-        for together in _sharing(requests, self.stack):
-            here = [client for client in together[0].data_of if client in self.sites]
+        for together in _sharing(requests, stack):
+            here = [client for client in together[0].data_of if clients is None or client in clients]
             if not here:
                 continue
             self.model.load([r.tree for r in together], [self.protocol.alpha] * len(together), self.protocol.settings.dtype)

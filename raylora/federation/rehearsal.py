@@ -12,6 +12,7 @@ from raylora.core.types import Broadcast, Client, ClientState
 from raylora.federation.client import Protocol, Shard, Site, compose, parted
 from raylora.federation.host import EvalRow, Outcome, Scored
 from raylora.federation.rounds import Stack
+from raylora.federation.stacking import Probe
 from raylora.models.stacked import StackedModel
 
 SCORE, LOSS = 0.5, 1.0  # what a client claims where it would measure
@@ -57,6 +58,15 @@ class Rehearsal:
         if task.phases:
             self.states[site.id] = after
         return Outcome(update=update, state=after, seconds=0.0)
+
+    def arrange(self, stack: int) -> None:
+        """Nobody trains."""
+
+    def probe(self, stack: int) -> Probe:
+        return Probe(clients=stack, seconds=0.0, bytes=0)
+
+    def room(self) -> tuple[int, float]:
+        return 1, 0.0
 
     def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]:
         return []

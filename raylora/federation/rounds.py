@@ -12,6 +12,7 @@ from raylora.core import lowrank, payload
 from raylora.core.clock import NEUTRAL, Conditions, close, exchange_s
 from raylora.core.types import Broadcast, Client, ClientState, ClientUpdate, State, Strategy, Tree
 from raylora.federation.host import EvalRow, Outcome, Scored
+from raylora.federation.stacking import Probe
 
 Stack = Sequence[tuple[str, Broadcast]]
 """Clients that share a pass, in client-id order."""
@@ -21,6 +22,15 @@ class Executor(Protocol):
     """How clients are run: in this process, or in Ray actors. It never changes a number."""
 
     def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]: ...
+
+    def arrange(self, stack: int) -> None:
+        """So many clients share a pass from now on."""
+
+    def probe(self, stack: int) -> Probe:
+        """What a training step of so many clients in one pass costs where clients run."""
+
+    def room(self) -> tuple[int, float]:
+        """How many passes run at once, and the bytes that each may take."""
 
     def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]: ...
 

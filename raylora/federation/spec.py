@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -126,15 +126,37 @@ def protocol_of(spec: HostSpec) -> Protocol:
 
 
 def build_host(spec: HostSpec, weights: Mapping[str, np.ndarray]) -> Host:
-    """The host of the spec's sites: opens their studies memory-mapped and builds the model once."""
+    """The host of the spec's sites: builds the model once, and opens studies memory-mapped where they are needed."""
     torch.set_num_threads(spec.threads)
     model = build_model(spec.model, weights, spec.device, spec.settings.dtype)
     if spec.cache is not None:
         model.prefix = Prefix(model, spec.cache)
     prepared = [PreparedSet.open(Path(folder)) for folder in spec.sets]
     where = {row.id: opened for opened in prepared for row in opened.manifest.rows}
-    sites = [Site(id=site.id, rank=site.rank, shard=_shard(site, where, spec, model), attack=site.attack) for site in spec.sites]
-    return Host(model, protocol_of(spec), sites)
+    return Host(model, protocol_of(spec), Sites(spec, where, model))
+
+
+class Sites(Mapping[str, Site]):
+    """The spec's clients; the studies of one are opened when it is first asked for."""
+
+    def __init__(self, spec: HostSpec, where: Mapping[str, PreparedSet], model: StackedModel) -> None:
+        self.spec, self.where, self.model = spec, where, model
+        self.known = {site.id: site for site in spec.sites}
+        self.opened: dict[str, Site] = {}
+
+    def __getitem__(self, client: str) -> Site:
+        if client not in self.opened:
+            site = self.known[client]
+            self.opened[client] = Site(
+                id=site.id, rank=site.rank, shard=_shard(site, self.where, self.spec, self.model), attack=site.attack
+            )
+        return self.opened[client]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.known)
+
+    def __len__(self) -> int:
+        return len(self.known)
 
 
 def _shard(site: SiteSpec, where: Mapping[str, PreparedSet], spec: HostSpec, model: StackedModel) -> Shard:

@@ -36,6 +36,7 @@ class Adapted(nn.Module):
         self.router: Tensor | None = None  # (K, adapters, in)
         self.dropout = 0.0
         self.streams: Sequence[torch.Generator] = ()  # one per client while training
+        self.samples: Sequence[int] = ()  # of each client's batch; what follows them is padding, for which nothing is drawn
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.factors:
@@ -108,8 +109,11 @@ class Adapted(nn.Module):
     def _drop(self, x: Tensor) -> Tensor:
         keep = 1.0 - self.dropout
         parts = x.chunk(len(self.streams))
-        masks = [torch.empty(part.shape).bernoulli_(keep, generator=g).to(part) for part, g in zip(parts, self.streams, strict=True)]
-        return x * torch.cat(masks) / keep
+        masks = []
+        for part, stream, samples in zip(parts, self.streams, self.samples or [len(part) for part in parts], strict=True):
+            drawn = torch.empty((samples, *part.shape[1:])).bernoulli_(keep, generator=stream)
+            masks += [drawn, drawn.new_zeros((len(part) - samples, *part.shape[1:]))]
+        return x * torch.cat(masks).to(x) / keep
 
 
 def _convolution(base: nn.Module) -> Callable[..., Tensor]:

@@ -219,11 +219,16 @@ class StackedModel:
         self._connect()
         return {name: self.parameters[name] for name in sorted(trained)}
 
+    def present(self, samples: Sequence[int]) -> None:
+        """How many samples of each client's batch are real in the next pass: padding draws nothing from a client's stream."""
+        for layer in self.layers.values():
+            layer.samples = samples
+
     def end(self) -> None:
         """Back to evaluation: no gradient, no dropout, no stop-gradient; gates stay, they are part of the model."""
         self.parameters = {name: value.detach() for name, value in self.parameters.items()}
         for layer in self.layers.values():
-            layer.detached, layer.streams = frozenset(), ()
+            layer.detached, layer.streams, layer.samples = frozenset(), (), ()
         self._connect()
 
     def gate(self, gates: Mapping[str, float]) -> None:

@@ -125,6 +125,11 @@ def _write(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Atomically; no NaN or Infinity."""
+    write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file holds all of it, or what it held before."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(finite(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -221,6 +221,7 @@ def quiet() -> None:
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the writer tries again by itself
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",  # read when it is imported
     }.items():
         os.environ.setdefault(name, value)
     for logger in ("mlflow", "alembic"):

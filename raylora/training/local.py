@@ -130,6 +130,7 @@ def _phase(
             parameters = model.begin(phase, trained, [streams[k] for k in staying])
             active = staying
         inputs, targets, weights = _stack([jobs[k].samples.batch(plans[k][step], draws[k]) for k in active])
+        model.present([len(plans[k][step]) for k in active])
         device = next(iter(model.weights.values())).device
         logits = model(*(tensor.to(device, settings.dtype) for tensor in inputs))
         per_client = loss(logits.to(kept), targets.to(device), weights.to(device, kept))

@@ -20,7 +20,7 @@ RATE = {"strategy": {"name": "rate_my_lora", "temperature": 0.1}}
 DUAL = {"strategy": {"name": "med_duallora", "head": "private"}}
 
 
-def on_ray(config, out, kind=RayExecutor):
+def on_ray(config, out, kind=RayExecutor, **options):
     """The rounds in this process, the clients in actors: as the driver actor does it."""
     made = []
 
@@ -28,7 +28,7 @@ def on_ray(config, out, kind=RayExecutor):
         made.append(kind(plan.spec, plan.weights, driver.request_of(plan, driver.available()), config.placement.timeout_s))
         return made[-1]
 
-    return run(config, out, executor=executor), made[0]
+    return run(config, out, executor=executor, **options), made[0]
 
 
 def timeless(found):
@@ -86,6 +86,23 @@ def test_the_same_faults_for_any_number_of_actors(runs, prepared_folder, tmp_pat
     assert found.summary["virtual_seconds"] == runs("disease", **dials).summary["virtual_seconds"] > 0
 
 
+STACKED = {
+    "training__stack": 2,
+    "training__rounds": 4,
+    "sampling": {"kind": "uniform", "fraction": 0.75},
+    "strategy": {"name": "med_duallora", "head": "private"},
+    "evaluation__every": 2,
+}
+"""Three of four clients a round: who shares a pass with whom changes from round to round, and private state with it."""
+
+
+@pytest.mark.parametrize("packed", [4, 1])
+def test_stacks_are_the_same_for_any_number_of_actors(runs, prepared_folder, tmp_path, packed):
+    found, executor = on_ray(tiny(prepared_folder, "disease", **STACKED, placement={"clients_per_actor": packed}), tmp_path)
+    assert len(executor.describe()) == {4: 1, 1: 2}[packed], "an actor has whole stacks"
+    same_run(found, runs("disease", **STACKED))
+
+
 class Killing(RayExecutor):
     """Kills one actor in the second round, after the first of its two clients has answered."""
 
@@ -108,6 +125,45 @@ def test_two_actors_one_of_which_is_killed(runs, prepared_folder, tmp_path):
     found, executor = on_ray(tiny(prepared_folder, "disease", **options, placement={"clients_per_actor": 2}), tmp_path, Killing)
     assert executor.victim and sorted(actor["restarts"] for actor in executor.describe()) == [0, 1]
     same_run(found, runs("disease", **options))
+
+
+def test_stacks_are_the_same_after_an_actor_was_killed(runs, prepared_folder, tmp_path):
+    """Its clients' private states come with the next call."""
+
+    class AtOnce(RayExecutor):
+        def train(self, stacks):
+            if stacks[0][0][1].task.round == 2 and not any(self.restarts):
+                os.kill(self.places[0][1], signal.SIGKILL)
+            yield from super().train(stacks)
+
+    found, executor = on_ray(tiny(prepared_folder, "disease", **STACKED, placement={"clients_per_actor": 2}), tmp_path, AtOnce)
+    assert sorted(actor["restarts"] for actor in executor.describe()) == [0, 1]
+    same_run(found, runs("disease", **STACKED))
+
+
+def test_stacks_are_the_same_after_a_resume_on_other_actors(runs, prepared_folder, tmp_path):
+    class Interrupted(RayExecutor):
+        def train(self, stacks):
+            if stacks[0][0][1].task.round == 3:
+                raise KeyboardInterrupt
+            yield from super().train(stacks)
+
+    options = {**STACKED, "placement": {"clients_per_actor": 4}}
+    with pytest.raises(KeyboardInterrupt):
+        on_ray(tiny(prepared_folder, "disease", **options), tmp_path, Interrupted)
+    found, _ = on_ray(tiny(prepared_folder, "disease", **{**options, "placement": {"clients_per_actor": 2}}), tmp_path, resume=True)
+    same_run(found, runs("disease", **STACKED))
+
+
+def test_auto_measures_in_an_actor_and_writes_down_what_it_found(prepared_folder, tmp_path):
+    config = tiny(prepared_folder, "disease", training__stack="auto", placement={"clients_per_actor": 2})
+    found, executor = on_ray(config, tmp_path / "auto")
+    (note,) = [event["text"] for event in found.events if "training.stack: auto is" in event.get("text", "")]
+    chosen = configuration.load(tmp_path / "auto" / "config.yaml").training.stack
+    assert chosen in (1, 2) and note.startswith(f"training.stack: auto is {chosen} here (clients in a pass: 1: ")
+    assert found.summary["numerics"]["stack"] == chosen == executor.stack
+    again = run(configuration.load(tmp_path / "auto" / "config.yaml"), tmp_path / "again")
+    assert again.hashes == found.hashes and again.summary["config_sha256"] == found.summary["config_sha256"]
 
 
 def test_four_actors_on_quarters_of_a_gpu_by_the_whole_path(runs, prepared_folder, tmp_path, mlflow_uri):

@@ -87,28 +87,59 @@ def test_shares_do_not_span_two_gpus():
 
 
 def test_the_heaviest_first_each_to_who_has_the_least_to_do():
-    assert balanced({"a": 1.5, "b": 5.0, "c": 3.0, "d": 1.0}, 2) == (("b",), ("a", "c", "d"))
+    assert alone({"a": 1.5, "b": 5.0, "c": 3.0, "d": 1.0}, 2) == (("b",), ("a", "c", "d"))
+
+
+def alone(weights, count):
+    return balanced([(client,) for client in weights], lambda unit: weights[unit[0]], count)
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.floats(0.1, 100), min_size=1, max_size=12), st.integers(1, 6))
 def test_every_client_has_one_actor_and_none_has_much_more_to_do(weights, count):
     count = min(count, len(weights))
-    groups = balanced(weights, count)
+    groups = alone(weights, count)
     assert sorted(client for group in groups for client in group) == sorted(weights) and len(groups) == count
     loads = [sum(weights[client] for client in group) for group in groups]
     assert max(loads) <= sum(weights.values()) / count + max(weights.values()) + 1e-9  # Graham's bound
-    assert balanced(dict(reversed(list(weights.items()))), count) == groups
+    assert alone(dict(reversed(list(weights.items()))), count) == groups
 
 
 def test_a_plan_weighs_its_clients_and_keeps_those_that_share_a_pass_together(prepared_folder):
     here = Available(cpus=4, gpus=0, where="here")
     pooled = make_plan(tiny(prepared_folder, "disease", strategy={"name": "centralised"}, placement={"clients_per_actor": 3}))
     assert request_of(pooled, here).groups == (("pooled",), ("Canon", "GE", "Philips", "Siemens")), "it has nearly all of the work"
-    stacked = {"training__stack": 2}
-    with pytest.raises(InputError, match=r"^training.stack: .* in one actor, found 2 \(placement.clients_per_actor=4 is one\)$"):
-        request_of(make_plan(tiny(prepared_folder, "disease", **stacked, placement={"clients_per_actor": 2})), here)
-    assert len(request_of(make_plan(tiny(prepared_folder, "disease", **stacked, placement={"clients_per_actor": 4})), here).groups) == 1
+    pairs = make_plan(tiny(prepared_folder, "disease", training__stack=2, placement={"clients_per_actor": 2}))
+    assert set(request_of(pairs, here).groups) == {("Canon", "GE"), ("Philips", "Siemens")}
+
+
+def test_the_clients_of_a_pass_have_one_home_and_those_that_never_train_are_spread():
+    weights = {**dict.fromkeys("abcdef", 4.0), "held": 3.0, "out": 1.0}
+    options = {"cpus_per_client": 1.0, "gpus_per_client": 0.0, "available": Available(cpus=9, gpus=0, where="here")}
+    found = request(weights, clients_per_actor=4, stack=4, passive=("held", "out"), **options)
+    assert found.groups == (("a", "b", "c", "d"), ("e", "f", "held", "out"))
+    assert len(request(weights, clients_per_actor=1, stack=4, passive=("held", "out"), **options).groups) == 4, (
+        "as many as there are stacks"
+    )
+    apart = request(weights, clients_per_actor=4, passive=("held", "out"), **options)
+    assert apart.groups == (("a", "c", "e", "held"), ("b", "d", "f", "out")) and apart.arranged(4).groups == found.groups
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=15), st.integers(1, 4), st.integers(1, 4), st.data())
+def test_every_stack_of_a_round_has_an_actor_and_no_actor_idles_beside_a_long_queue(costs, stack, actors, data):
+    weights = {f"c{i:02d}": float(cost) for i, cost in enumerate(costs)}
+    options = {"cpus_per_client": 1.0, "gpus_per_client": 0.0, "available": Available(cpus=9, gpus=0, where="here")}
+    found = request(weights, clients_per_actor=math.ceil(len(weights) / actors), stack=stack, **options)
+    cohort = sorted(data.draw(st.sets(st.sampled_from(sorted(weights)), min_size=1)))
+    stacks = [cohort[i : i + stack] for i in range(0, len(cohort), stack)]
+    places = found.assigned(stacks)
+    assert places == found.assigned(stacks) and len(places) == len(stacks) and set(places) <= set(range(len(found.groups)))
+    loads = [sum(found.cost(s) for s, place in zip(stacks, places, strict=True) if place == i) for i in range(len(found.groups))]
+    assert max(loads) <= min(loads) + 1.5 * max(found.cost(s) for s in stacks)
+    everyone = [sorted(weights)[i : i + stack] for i in range(0, len(weights), stack)]
+    home = {client: index for index, group in enumerate(found.groups) for client in group}
+    assert found.assigned(everyone) == [home[s[0]] for s in everyone], "where all take part, everybody stays at home"
 
 
 def test_this_machine(monkeypatch):
