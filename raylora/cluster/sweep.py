@@ -47,6 +47,14 @@ Told = Callable[[str, Trial, Mapping[str, Any]], None]
 class DriverActor(tune.Trainable):
     """As `driver.DriverActor`, moved on from report to report by Tune; its clients are actors in the trial's placement group."""
 
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """The driver's bundle and one for each actor of its clients."""
+        place: Place = config["place"]
+        actor = {"CPU": place.request.cpus, **({"GPU": place.request.gpus} if place.request.gpus else {})}
+        driver = {place.node: 0.001}  # run folders are on that machine: drivers too; they compute little and ask for no CPU
+        return tune.PlacementGroupFactory([driver, *[actor for _ in place.request.groups]], strategy="PACK")
+
     def setup(self, config: dict[str, Any]) -> None:
         self.trial = _running(config["place"])
 
@@ -89,6 +97,7 @@ class Place:
     until: int | None
     request: Request
     backbones: Mapping[str, Any]  # hash -> where Ray holds the weights
+    node: str  # the resource of the machine with the sweep's folder
 
     def __repr__(self) -> str:
         return f"trial {self.number}"  # Tune makes names of it
@@ -397,15 +406,8 @@ def run(
             until=pruned.get(trial.number),
             request=request,
             backbones=references,
+            node=f"node:{ray.util.get_node_ip_address()}",
         )
-
-    here = f"node:{ray.util.get_node_ip_address()}"
-
-    def bundles(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-        request: Request = config["place"].request
-        actor = {"CPU": request.cpus, **({"GPU": request.gpus} if request.gpus else {})}
-        driver = {here: 0.001}  # run folders are on this machine: drivers too; they compute little and ask for no CPU
-        return tune.PlacementGroupFactory([driver, *[actor for _ in request.groups]], strategy="PACK")
 
     trouble = Trouble()
     followed = trouble.watching(
@@ -421,7 +423,7 @@ def run(
     storage = Path(tempfile.mkdtemp(prefix="raylora-tune-"))
     try:
         tuner = tune.Tuner(
-            tune.with_resources(DriverActor, bundles),
+            DriverActor,
             tune_config=tune.TuneConfig(
                 search_alg=asked,
                 scheduler=remembered,

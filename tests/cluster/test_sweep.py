@@ -53,11 +53,12 @@ class Watch(threading.Thread):
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.most, self.over = 0, threading.Event()
+        self.most, self.classes, self.over = 0, set(), threading.Event()
 
     def run(self):
         while not self.over.wait(0.1):
-            self.most = max(self.most, len(alive()))
+            found = alive()
+            self.most, self.classes = max(self.most, len(found)), self.classes | set(found)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -73,6 +74,7 @@ def test_trials_are_plain_runs_within_what_was_reserved(prepared_folder, tmp_pat
     assert [row["status"] for row in found["trials"]] == ["finished"] * 4
     assert {row["number"]: row["adapter_sha256"] for row in found["trials"]} == plain_hashes(found, out)
     assert before < watch.most <= before + 2 * (1 + 2)  # two trials at once: a driver and two clients' actors each
+    assert {"DriverActor", "ClientActor"} <= watch.classes
     until = time.monotonic() + 20
     while len(alive()) > before and time.monotonic() < until:
         time.sleep(0.1)
