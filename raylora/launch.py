@@ -296,8 +296,8 @@ def upload(folder: Path, uri: str | None = None) -> Uploaded:
     sweep = read_json_object(folder / "sweep.json") if (folder / "sweep.json").is_file() else None
     ended_trials = (path.parent for path in sorted(folder.glob("trials/*/summary.json")) if (path.parent / "config.yaml").is_file())
     folders = [folder] if sweep is None else list(ended_trials)
-    if sweep is not None and sweep.get("status", "finished") != "finished":
-        raise InputError(f"{folder}: no finished sweep (its status is {sweep['status']})")
+    if sweep is not None and sweep.get("status") not in ("finished", "stopped"):
+        raise InputError(f"{folder}: no finished sweep (its status is {sweep.get('status')})")
     if not folders:
         raise InputError(f"{folder}: expected a sweep with trials, found none that wrote a summary.json")
     ended = {path: _ended(path) for path in folders}

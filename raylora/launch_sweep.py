@@ -178,14 +178,14 @@ class Following:
 
     def __init__(self, settings: Sweep, ledger: Ledger, needs: Needs, tracking: Any) -> None:
         from raylora.experiment import code_sha256
-        from raylora.tracking.mlflow import SweepTracker
+        from raylora.tracking.mlflow import SweepTracker, sweep_key
 
         known = next((line for line in reversed(ledger.lines) if line["kind"] == "mlflow"), {})
         trials = {int(number): id for number, id in known.get("trials", {}).items()}
         self.settings, self.ledger, self.needs = settings, ledger, needs
         self.reported = {number: line["round"] for number, line in ledger.of("report").items()}
         self.where = {"tracking_uri": tracking.uri, "experiment": tracking.experiment}
-        key = f"{settings.sha256()}:{ledger.path}"  # a sweep whose ids were lost with its process is found again
+        key = sweep_key(settings.sha256(), ledger.path)  # a sweep whose ids were lost with its process is found again
         values = settings.model_dump(exclude={"base"}, exclude_none=True)
         tags = {"raylora.key": key, "sweep_sha256": settings.sha256(), "code_sha256": code_sha256(), "task": settings.base["task"]}
         self.tracker = SweepTracker(

@@ -18,6 +18,7 @@ from raylora.tracking.writer import Writer
 
 NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "gpfs", "beegfs", "ceph", "9p"}
 KEPT = Path("checkpoints") / "mlflow.json"  # in a run folder: the key of its run in MLflow
+ENDED = ("FINISHED", "FAILED", "KILLED")
 Line = Mapping[str, Any]
 
 
@@ -289,27 +290,26 @@ def upload_sweep(folder: Path, sweep: Mapping[str, Any], trials: Mapping[int, Fi
     """Put a sweep (the contents of its `sweep.json`) and its ended trials into MLflow, or what of them is missing there."""
     store, record = Store(uri, experiment), record_sha256(sweep)
     there = store.find({RECORD: record})
-    if there is not None and there.info.status == "FINISHED":
+    if there is not None and there.info.status in ENDED:
         return Uploaded(there.info.run_id, True)
-    tags = {str(name): str(value) for name, value in (sweep.get("tags") or {}).items()}
     parent = Node(
-        key=tags.get(KEY, f"record:{record}"),
+        key=sweep_key(str(sweep["sha256"]), folder / "ledger.jsonl") if "sha256" in sweep else f"record:{record}",
         name=str(sweep.get("name") or folder.name),
-        tags=tags,
+        tags={name: str(sweep[name]) for name in ("task",) if name in sweep},
         id=_known_id(store, sweep),
         known=True,
-        params=texts(sweep.get("values") or {}),
+        params=texts({name: sweep[name] for name in ("objective", "search", "scheduler", "space", "seeds") if name in sweep}),
     )
     done = [_bring(store, trial, trial_key(number), parent, {"trial": str(number)}) for number, trial in sorted(trials.items())]
     parent.files = sweep_files(folder)
-    parent.late, parent.ended = {RECORD: record}, ("FINISHED", now_ms())
+    parent.late, parent.ended = {RECORD: record}, ("FINISHED" if sweep.get("status") == "finished" else "KILLED", now_ms())
     store.write(parent)
     return Uploaded(str(parent.id), False, sum(not each.there for each in done))
 
 
 def _bring(store: Store, run: Finished, key: str, parent: Node | None, more: Mapping[str, str] | None = None) -> Uploaded:
     there = store.find({RECORD: record_sha256(run.summary)})
-    if there is not None and there.info.status in ("FINISHED", "FAILED", "KILLED"):
+    if there is not None and there.info.status in ENDED:
         return Uploaded(there.info.run_id, True)
     at = now_ms()
     begun = at - int(1000 * (run.summary.get("wall_seconds") or 0))
@@ -349,6 +349,11 @@ def _known_id(store: Store, summary: Mapping[str, Any]) -> str | None:
 
 def trial_key(number: int) -> str:
     return f"trial:{number}"
+
+
+def sweep_key(sha256: str, ledger: Path) -> str:
+    """The tag "raylora.key" of a sweep, by the hash of what it is and where its ledger lies."""
+    return f"{sha256}:{ledger.resolve()}"
 
 
 def sweep_files(folder: Path) -> list[Path | tuple[str, bytes]]:

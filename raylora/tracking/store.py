@@ -76,7 +76,8 @@ class Store:
 
     def find(self, tags: Mapping[str, str]) -> Any | None:
         """The run of this experiment with these tags, None if there is none."""
-        said = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        quoted = {name: f'"{value}"' if "'" in value else f"'{value}'" for name, value in tags.items()}
+        said = " and ".join(f"tags.`{name}` = {value}" for name, value in quoted.items())
         found = self.client.search_runs([self.experiment_id], said, max_results=1)
         return found[0] if found else None
 

@@ -93,7 +93,9 @@ def test_a_sweep_is_brought_later_and_only_once(mlflow_uri, tmp_path):
     pruned.write_text(json.dumps({**json.loads(pruned.read_text()), "status": "pruned"}))
     with pytest.raises(InputError, match="no finished run"):
         launch.upload(tmp_path, mlflow_uri)
-    (tmp_path / "sweep.json").write_text(json.dumps({"name": "ranks", "values": {"rank": "grid"}, "mlflow": {"run_id": parent}}))
+    (tmp_path / "sweep.json").write_text(
+        json.dumps({"name": "ranks", "status": "stopped", "space": {"rank": "it's"}, "sha256": "it's", "mlflow": {"run_id": parent}})
+    )
     done = launch.upload(tmp_path, mlflow_uri)
     assert (done.run_id, done.there, done.trials) == (parent, False, 2)
     before = {run.info.run_id: run for run in all_runs(mlflow_uri)}
@@ -101,6 +103,7 @@ def test_a_sweep_is_brought_later_and_only_once(mlflow_uri, tmp_path):
     assert trials.keys() == {0, 1, 2} and trials[0].info.run_id == ids[0] and len(before) == 1 + 3 * (1 + CLIENTS)
     assert trials[2].data.tags["pruned"] == "true" and {r.info.status for r in before.values()} == {"FINISHED", "KILLED"}
     assert trials[1].data.metrics["final/dice/mean"] == told[1][1]["final"]["dice"]["mean"]
+    assert MlflowClient(tracking_uri=mlflow_uri).get_run(parent).data.params == {"rank": "grid", "space.rank": "it's"}
     assert launch.upload(tmp_path, mlflow_uri).there and {run.info.run_id for run in all_runs(mlflow_uri)} == before.keys()
     alone = launch.upload(tmp_path / "trials" / "001", mlflow_uri)
     assert alone.there and alone.run_id == trials[1].info.run_id
@@ -172,7 +175,7 @@ def test_eight_processes_that_write_at_once_lose_no_row(mlflow_uri, tmp_path):
 
 
 def test_an_upload_of_a_sweep_without_trials_is_refused(tmp_path, mlflow_uri):
-    (tmp_path / "sweep.json").write_text("{}")
+    (tmp_path / "sweep.json").write_text('{"status": "finished"}')
     with pytest.raises(InputError, match="expected a sweep with trials"):
         launch.upload(tmp_path, mlflow_uri)
     (tmp_path / "sweep.json").write_text(json.dumps({"status": "running"}))
