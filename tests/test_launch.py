@@ -4,6 +4,8 @@ import contextlib
 import json
 import shutil
 import signal
+import sqlite3
+import threading
 
 import pytest
 import yaml
@@ -18,7 +20,7 @@ from raylora.federation.executor import InProcess
 from raylora.federation.spec import build_host
 from raylora.report import html
 from raylora.tracking import mlflow as tracking
-from raylora.tracking import writer
+from raylora.tracking import store, writer
 
 
 @pytest.fixture
@@ -98,13 +100,30 @@ def test_bad_input_found_late_leaves_nothing(no_ray, prepared_folder, tmp_path, 
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == (["deep", "deep/out"] if exists else [])
 
 
-def test_tracking_that_fails_is_a_note_and_the_record_is_brought_later(no_ray, prepared_folder, tmp_path, monkeypatch, runs):
+@pytest.mark.parametrize("broken", ["unreachable", "locked"])
+def test_tracking_that_fails_is_a_note_and_the_record_is_brought_later(no_ray, prepared_folder, tmp_path, monkeypatch, runs, broken):
+    monkeypatch.setattr(writer, "QUIET_S", 0.5)
+    monkeypatch.setattr(writer, "WAIT_S", 2.0)
+    monkeypatch.setattr(store, "LOCKED_S", 0.2)
+    uri, other = "nonsense://x", None
+    if broken == "locked":
+        uri = f"sqlite:///{tmp_path / 'locked.db'}"
+        other = sqlite3.connect(tmp_path / "locked.db", isolation_level=None)
+        other.execute("CREATE TABLE mine (a)")
+        other.execute("BEGIN EXCLUSIVE")
     events = []
-    config = tiny(prepared_folder, "disease", tracking={"uri": "nonsense://x"})
+    config = tiny(prepared_folder, "disease", tracking={"uri": uri})
     summary = launch.run(config, tmp_path / "run", on_event=events.append)
     assert summary["adapter_sha256"] == runs("disease").hashes and summary["mlflow"] is None
-    (note,) = [event["text"] for event in events if event["event"] == "note" and "MLflow" in event["text"]]
-    assert note.startswith("MLflow at nonsense://x: ") and f"raylora upload {tmp_path / 'run'}" in note
+    (note,) = [event["text"] for event in events if event["event"] == "note" and "upload" in event["text"]]
+    assert note.startswith(f"MLflow at {uri}: ") and f"raylora upload {tmp_path / 'run'}" in note
+    if other is not None:
+        assert "locked" in note
+        (writing,) = [thread for thread in threading.enumerate() if thread.name == "mlflow"]
+        writing.join(20)  # in a process that goes on the writer tries for a while
+        other.execute("ROLLBACK")
+        other.close()
+        return
     seen = []
     monkeypatch.setattr(tracking, "upload", lambda run, uri, *rest: seen.append((run.folder, uri)) or "abc")
     assert launch.upload(tmp_path / "run", "sqlite:///later.db") == "abc" and seen[0][0] == tmp_path / "run"

@@ -137,7 +137,7 @@ children = []
 for number in range(count):
     pid = os.fork()
     if pid == 0:
-        config, lines, summary = trial(number, 2, rounds)
+        config, lines, summary = trial(number, 1, rounds)
         write_folder(root / str(number), config, lines, summary)
         tracker = Tracker(uri, "hearts", f"p{number}", config, {"number": str(number)})
         for line in lines:
@@ -159,10 +159,10 @@ def test_eight_processes_that_write_at_once_lose_no_row(mlflow_uri, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     client, runs = MlflowClient(tracking_uri=mlflow_uri), all_runs(mlflow_uri)
-    assert len(runs) == 8 * 3 and {run.info.status for run in runs} == {"FINISHED"}
+    assert len(runs) == 8 * 2 and {run.info.status for run in runs} == {"FINISHED"}
     rows = 0
     for number in range(8):
-        _, lines, summary = trial(number, 2, rounds)
+        _, lines, summary = trial(number, 1, rounds)
         (run,) = [r for r in runs if r.data.tags.get("number") == str(number)]
         mine = {r.data.tags["client"]: r for r in runs if r.data.tags.get("mlflow.parentRunId") == run.info.run_id}
         for name, each in {None: run, **mine}.items():
@@ -171,7 +171,7 @@ def test_eight_processes_that_write_at_once_lose_no_row(mlflow_uri, tmp_path):
             assert sorted(found) == told
             rows += len(found)
         assert run.data.metrics["final/dice/mean"] == summary["final"]["dice"]["mean"]
-    assert rows == 8 * 3 * rounds
+    assert rows == 8 * 2 * rounds
 
 
 def test_an_upload_of_a_sweep_without_trials_is_refused(tmp_path, mlflow_uri):
