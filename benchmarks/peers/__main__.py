@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def main() -> int:
         say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
         return measure.measure(workload, clients, rounds, systems, options.repeat, options.workers, memory=options.memory, say=say)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whoever ends this ends what it started
     try:
         if options.workload != "all":
             found = one(options.workload, options.clients)

@@ -17,6 +17,7 @@ from raylora.models import zoo
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_raylora_and_the_bare_loop_do_the_same_work(monkeypatch, capsys):
     """Through the command: a real Ray, both bare loops, one process and another order of sums each."""
     words = [
