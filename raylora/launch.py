@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from raylora import config as configuration
 from raylora.config import Config
@@ -52,10 +52,22 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{folder}: a run is under way in this folder") from None
+            raise InputError(f"{folder}: a run is under way in this folder{_holder(file)}") from None
         except OSError:  # a disk without locks
             pass
         yield
+
+
+def _holder(file: IO[bytes]) -> str:
+    """ " (process 12345)": who holds the lock on a file, as far as this machine knows."""
+    there = os.fstat(file.fileno())
+    wanted = f"{os.major(there.st_dev):02x}:{os.minor(there.st_dev):02x}:{there.st_ino}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            words = line.split()  # 1: FLOCK ADVISORY WRITE 12345 fe:01:678 0 EOF
+            if words[1] == "FLOCK" and words[5] == wanted:
+                return f" (process {words[4]})"
+    return ""
 
 
 def absolute(config: Config, here: Path) -> Config:
@@ -95,6 +107,8 @@ def run(
     from raylora.cluster.mapper import ray_map
 
     with contextlib.ExitStack() as ending:  # Ray starts once, for what is to be prepared or for the run
+        if resume:
+            ending.enter_context(alone(out))
         plan = experiment.make_plan(config, _told(on_event), ray_map(lambda: ending.enter_context(driver.session(address))))
         if address is None and not driver.connected():
             driver.request_of(plan, resources.local(), resume)  # before Ray is started: that takes seconds
@@ -103,7 +117,7 @@ def run(
         missing = [folder for folder in (*reversed(out.parents), out) if not folder.exists()]
         if not resume:
             claim(out, configuration.dump(config))
-        ending.enter_context(alone(out))
+            ending.enter_context(alone(out))
         try:
             return _run(config, plan, out, address=address, on_event=on_event, resume=resume)
         except InputError:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -145,6 +146,24 @@ def test_mlflow_is_told_how_a_run_ended(no_ray, prepared_folder, tmp_path, monke
     with pytest.raises(type(error)):
         launch.run(tiny(prepared_folder, "disease", tracking={"uri": "sqlite:///x.db"}), tmp_path / "run")
     assert told["tiny"][0] == status
+
+
+def test_a_folder_has_one_writer(no_ray, prepared_folder, tmp_path):
+    """While a run is under way its folder is nobody else's; who has it is said."""
+    refused = []
+
+    def stop(event):
+        if event["event"] == "round":
+            for begin in (lambda: launch.resume(tmp_path / "run"), lambda: launch.run(config, tmp_path / "run")):
+                with pytest.raises(InputError) as caught:
+                    begin()
+                refused.append(str(caught.value))
+
+    no_ray["stop"] = stop
+    config = tiny(prepared_folder, "disease", training__rounds=1)
+    launch.run(config, tmp_path / "run")
+    assert refused[0] == f"{tmp_path / 'run'}: a run is under way in this folder (process {os.getpid()})"
+    assert "already holds a run" in refused[1]
 
 
 def test_a_folder_that_is_no_run_is_not_resumed(no_ray, tmp_path, prepared_folder):
