@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import small
-from raylora import experiment, launch
 from raylora import config as configuration
+from raylora import experiment, launch
 from raylora.core.errors import RunError
 from raylora.federation import checkpoint
 
@@ -283,7 +283,12 @@ def main() -> None:
             found["cluster"] = storm(options.kills, options.seed, Path(folder) / "cluster", options.data)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({key: {k: v for k, v in value.items() if k != "runs"} if isinstance(value, dict) else value for key, value in found.items()}, indent=1))
+    print(
+        json.dumps(
+            {key: {k: v for k, v in value.items() if k != "runs"} if isinstance(value, dict) else value for key, value in found.items()},
+            indent=1,
+        )
+    )
     sys.exit(0 if all(part["same"] for part in found.values() if isinstance(part, dict)) else 1)
 
 
