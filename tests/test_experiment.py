@@ -99,6 +99,8 @@ def test_overlays_are_the_best_the_median_and_the_worst(prepared_folder, tmp_pat
 
     found = run(tiny(prepared_folder, training__rounds=1, evaluation__overlays=3), tmp_path / "run")
     arrays = load_file(tmp_path / "run" / "plots" / "overlays.safetensors")
+    modes = {path.stat().st_mode for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert len(modes) == 1, "who may read the summary may read the weights and the pictures"
     drawn = {tuple(key.split("/")[:2]) for key in arrays}
     scores = sorted(
         (row["value"], row["data_of"], row["patient"])

@@ -172,6 +172,12 @@ def test_a_folder_that_is_no_run_is_not_resumed(no_ray, tmp_path, prepared_folde
     no_ray["stop"] = after(1, RunError("x"))
     with pytest.raises(RunError):
         launch.run(tiny(prepared_folder, "disease"), tmp_path / "run")
+    for torn in (b'{"a":', b"[1]", b"\x80\xff"):
+        (tmp_path / "run" / "summary.json").write_bytes(torn)
+        for begin in (launch.resume, launch.upload):
+            with pytest.raises(InputError, match=r"summary.json: (not JSON|expected one JSON object)"):
+                begin(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
     (tmp_path / "run" / "config.yaml").write_text("nmae: x")
     with pytest.raises(InputError, match="unknown key 'nmae'"):
         launch.resume(tmp_path / "run")

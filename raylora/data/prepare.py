@@ -89,7 +89,8 @@ def _prepare(studies, out, options, mapper, progress, problem, skipped) -> Manif
             skip(study.id, error)
     _drop(out, keep=rows)
     total = len(studies) + len(skipped) - len({id for id, _ in skipped} & {study.id for study in studies})
-    progress(total - len(jobs), total)
+    if jobs:
+        progress(total - len(jobs), total)
     failures: list[InputError] = []
     for id, result in mapper(prepare_study, (job for job in jobs if not failures)) if jobs else ():
         try:
