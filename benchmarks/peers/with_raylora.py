@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.peers.prepare import config
 from benchmarks.peers.work import Folder, Report
 from raylora import launch
+from raylora.core.errors import InputError, RunError
 
 
 class LastRound(Exception):
@@ -40,6 +41,8 @@ def main() -> None:
             launch.run(settings, Path(out) / "run", on_event=on_event)
         except LastRound:
             pass
+        except (InputError, RunError) as error:
+            sys.exit(str(error))
 
 
 if __name__ == "__main__":
