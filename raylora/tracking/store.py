@@ -213,6 +213,15 @@ def probe(uri: str) -> None:
             database.close()
 
 
+def unchanged_s(uri: str) -> float:
+    """Seconds since a SQLite file was last written by anybody; infinite for what is no such file."""
+    path = uri.removeprefix("sqlite:///")
+    try:
+        return math.inf if path == uri else max(0.0, time.time() - os.stat(path).st_mtime)
+    except OSError:
+        return math.inf
+
+
 def quiet() -> None:
     """No words of MLflow's own among ours, nothing sent to its makers, and no minutes of waiting for a server that is not there."""
     for name, value in {

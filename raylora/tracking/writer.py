@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from raylora.tracking.store import Node, Store, refusal
+from raylora.tracking.store import Node, Store, refusal, unchanged_s
 
 WAIT_S = 60.0  # for a server that does not say a word, at the end of a run
 QUIET_S = 5.0  # a server that fails and has been silent for so long is not waited for
@@ -43,7 +43,8 @@ class Writer:
         with self._tried:
             while not until() and self._thread.is_alive() and self._silent(began) < WAIT_S:
                 waited = self._tries > tries + 1 or time.monotonic() - began > QUIET_S  # for one whole try, unless it takes long
-                if self.error is not None and self._silent(0.0) > QUIET_S and waited:
+                others = unchanged_s(self.uri)  # a database that others write to is busy, not gone
+                if self.error is not None and waited and min(self._silent(0.0), others) > QUIET_S:
                     return
                 self._tried.wait(0.1)
 
@@ -78,7 +79,7 @@ class Writer:
                 self._say(None)
             except Exception as error:
                 failures += 1
-                patience = min(2.0**failures / 2, LONGEST_S)
+                patience = min(2.0**failures / 2, 1.0 if closing else LONGEST_S)
                 self._say(self._line(error))
             if closing and (not failures or self._silent(self._closing or 0.0) > WAIT_S):
                 return
