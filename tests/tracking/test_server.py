@@ -34,6 +34,13 @@ class Server:
         self.process = subprocess.Popen(
             [*command, *store], env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
+        try:
+            self._answers()
+        except BaseException:  # a test that is interrupted here leaves no server behind
+            self.stop()
+            raise
+
+    def _answers(self) -> None:
         for _ in range(600):
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
@@ -44,7 +51,8 @@ class Server:
         pytest.fail("mlflow server did not answer")
 
     def stop(self) -> None:
-        os.killpg(self.process.pid, 15)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, 15)
         self.process.wait(30)
 
 
