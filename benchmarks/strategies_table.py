@@ -177,7 +177,7 @@ def picture(made: dict[str, list[Row]], path: Path) -> None:
         for place, row in enumerate(shown):
             value, x = row.score.in_client, row.score.bytes_total / 1e6
             own = "#c1666b" if row.entry in BOUNDS else "#2a6f97"
-            error = [[value.value - value.low], [value.high - value.value]]
+            error = None if value.low is None else [[value.value - value.low], [value.high - value.value]]
             panel.errorbar(x, value.value, yerr=error, fmt="o", ms=4, lw=0.8, color=own, ecolor="#dfe6ea", zorder=2)
             panel.annotate(
                 f"{row.entry}  {value.value:.3f}",
