@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from small_studies import Writer, cohort
 
 ROOT = Path(__file__).resolve().parent.parent
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that was started in the background would hand down that it is ignored
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
