@@ -17,6 +17,7 @@ from packaging.version import Version
 
 from raylora.cluster import probe
 from raylora.core.errors import InputError
+from raylora.data.features import FOLDER, cache_report
 from raylora.data.obtain import cache_folder
 from raylora.federation import checkpoint
 
@@ -59,6 +60,7 @@ def examine(folders: Sequence[Path] = (), address: str | None = None) -> list[Fi
         *disks(places),
         *software(),
         caches(cache_folder()),
+        kept(cache_folder()),
         *(finding for folder in folders for finding in files_of(folder)),
         *(cluster(machine, probe.nodes(address), os.environ.get("RAY_AUTH_MODE")) if address is not None else ()),
     ]
@@ -185,6 +187,14 @@ def caches(folder: Path) -> Finding:
     sizes = {path.name: sum(_sizes(path)) for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
     text = ", ".join(f"{name} {_gib(size)}" for name, size in sizes.items()) or "empty"
     return Finding(what=f"cache {folder}", found=f"{text} (safe to delete: it is made again)" if sizes else text)
+
+
+def kept(folder: Path) -> Finding:
+    """How much of what frozen stages compute is kept, and how much may be."""
+    report = cache_report(folder / FOLDER)
+    return Finding(
+        what="kept features", found=f"{report.entries}, {_gib(report.bytes)}; at most {_gib(report.bound_bytes)} (training.cache_gb)"
+    )
 
 
 def _sizes(folder: Path) -> Iterator[int]:

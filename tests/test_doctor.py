@@ -13,6 +13,7 @@ import torch
 from raylora import cli, doctor
 from raylora.cluster import probe
 from raylora.core.errors import InputError
+from raylora.data.features import FeatureFolder
 
 GOOD = {
     "node": "here",
@@ -126,6 +127,12 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert found["wrong"] == 1 and [one["found"] for one in found["findings"] if one["wrong"]] == ["a pickle"]
     assert call(str(tmp_path / "nowhere")) == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_kept_features_are_counted(tmp_path):
+    assert doctor.kept(tmp_path).found.startswith("0, 0 MiB; at most 1")
+    FeatureFolder(tmp_path / "features").write("k" * 64, "i" * 64, [np.zeros(1 << 20, np.float32)])
+    assert doctor.kept(tmp_path).found.startswith("1, 4 MiB; at most 1")
 
 
 def test_this_machine_can_be_read():

@@ -22,7 +22,7 @@ import pyarrow as pa
 META = b"raylora"
 SUFFIX = ".arrow"
 FOLDER = "features"  # inside the cache folder
-DEFAULT_BYTES = 20 << 30
+DEFAULT_BYTES = 20_000_000_000  # training.cache_gb
 SCANS = 32  # the folder is measured again after each such part of its bound has been written
 TORN_AFTER_S = 3600.0  # a partial file as old as this was left by a process that died
 
