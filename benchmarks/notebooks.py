@@ -27,11 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 CELL_S = 600  # a cell that takes longer hangs
 
+TERMINAL = re.compile(r"\x1b\[[\d;]*m|\r(?=\n)")  # colours, and how a terminal ends lines
+
 # What an output must not show; the prose may say /path/to/something.
 UNWANTED = {
     "a traceback": re.compile(r"Traceback \(most recent call last\)"),
     "an error of the command line": re.compile(r"^raylora: .*", re.MULTILINE),
-    "a path of a machine": re.compile(r"(?<![\w<.~])(?<!:/)/(?!path/)[A-Za-z_][\w.-]*/[\w.-]+"),
+    "a path of a machine": re.compile(r"(?<![\w<.~}])(?<!:/)(?<!sqlite://)/(?!path/|dev/null)[A-Za-z_][\w.-]*/[\w.-]+"),
     "a date": re.compile(r"\b20\d\d[-/]\d\d[-/]\d\d\b"),
 }
 
@@ -60,9 +62,17 @@ def execute(path: Path, folder: Path) -> NotebookNode:
     (folder / "configs").symlink_to(ROOT / "configs")
     notebook = read(path)
     ours = KernelSpecManager(kernel_dirs=[])  # of all kernels called python3 that of this interpreter
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ours, transport="ipc")
-    where = {"metadata": {"path": str(place)}}
-    client = NotebookClient(notebook, km=manager, timeout=CELL_S, record_timing=False, coalesce_streams=True, resources=where)
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ours)
+    client = NotebookClient(
+        notebook,
+        km=manager,
+        timeout=CELL_S,
+        startup_timeout=CELL_S,
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(place)}},
+        extra_arguments=["--log-level=ERROR"],  # the kernel's remarks on itself are no output
+    )
     own = {
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),  # where the command raylora is
         "IPYTHONDIR": str(folder / "ipython"),  # nobody's own settings
@@ -71,7 +81,8 @@ def execute(path: Path, folder: Path) -> NotebookNode:
     try:
         client.execute(cleanup_kc=True, env={**os.environ, **own})
     except CellExecutionError as error:
-        said = [line for cell in notebook.cells for text in texts(cell) for line in text.splitlines() if line.startswith("raylora: ")]
+        lines = (line for cell in notebook.cells for text in texts(cell) for line in TERMINAL.sub("", text).splitlines())
+        said = [line for line in lines if line.startswith("raylora: ")]
         raise RunError(f"{path.name}: {'; '.join([*said, f'{error.ename}: {error.evalue}'])}") from error
     return stripped(notebook)
 
@@ -85,7 +96,7 @@ def stripped(notebook: NotebookNode) -> NotebookNode:
             if "metadata" in output:
                 output.metadata = NotebookNode()
             if "text" in output:
-                output.text = output.text.replace("\r\n", "\n")  # as a terminal ends lines
+                output.text = TERMINAL.sub("", output.text)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     return notebook
