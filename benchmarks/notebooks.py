@@ -33,6 +33,7 @@ TERMINAL = re.compile(r"\x1b\[[\d;]*m|\r(?=\n)")  # colours, and how a terminal 
 UNWANTED = {
     "a traceback": re.compile(r"Traceback \(most recent call last\)"),
     "an error of the command line": re.compile(r"^raylora: .*", re.MULTILINE),
+    "a command that failed": re.compile(r"No such file or directory|command not found"),
     "a path of a machine": re.compile(r"(?<![\w<.~}])(?<!:/)(?<!sqlite://)/(?!path/|dev/null)[A-Za-z_][\w.-]*/[\w.-]+"),
     "a date": re.compile(r"\b20\d\d[-/]\d\d[-/]\d\d\b"),
 }

@@ -95,7 +95,7 @@ def sweep(
     with SweepLive() as live:
         out, found = launch_sweep.sweep(config, overrides or (), output, address=address, on_event=live)
     show_sweep(found)
-    typer.echo(f"everything is in {out}: sweep.json, trials/, comparison.html")
+    typer.echo(f"everything is in {output or out}: sweep.json, trials/, comparison.html")
     if as_json:
         _print(found, True)
 
@@ -119,7 +119,7 @@ def stress(
     with Live() as live:
         out, found = launch_stress.stress(config, overrides or (), output, address=address, on_event=live)
     found.show()
-    typer.echo(f"everything is in {out}: stress.html, stress.json, trials/")
+    typer.echo(f"everything is in {output or out}: stress.html, stress.json, trials/")
     if as_json:
         _print(json.loads((out / "stress.json").read_text(encoding="utf-8")), True)
 

@@ -74,6 +74,7 @@ def one(text: str) -> nbformat.NotebookNode:
     ("text", "said"),
     [
         ("x\nraylora: no such file\n", "an error of the command line: raylora: no such file"),
+        ("cat: x: No such file or directory", "a command that failed: No such file or directory"),
         ("Traceback (most recent call last):", "a traceback: Traceback (most recent call last)"),
         ("everything is in /home/somebody/runs/1: report.html", "a path of a machine: /home/somebody"),
         ("sqlite:////var/lib/x.db", "a path of a machine: /var/lib"),
