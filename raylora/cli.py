@@ -92,7 +92,7 @@ def sweep(
     with _interruptible(lambda: GOES_ON), SweepLive() as live:
         out, found = launch_sweep.sweep(config, overrides or (), output, address=address, on_event=live)
     show_sweep(found)
-    typer.echo(f"everything is in {out}: sweep.json, trials/, comparison.html")
+    typer.echo(f"everything is in {output or out}: sweep.json, trials/, comparison.html")
     if as_json:
         _print(found, True)
 
@@ -116,7 +116,7 @@ def stress(
     with _interruptible(lambda: GOES_ON), Live() as live:
         out, found = launch_stress.stress(config, overrides or (), output, address=address, on_event=live)
     found.show()
-    typer.echo(f"everything is in {out}: stress.html, stress.json, trials/")
+    typer.echo(f"everything is in {output or out}: stress.html, stress.json, trials/")
     if as_json:
         _print(json.loads((out / "stress.json").read_text(encoding="utf-8")), True)
 

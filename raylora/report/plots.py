@@ -38,11 +38,12 @@ def learning_curves(run: Run) -> Picture | None:
     panels = [(name, series) for name, series in ((f"Validation: {metric_words(metric)}", score), ("Training loss", loss)) if series]
     if not panels:
         return None
+    clients = sorted(score.keys() | loss.keys())  # not all have validation patients
 
     def draw(theme: Theme) -> Figure:
         made, axes = figure(theme, 8.6, 3.4, columns=len(panels))
         for one, (name, series) in zip(axes, panels, strict=True):
-            _lines(one, series, theme)
+            _lines(one, series, theme, among=clients)
             one.set(title=name, xlabel="Round")
             one.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend_outside(axes[-1], "Client")
@@ -170,14 +171,17 @@ def _mean(series: Series) -> dict[int, float]:
     return {t: float(np.mean([values[t] for values in series.values() if t in values])) for t in rounds}
 
 
-def _lines(axes: Axes, series: Series, theme: Theme, *, mean: bool = True) -> None:
-    """One line a client; many clients become a grey bundle."""
+def _lines(axes: Axes, series: Series, theme: Theme, *, mean: bool = True, among: Sequence[str] | None = None) -> None:
+    """One line a client, each with its style among those of all clients; many clients become a grey bundle."""
+    clients = list(among or series)
+    looks = zip(colours(theme, len(clients)), markers(len(clients)), strict=True)
+    styles = {client: {"color": c, "marker": m, "alpha": 0.9} for client, (c, m) in zip(clients, looks, strict=True)}
     bundle = len(series) > MOST_LINES
-    styles = [{"color": c, "marker": m, "alpha": 0.9} for c, m in zip(colours(theme, len(series)), markers(len(series)), strict=True)]
-    for number, ((client, values), style) in enumerate(zip(series.items(), styles, strict=True)):
+    for number, (client, values) in enumerate(series.items()):
+        style, label = styles[client], client
         if bundle:
-            style, client = {"color": theme.faint, "linewidth": 0.8}, f"each of {len(series)} clients" if number == 0 else "_"
-        axes.plot(list(values), list(values.values()), label=client, **style)
+            style, label = {"color": theme.faint, "linewidth": 0.8}, f"each of {len(series)} clients" if number == 0 else "_"
+        axes.plot(list(values), list(values.values()), label=label, **style)
     if (mean or bundle) and len(series) > 1:
         average = _mean(series)
         axes.plot(list(average), list(average.values()), color=theme.ink, linewidth=2.4, linestyle="--", label="mean")

@@ -227,10 +227,10 @@ def quiet() -> None:
     for name, value in {
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",  # its import sets its loggers' level
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # the writer tries again by itself
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-        "MLFLOW_LOGGING_LEVEL": "ERROR",  # read when it is imported
     }.items():
         os.environ.setdefault(name, value)
     for logger in ("mlflow", "alembic"):

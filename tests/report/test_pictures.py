@@ -60,6 +60,16 @@ def test_many_clients_become_a_bundle_with_a_mean(run):
     assert _pixels(png(curves, LIGHT)).shape[0] > 100
 
 
+def test_a_client_looks_the_same_in_both_panels(run):
+    some = read_run(run.folder)
+    scored = {"b": {"dice": 0.5}, "c": {"dice": 0.6}}  # a has no validation patients
+    records = [{"kind": "client", "round": 0, "client": c, "loss": 1.0, "validation": scored.get(c, {})} for c in "abc"]
+    object.__setattr__(some, "rounds", records)
+    validation, loss = run_pictures(some)[0].draw(LIGHT).axes
+    looks = [{line.get_label(): (line.get_color(), line.get_marker()) for line in panel.lines} for panel in (validation, loss)]
+    assert looks[0].keys() == {"b", "c", "mean"} and looks[0].items() <= looks[1].items()
+
+
 def test_a_matrix_of_many_clients_stays_a_picture(run):
     many = read_run(run.folder)
     clients = [f"c{i:02d}" for i in range(30)]

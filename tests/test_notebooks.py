@@ -1,0 +1,119 @@
+"""The notebooks run as they are in a fresh clone, and are kept with what they put out then."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from benchmarks import notebooks
+from raylora.core.errors import InputError, RunError
+
+ROOT = Path(__file__).resolve().parent.parent
+STORED = notebooks.notebooks()
+
+
+def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def kinds(cell: nbformat.NotebookNode) -> set[str]:
+    """What a cell puts out: streams, and the forms of its values."""
+    return {kind for output in cell.outputs for kind in ([output.name] if output.output_type == "stream" else output.data)}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path):
+    done = notebooks.execute(path, tmp_path)
+    assert notebooks.faults(done) == []
+    stored = notebooks.read(path)
+    assert [kinds(cell) for cell in code(done)] == [kinds(cell) for cell in code(stored)], "`make notebooks` keeps the outputs"
+
+
+def test_there_are_four():
+    assert [path.name[0] for path in STORED] == list("1234")
+    assert notebooks.notebooks(["2_"]) == STORED[1:2]
+    with pytest.raises(InputError, match=r"^expected a notebook's name or its beginning \(1_.*\), found 5$"):
+        notebooks.notebooks(["5"])
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_it_is_kept_with_its_outputs_and_nothing_else(path):
+    stored = notebooks.read(path)
+    assert notebooks.faults(stored) == []
+    assert any("image/png" in kinds(cell) for cell in code(stored))
+    assert [cell.execution_count for cell in code(stored)] == list(range(1, len(code(stored)) + 1))
+    assert notebooks.stripped(notebooks.read(path)) == stored
+    assert path.stat().st_size < 1_500_000
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_it_reads_results_and_links_to_what_is_there(path):
+    stored = notebooks.read(path)
+    prose = "\n".join(cell.source for cell in stored.cells if cell.cell_type == "markdown")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", prose) if not link.startswith("http")]
+    assert all((path.parent / link).exists() for link in links), links
+    assert "raylora" in prose and not any(re.search(r"^class ", cell.source, re.MULTILINE) for cell in code(stored))
+
+
+def test_the_strategy_is_the_one_of_the_page():
+    (written,) = [cell for cell in code(notebooks.read(STORED[2])) if cell.source.startswith("%%writefile")]
+    page = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert written.source.partition("\n")[2].strip() == page[0].strip()
+
+
+def one(text: str) -> nbformat.NotebookNode:
+    return new_notebook(cells=[new_code_cell("1", execution_count=1, outputs=[new_output("stream", text=text)])])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x\nraylora: no such file\n", "an error of the command line: raylora: no such file"),
+        ("cat: x: No such file or directory", "a command that failed: No such file or directory"),
+        ("Traceback (most recent call last):", "a traceback: Traceback (most recent call last)"),
+        ("everything is in /home/somebody/runs/1: report.html", "a path of a machine: /home/somebody"),
+        ("sqlite:////var/lib/x.db", "a path of a machine: /var/lib"),
+        ('root="/data/ACDC"', "a path of a machine: /data/ACDC"),
+        ("2019/03/04 12:00:00 INFO", "a date: 2019/03/04"),
+    ],
+)
+def test_what_must_not_be_kept_is_seen(text, said):
+    assert notebooks.faults(one(text)) == [f"cell 0: {said}"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "out/first/run",
+        "https://arxiv.org/abs/1602.05629",
+        "ED/ES 3/4",
+        "<b>1</b></td>",
+        "/path/to/ACDC",
+        "../a/b.yaml",
+        "sqlite:///out/x.db",
+        "> /dev/null",
+        "{ACDC}/training/patient001",
+    ],
+)
+def test_what_may_be_kept_is_not(text):
+    assert notebooks.faults(one(text)) == []
+
+
+def test_a_cell_that_was_not_executed_is_seen():
+    assert notebooks.faults(new_notebook(cells=[new_code_cell("1")])) == ["cell 0: was not executed"]
+
+
+@pytest.mark.slow
+def test_one_that_fails_says_why_and_is_not_kept(tmp_path, monkeypatch):
+    broken = tmp_path / "broken.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell("print('\\x1b[31mraylora: it went wrong')"), new_code_cell("1 / 0")]), broken)
+    before = broken.read_bytes()
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    with pytest.raises(RunError, match=r"^broken.ipynb: .*raylora: it went wrong; ZeroDivisionError: division by zero$"):
+        notebooks.main([])
+    assert broken.read_bytes() == before
