@@ -28,6 +28,7 @@ def command(words: Sequence[str], folder: Path, text: str, strike: int) -> None:
 
     os.setsid()
     os.chdir(folder)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored in a suite that was started with nohup
     os.environ["RAYLORA_CACHE"] = str(folder / "cache")
     out = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
