@@ -289,7 +289,7 @@ def _cache(config: Config, model: StackedModel, spec: HostSpec) -> tuple[feature
     """Which features of the frozen prefix are kept, or why none are. Raises InputError."""
     t, m = config.training, spec.model
     channels, frames = zoo.CHANNELS[config.task], 2 if config.task == "segmentation" else 1
-    found = [] if m.full else features.cuts(model.backbone, sorted(model.names), (channels, *m.image_size))
+    found = [] if m.full or t.cache == "off" else features.cuts(model.backbone, sorted(model.names), (channels, *m.image_size))
     dtype = {"fp32": "float32", "bf16": "bfloat16"}.get(t.cache, t.dtype)
     trained = sum(len(site.training) for site in spec.sites) * (t.cached_views or 1)
     scored = sum(len(site.validation) + len(site.rating) + len(site.test) for site in spec.sites)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ Features = tuple[np.ndarray, ...]
 """What enters the first stage that is not cached, of one image: float32 or float64, bfloat16 as the uint16 of its bits."""
 
 PAYS = 0.25  # share of a forward pass, itself a third of a training step, from which on a prefix is worth keeping
-LARGE = 25_000_000  # parameters
+LARGE = 25_000_000  # parameters of a network through which a real image is sent to count
+WIDE = 1 << 20  # numbers of that image, or between two stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +61,25 @@ class CacheSpec:
 def cuts(backbone: nn.Module, trained: Sequence[str], image: tuple[int, ...]) -> list[Cut]:
     """The places where a pass may be cut: after the first stage, after the second, ... up to the first stage that holds a trained name.
 
-    image: (channels, x, y, z). One empty image goes through the network: a large one is run without storage, which loads a good part of
-    torch that nothing else needs.
+    image: (channels, x, y, z). One empty image goes through the network. Where that is much work it goes without storage, which computes
+    nothing but loads a good part of torch that nothing else needs.
     """
     stages = backbone.stages()
     last = first_trained(stages, trained)
     if last == 0:
         return []
-    if sum(p.numel() for p in backbone.parameters()) > LARGE:
-        empty: dict[int, torch.Tensor] = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in backbone.parameters()}
-        backbone = copy.deepcopy(backbone, empty | {id(b): torch.empty_like(b, device="meta") for b in backbone.buffers()})
-        stages = backbone.stages()
-    weight = next(backbone.parameters())
+    small = sum(p.numel() for p in backbone.parameters()) <= LARGE and math.prod(image) <= WIDE
+    passed = (_passed(backbone, image) if small else None) or _passed(_without_storage(backbone), image, most=math.inf)
+    assert passed is not None  # nothing is too much without storage
+    whole = max(1, passed[-1][0])
+    return [
+        Cut(first=i + 1, stage=stage.name, elements=elements, share=before / whole)
+        for i, (stage, (before, elements)) in enumerate(zip(stages[:last], passed, strict=False))
+    ]
+
+
+def _passed(backbone: nn.Module, image: tuple[int, ...], most: float = WIDE) -> list[tuple[int, int]] | None:
+    """After each stage: the multiplications so far, and the numbers that it hands on; None if those are more than `most`."""
     done = 0
 
     def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -78,20 +87,26 @@ def cuts(backbone: nn.Module, trained: Sequence[str], image: tuple[int, ...]) ->
         transposed = isinstance(layer, nn.ConvTranspose2d | nn.ConvTranspose3d)
         done += (inputs[0] if transposed else output).numel() * layer.weight[0].numel()  # type: ignore[index,operator,union-attr]
 
-    handles = [layer.register_forward_hook(count) for layer in backbone.modules() if getattr(getattr(layer, "weight", None), "ndim", 0) > 1]
+    weight = next(backbone.parameters())
     tensors: tuple[torch.Tensor, ...] = (torch.zeros((1, *image), device=weight.device, dtype=weight.dtype),)
+    handles = [layer.register_forward_hook(count) for layer in backbone.modules() if getattr(getattr(layer, "weight", None), "ndim", 0) > 1]
     passed = []
     try:
-        for stage in stages:
+        for stage in backbone.stages():
             tensors = run_stages([stage], tensors)
             passed.append((done, sum(tensor.numel() for tensor in tensors)))
+            if passed[-1][1] > most:
+                return None
     finally:
         for handle in handles:
             handle.remove()
-    return [
-        Cut(first=i + 1, stage=stage.name, elements=elements, share=before / max(1, done))
-        for i, (stage, (before, elements)) in enumerate(zip(stages[:last], passed, strict=False))
-    ]
+    return passed
+
+
+def _without_storage(backbone: nn.Module) -> nn.Module:
+    """The same network with shapes instead of weights."""
+    empty: dict[int, torch.Tensor] = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in backbone.parameters()}
+    return copy.deepcopy(backbone, empty | {id(b): torch.empty_like(b, device="meta") for b in backbone.buffers()})
 
 
 def choose(wanted: str, found: Sequence[Cut], *, number_bytes: int, images: int, bound_bytes: int, random: bool) -> tuple[Cut | None, str]:

@@ -15,6 +15,7 @@ from raylora.federation.spec import build_host
 from raylora.models import zoo
 from raylora.models.stacked import StackedModel, adapted_modules
 from raylora.strategies import STRATEGIES
+from raylora.training import features
 from raylora.training.features import Cached, CacheSpec, Cut, Prefix, choose, cuts, entering, together
 
 UNET_LAST = {"lora__blocks": 1}
@@ -55,6 +56,9 @@ def test_a_large_network_is_measured_without_storage(monkeypatch):
     model = adapted()
     expected = cuts(model.backbone, sorted(model.names), (2, 16, 16, 4))
     monkeypatch.setattr("raylora.training.features.LARGE", 0)
+    monkeypatch.setattr(
+        torch, "zeros", lambda *size, device, dtype: torch.empty(*size, device=device, dtype=dtype) if str(device) == "meta" else 1 / 0
+    )
     assert cuts(model.backbone, sorted(model.names), (2, 16, 16, 4)) == expected
     assert all(weight.device.type == "cpu" for weight in model.weights.values())
 
@@ -302,3 +306,15 @@ def test_random_augmentation_has_a_number_of_views_or_no_cache(prepared_folder, 
         tiny(prepared_folder, "disease", **options, training__cache="fp32")
     with pytest.raises(InputError, match=r"training: cached_views are of training.augment, which is 0"):
         tiny(prepared_folder, "disease", training__cached_views=2)
+
+
+def test_what_is_wide_inside_is_measured_without_storage(monkeypatch):
+    """A small image and few parameters can still make large tensors: nothing of it is kept in memory before a run has begun."""
+    model = adapted("unet", 1)
+    expected = cuts(model.backbone, sorted(model.names), (1, 32, 32, 4))
+    devices = []
+    for stage in ("input_block", "bottleneck"):
+        model.backbone.get_submodule(stage).register_forward_hook(lambda module, inputs, output: devices.append(output.device.type))
+    monkeypatch.setattr(features._passed, "__defaults__", (8 * 32 * 32 * 4 - 1,))
+    assert cuts(model.backbone, sorted(model.names), (1, 32, 32, 4)) == expected
+    assert devices == ["cpu", "meta", "meta"], "it was given up after the first stage"
