@@ -94,6 +94,7 @@ def test_a_sweep_on_two_nodes_that_share_no_data(two_nodes, prepared_folder, tmp
         time.sleep(1)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
+    assert [row["error"] for row in found["trials"]] == [None, None]
     for row in found["trials"]:
         folder = tmp_path / "out" / row["folder"]
         plain = run(configuration.load(folder / "config.yaml"), tmp_path / "plain" / str(row["number"]))
