@@ -55,7 +55,8 @@ def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
     address = f"{here}:{port}"
     far = tmp_path_factory.mktemp("far")
     head = [*RAY, "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={temp}"]
-    worker = [*RAY, f"--address={address}"]
+    # An address of its own: a sweep keeps its drivers, whose folders are local, where the command is.
+    worker = [*RAY, f"--address={address}", "--node-ip-address=127.0.0.2"]
     hide = f'mount -t tmpfs none "{prepared_folder.parent}" && export RAYLORA_CACHE="{far}" && until "$@"; do sleep 1; done'  # until the head answers
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "process_group": 0}
     nodes = [subprocess.Popen(head, **quiet)]
