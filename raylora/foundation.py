@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from raylora.config import Pretrain
@@ -61,6 +60,6 @@ def _samples(config: Pretrain, sets: list[PreparedSet]) -> Samples:
     augmentation = Augmentation(strength=config.augment) if config.augment else None
     depth = config.data.size[2]
     if config.task == "disease":
-        return Studies([np.stack([s.frames[f].image for f in ("ED", "ES")]) for s in studies], [0] * len(studies), depth, augmentation)
+        return Studies([tuple(s.frames[f].image for f in ("ED", "ES")) for s in studies], [0] * len(studies), depth, augmentation)
     frames = [frame for s in studies for frame in s.frames.values() if frame.label is not None]
     return Frames([f.image for f in frames], [f.label for f in frames], depth, augmentation)

@@ -167,7 +167,7 @@ def _shard(site: SiteSpec, where: Mapping[str, PreparedSet], spec: HostSpec, mod
     studies = [site.damage.get(i, CLEAN).study(where[i].study(i)) for i in site.training]
     training: Samples
     if spec.task == "disease":
-        images = [np.stack([study.frames[frame].image for frame in ("ED", "ES")]) for study in studies]
+        images = [tuple(study.frames[frame].image for frame in ("ED", "ES")) for study in studies]
         training = Studies(
             images, [site.damage.get(i, CLEAN).diseased(i, spec.diseased[i]) for i in site.training], depth, spec.augmentation
         )

@@ -38,7 +38,7 @@ something is bright matters to a heart, and masked auto-encoding teaches no toke
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over tokens (b, n, width); one Linear for queries, keys and values."""
+    """Multi-head self-attention over tokens (b, n, width), for all of them or the first `wanted`; one Linear for queries, keys and values."""
 
     def __init__(self, width: int, heads: int, qkv_bias: bool):
         super().__init__()
@@ -46,11 +46,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
         b, n, width = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)  # each (b, heads, n, width / heads)
-        x = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.out_proj(x.transpose(1, 2).reshape(b, n, width))
+        x = nn.functional.scaled_dot_product_attention(q[:, :, :wanted], k, v)
+        return self.out_proj(x.transpose(1, 2).reshape(b, -1, width))
 
 
 class MLP(nn.Module):
@@ -66,7 +66,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block on tokens (b, n, width)."""
+    """Pre-norm transformer block on tokens (b, n, width); of the first `wanted` tokens alone if what follows reads no others."""
 
     def __init__(self, width: int, heads: int, hidden: int, qkv_bias: bool):
         super().__init__()
@@ -75,8 +75,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = MLP(width, hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
+        x = x[:, :wanted] + self.attn(self.norm1(x), wanted)
         return x + self.mlp(self.norm2(x))
 
 
@@ -149,13 +149,15 @@ class ViTClassifier(nn.Module):
         return torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
 
     def stages(self) -> list[Stage]:
-        """Between two stages: the tokens (b, 1 + n, width)."""
+        """Between two stages: the tokens (b, 1 + n, width); before a head that reads the cls token alone, that token (b, 1, width)."""
+        last = len(self.blocks) - 1
 
         def embed(tensors):
             return (self.with_cls(self.patch_embedding(tensors[0])),)
 
-        def step(block):
-            return lambda tensors: (block(tensors[0]),)
+        def step(i, block):
+            wanted = 1 if i == last and self.pool == "cls" else None
+            return lambda tensors: (block(tensors[0], wanted),)
 
         grid = tuple(size // step for size, step in zip(self.image_size, self.patch, strict=True))
 
@@ -163,7 +165,7 @@ class ViTClassifier(nn.Module):
             return (self.classification_head(POOLS[self.pool](self.norm(tensors[0]), grid)),)
 
         blocks = [
-            Stage(name=name, block=i, modules=(name,), run=step(block))
+            Stage(name=name, block=i, modules=(name,), run=step(i, block))
             for i, (name, block) in enumerate(zip(self.adapter_blocks, self.blocks, strict=True))
         ]
         return [

@@ -48,7 +48,7 @@ class Frames:
 class Studies:
     """Disease: a sample is a study with ED and ES as two channels; classes are weighted inversely to their frequency at this client."""
 
-    images: Sequence[np.ndarray]  # each (2, x, y, z)
+    images: Sequence[Sequence[np.ndarray]]  # each its channels, (x, y, z): memory-mapped as they lie, stacked only in a batch
     labels: Sequence[int]
     depth: int
     augmentation: Augmentation | None = None
@@ -58,7 +58,7 @@ class Studies:
 
     def batch(self, indices: np.ndarray, rng: np.random.Generator) -> Batch:
         """images (b, 2, x, y, depth), targets (b,)."""
-        images = [self.images[i] for i in indices]
+        images = [np.stack(self.images[i]) for i in indices]
         if self.augmentation is not None:
             images = [augment(image, None, rng, self.augmentation)[0] for image in images]
         targets = np.array([self.labels[i] for i in indices], np.int64)
