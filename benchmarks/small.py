@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raylora import config as configuration
-from raylora import experiment
+from raylora import experiment, planning
 from raylora.config import Config
 from raylora.federation.executor import InProcess
 from raylora.federation.spec import build_host
@@ -50,7 +50,7 @@ def config(kind: str, rounds: int, data: Mapping[str, Any] = DATA, **more: Any) 
     )
 
 
-def in_process(plan: experiment.Plan) -> InProcess:
+def in_process(plan: planning.Plan) -> InProcess:
     return InProcess(build_host(plan.spec, plan.weights))
 
 
@@ -58,7 +58,7 @@ def run_here(settings: Config, out: Path, *, resume: bool = False) -> dict[str, 
     """The summary of a run in this process, without Ray."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(configuration.dump(settings))
-    *_, last = experiment.run_experiment(experiment.make_plan(settings), out, in_process, resume=resume)
+    *_, last = experiment.run_experiment(planning.make_plan(settings), out, in_process, resume=resume)
     return dict(last["summary"])
 
 

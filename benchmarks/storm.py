@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks import small
 from raylora import config as configuration
-from raylora import experiment, launch
+from raylora import experiment, launch, planning
 from raylora.core.errors import RunError
 from raylora.federation import checkpoint
 
@@ -261,7 +261,7 @@ def writing(values: Mapping[str, Any], out: str, at: int, after_s: float) -> Non
     checkpoint.save = fatal
     settings, folder = configuration.from_dict(values), Path(out)
     folder.mkdir(exist_ok=True)
-    plan = experiment.make_plan(settings)
+    plan = planning.make_plan(settings)
     for _ in experiment.run_experiment(plan, folder, small.in_process, resume=(folder / "rounds.jsonl").exists()):
         pass
 

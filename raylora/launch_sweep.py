@@ -36,7 +36,7 @@ class Needs:
 
     def __call__(self, trial: Trial) -> tuple[Config, Any]:
         """Configuration and actors of a trial. Raises InputError naming the trial."""
-        from raylora import experiment
+        from raylora import planning
         from raylora.cluster import driver, sweep
         from raylora.models.peft import hash_of
 
@@ -44,7 +44,7 @@ class Needs:
         key = configuration.dump(config.model_copy(update={"seed": 0, "name": "trial"}))
         if key not in self._known:
             try:
-                plan = experiment.make_plan(config, lambda what, done, total: None, self.mapper)
+                plan = planning.make_plan(config, lambda what, done, total: None, self.mapper)
                 request = driver.request_of(plan, sweep.share(config, self.has, self.sweep.limits.concurrent))
             except InputError as error:
                 raise InputError(f"trial {trial.number} ({space.said(trial.values)}): {error}") from None
@@ -177,7 +177,7 @@ class Following:
     """MLflow's record of a sweep, kept up with what the trials say."""
 
     def __init__(self, settings: Sweep, ledger: Ledger, needs: Needs, tracking: Any) -> None:
-        from raylora.experiment import code_sha256
+        from raylora.provenance import code_sha256
         from raylora.tracking.mlflow import SweepTracker, sweep_key
 
         known = next((line for line in reversed(ledger.lines) if line["kind"] == "mlflow"), {})

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from small_runs import settings
 
-from raylora import cli, experiment, launch_stress, stress
+from raylora import cli, experiment, launch_stress, planning, stress
 from raylora import config as configuration
 from raylora.cluster import driver
 from raylora.core.errors import InputError
@@ -97,7 +97,7 @@ def no_ray(monkeypatch):
 
     def drive(values, out, *, address, resume, notes):
         told["runs"] += 1
-        plan = experiment.make_plan(configuration.from_dict(values))
+        plan = planning.make_plan(configuration.from_dict(values))
         for event in experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes):
             if event["event"] == "round" and told["runs"] > told["stop"]:
                 raise KeyboardInterrupt

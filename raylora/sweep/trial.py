@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylora import experiment
+from raylora import experiment, planning
 from raylora.config import Config
 from raylora.core.errors import InputError, RunError
 from raylora.federation.rounds import Executor
@@ -34,7 +34,7 @@ class RunningTrial:
         config: Config,
         folder: Path,
         metric: str,
-        make_executor: Callable[[experiment.Plan], Executor],
+        make_executor: Callable[[planning.Plan], Executor],
         *,
         notes: Mapping[str, Any] | None = None,
         until: int | None = None,
@@ -79,7 +79,7 @@ class RunningTrial:
     def _advance(self) -> Report:
         answer = None
         if self._events is None:
-            plan = experiment.make_plan(self.config)
+            plan = planning.make_plan(self.config)
             resume = (self.folder / "checkpoints").is_dir()
             self._events = experiment.run_experiment(plan, self.folder, self._make, resume=resume, notes=self._notes)
         lines: list[Mapping[str, Any]] = []
