@@ -73,6 +73,13 @@ def test_what_is_wrong_is_refused_by_key(tmp_path, values, message):
     assert "\n" not in str(caught.value) and "stress.yaml" in str(caught.value)
 
 
+def test_the_base_may_stand_in_the_file(tmp_path):
+    """As in the one that a campaign leaves in its folder."""
+    found = stress.load(written(tmp_path))
+    (tmp_path / "kept.yaml").write_text(configuration.dump(found))
+    assert stress.load(tmp_path / "kept.yaml") == found
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_what_is_shipped_can_be_loaded_and_says_what_it_costs(path):
     found = stress.load(path)
