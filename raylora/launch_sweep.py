@@ -28,8 +28,8 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 class Needs:
     """What each trial needs, found by planning it as `run` would; trials that differ in their seed alone are planned once."""
 
-    def __init__(self, sweep: Sweep, has: Any, on_event: OnEvent, mapper: Any) -> None:
-        self.sweep, self.has, self.on_event, self.mapper = sweep, has, on_event, mapper
+    def __init__(self, sweep: Sweep, has: Any, mapper: Any) -> None:
+        self.sweep, self.has, self.mapper = sweep, has, mapper
         self.backbones: dict[str, Mapping[str, np.ndarray]] = {}  # by hash
         self.data: dict[int, str] = {}  # trial -> data_sha256
         self._known: dict[str, tuple[Any, str]] = {}
@@ -80,7 +80,7 @@ def sweep(
         mapper = ray_map(lambda: ending.enter_context(driver.session(address)))
         if address is not None:
             ending.enter_context(driver.session(address))
-        needs = Needs(settings, driver.available() if driver.connected() else resources.local(), on_event, mapper)
+        needs = Needs(settings, driver.available() if driver.connected() else resources.local(), mapper)
         listed = space.trials(settings) if settings.search.kind != "optuna" else []
         requests = []
         for number, trial in enumerate(listed, 1):
