@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import build, gemm, prepare
-from benchmarks.peers.work import WORKLOADS, Workload, family
+from benchmarks.peers.work import WORKLOADS, Workload
+from benchmarks.processes import family, pss
 from raylora.cluster import resources
 from raylora.cluster.driver import KEEP_PAGES
 
@@ -218,7 +219,7 @@ def once(command: Command, folder: Path, *, memory: bool) -> Run:
         cpu=tuple(line["cpu"] for line in lines),
         losses=np.array([line["losses"] for line in lines]),
         steps=sum(line["steps"] for line in lines),
-        peak_pss_mb=peak / 1024 if memory else None,
+        peak_pss_mb=peak / 2**20 if memory else None,
     )
 
 
@@ -232,15 +233,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
         except OSError:
             continue
     process.wait()
-
-
-def pss(pid: int) -> int:
-    """kB."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 def machine() -> dict[str, Any]:
