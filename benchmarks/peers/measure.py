@@ -6,7 +6,6 @@ CPU time. All systems run under one environment, with what raylora sets for itse
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import platform
@@ -26,7 +25,6 @@ import numpy as np
 from benchmarks.peers import build, gemm, prepare
 from benchmarks.peers.work import WORKLOADS, Workload
 from benchmarks.processes import family, pss
-from raylora.cluster import resources
 from raylora.cluster.driver import KEEP_PAGES
 
 ROOT = build.ROOT
@@ -61,15 +59,12 @@ def module(name: str, *words: str, python: Path | str = sys.executable) -> Comma
     return lambda folder, report: [str(python), "-m", f"benchmarks.peers.{name}", str(folder), str(report), *words]
 
 
-STACKS_SPREAD = "stack" in inspect.signature(resources.request).parameters
-"""Whether stacks may lie in several actors. Where they may not, clients are trained one by one here: one process of several threads is slower."""
-
-
 def raylora_settings(work: Workload, clients: int, workers: int) -> tuple[str, ...]:
     """raylora as one would set it: small steps stacked, the same number of stacks for each worker; a frozen prefix is kept by default."""
-    if work.size != "w1" or not STACKS_SPREAD:
+    if work.size != "w1":
         return ()
-    return (f"training.stack={min(STACK, -(-clients // workers))}",)
+    passes = -(-clients // (workers * STACK))  # of a worker in a round
+    return (f"training.stack={-(-clients // (workers * passes))}",)
 
 
 def commands(system: str, work: Workload, clients: int, workers: int) -> dict[str, Command]:

@@ -54,7 +54,6 @@ def config(path: Path, workload: str, rounds: int, overrides: tuple[str, ...] = 
         "strategy": {"name": "fedit"},
         "training": {"rounds": rounds, "local_epochs": 1, "batch_size": work.batch, "lr": RATE},
         "evaluation": {"every": 0, "overlays": 0},
-        "placement": {"clients_per_actor": "auto"},
         "tracking": {"uri": None},
     }
     return configuration.from_dict(configuration.override(values, overrides))
