@@ -103,14 +103,14 @@ class Place:
 
 
 def _running(place: Place) -> Any:
-    from raylora import planning
     from raylora.cluster.client_actor import RayExecutor
     from raylora.models.peft import hash_of
+    from raylora.planning import Plan
     from raylora.sweep.trial import RunningTrial
 
     config, folder = configuration.from_dict(place.config), Path(place.folder)
 
-    def executor(plan: planning.Plan) -> RayExecutor:
+    def executor(plan: Plan) -> RayExecutor:
         weights = place.backbones.get(hash_of(plan.weights), plan.weights)
         return RayExecutor(plan.spec, weights, place.request, plan.config.placement.timeout_s)
 
