@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from raylora import config as configuration
-from raylora import experiment
+from raylora import experiment, planning
 from raylora.config import Config
 from raylora.core.types import Tree
 from raylora.federation import checkpoint
@@ -85,12 +85,12 @@ class Watching(InProcess):
             yield outcome
 
 
-def federation(config: Config, out: Path) -> tuple[experiment.Plan, dict[str, Tree], Tree, dict[str, Any]]:
+def federation(config: Config, out: Path) -> tuple[planning.Plan, dict[str, Tree], Tree, dict[str, Any]]:
     """(plan, what each client uploaded last, the shared model, summary)."""
-    plan = experiment.make_plan(config)
+    plan = planning.make_plan(config)
     watching: list[Watching] = []
 
-    def executor(plan: experiment.Plan) -> Watching:
+    def executor(plan: planning.Plan) -> Watching:
         watching.append(Watching(build_host(plan.spec, plan.weights)))
         return watching[-1]
 
@@ -102,7 +102,7 @@ def federation(config: Config, out: Path) -> tuple[experiment.Plan, dict[str, Tr
     return plan, watching[0].uploads, shared, dict(last["summary"])
 
 
-def losses(plan: experiment.Plan, models: Mapping[str, tuple[Tree, tuple[str, ...]]]) -> dict[str, dict[str, float]]:
+def losses(plan: planning.Plan, models: Mapping[str, tuple[Tree, tuple[str, ...]]]) -> dict[str, dict[str, float]]:
     """{model: {patient: -log p(diagnosis)}} of each model (what it adds, whose patients) on training and test patients."""
     sites = tuple(replace(site, training=(), validation=(), test=(*site.training, *site.test)) for site in plan.spec.sites)
     host = build_host(replace(plan.spec, sites=sites), plan.weights)

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import ray
 import torch
 
+from benchmarks.processes import pss
 from raylora.cluster import driver, resources
 from raylora.cluster.client_actor import ClientActor, RayExecutor
 from raylora.core.types import Broadcast, Client, ClientState, ClientUpdate, State, Strategy, Tree
@@ -232,7 +232,7 @@ def _play(work: Work, parties: Parties, rounds: int, keep: Path | None = None, l
 def pss_mb(executor: Checked) -> float:
     """Proportional memory of the driver and its actors."""
     pids = [os.getpid(), *(pid for _, pid in executor.places)]
-    return sum(psutil.Process(pid).memory_full_info().pss for pid in pids) / 1e6
+    return sum(pss(pid) for pid in pids) / 1e6
 
 
 def later(found: Mapping[str, Any], skip: int = 2) -> float:

@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.processes import family, pss
 from raylora.data.phantom import write_cohort
 
 
@@ -70,34 +71,11 @@ def command(words: list[str]) -> dict[str, float]:
     began, peak = time.perf_counter(), 0
     process = subprocess.Popen([sys.executable, "-m", "raylora.cli", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None:
-        peak = max(peak, sum(map(_pss, _family(process.pid))))
+        peak = max(peak, sum(map(pss, family(process.pid))))
         time.sleep(0.05 if time.perf_counter() - began < 3 else 0.5)
     if process.returncode:
         raise SystemExit(f"raylora {' '.join(words)} ended with {process.returncode}: {process.stderr.read() if process.stderr else ''}")
-    return {"seconds": round(time.perf_counter() - began, 2), "peak_gib": round(peak / 2**20, 2)}
-
-
-def _family(pid: int) -> list[int]:
-    """The process and all its descendants."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
-
-
-def _pss(pid: int) -> int:
-    """kB."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    return {"seconds": round(time.perf_counter() - began, 2), "peak_gib": round(peak / 2**30, 2)}
 
 
 if __name__ == "__main__":

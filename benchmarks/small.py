@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from raylora import config as configuration
-from raylora import experiment
+from raylora import experiment, planning
 from raylora.config import Config
 from raylora.federation.executor import InProcess
 from raylora.federation.spec import build_host
@@ -50,7 +50,7 @@ def config(kind: str, rounds: int, data: Mapping[str, Any] = DATA, **more: Any) 
     )
 
 
-def in_process(plan: experiment.Plan) -> InProcess:
+def in_process(plan: planning.Plan) -> InProcess:
     return InProcess(build_host(plan.spec, plan.weights))
 
 
@@ -58,38 +58,8 @@ def run_here(settings: Config, out: Path, *, resume: bool = False) -> dict[str, 
     """The summary of a run in this process, without Ray."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(configuration.dump(settings))
-    *_, last = experiment.run_experiment(experiment.make_plan(settings), out, in_process, resume=resume)
+    *_, last = experiment.run_experiment(planning.make_plan(settings), out, in_process, resume=resume)
     return dict(last["summary"])
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started and that are there."""
-    return [child for child, parent in _parents() if parent == pid]
-
-
-def _parents() -> Iterator[tuple[int, int]]:
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            yield int(path.parent.name), int(path.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-
-
-def title(pid: int) -> str:
-    """What a process calls itself, empty if it has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
-    except OSError:
-        return ""
-
-
-def pss_mib(pid: int) -> float:
-    """The proportional set size of a process."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
 
 
 def quick_to_notice() -> None:

@@ -29,8 +29,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import small
+from benchmarks.processes import children, title
 from raylora import config as configuration
-from raylora import experiment, launch
+from raylora import experiment, launch, planning
 from raylora.core.errors import RunError
 from raylora.federation import checkpoint
 
@@ -73,12 +74,12 @@ class Nodes:
 
     def processes(self, name: str) -> list[int]:
         """Of the actors of a class, on any node."""
-        return sorted(pid for raylet in self.raylets() for pid in small.children(raylet) if small.title(pid).startswith(f"ray::{name}"))
+        return sorted(pid for raylet in self.raylets() for pid in children(raylet) if title(pid).startswith(f"ray::{name}"))
 
     def kill(self, victim: str, draw: np.random.Generator) -> bool:
         """Whether there was something to kill."""
         if victim == "node":
-            busy = [node for node in self.others if any(map(_is_actor, small.children(_raylet(node))))]
+            busy = [node for node in self.others if any(map(_is_actor, children(_raylet(node))))]
             if not busy:
                 return False
             os.kill(_raylet(busy[draw.integers(len(busy))]), signal.SIGKILL)
@@ -93,7 +94,7 @@ class Nodes:
 
     def repair(self) -> None:
         """New nodes in the place of lost ones."""
-        for node in [node for node in self.others if not small.title(_raylet(node))]:
+        for node in [node for node in self.others if not title(_raylet(node))]:
             self.cluster.remove_node(node, allow_graceful=False)
             self.others.remove(node)
             self.others.append(self._add())
@@ -110,7 +111,7 @@ def _raylet(node: Any) -> int:
 
 
 def _is_actor(pid: int) -> bool:
-    return small.title(pid).startswith("ray::ClientActor")
+    return title(pid).startswith("ray::ClientActor")
 
 
 class Strike:
@@ -261,7 +262,7 @@ def writing(values: Mapping[str, Any], out: str, at: int, after_s: float) -> Non
     checkpoint.save = fatal
     settings, folder = configuration.from_dict(values), Path(out)
     folder.mkdir(exist_ok=True)
-    plan = experiment.make_plan(settings)
+    plan = planning.make_plan(settings)
     for _ in experiment.run_experiment(plan, folder, small.in_process, resume=(folder / "rounds.jsonl").exists()):
         pass
 

@@ -28,7 +28,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a run: runs go side by side
 
 from raylora import config as configuration
-from raylora import experiment
+from raylora import experiment, planning
 from raylora.cli import guarded
 from raylora.config import Config
 from raylora.core.errors import InputError, RunError
@@ -88,7 +88,7 @@ def run(config: Config, folder: Path, data: str, *, test: bool) -> None:
     (folder / "stamp.json").write_text(stamp)
     (folder / "config.yaml").write_text(configuration.dump(config))
     began = time.process_time()  # what else the machine does is not in it
-    plan = experiment.make_plan(config)
+    plan = planning.make_plan(config)
     events = experiment.run_experiment(plan, folder, lambda p: InProcess(build_host(p.spec, p.weights)), resume=True)
     try:
         for event in events:
@@ -145,7 +145,7 @@ def conduct(study: Study) -> str:
 
 def data_of(task: str, overrides: Sequence[str]) -> str:
     """Prepares the studies of a task; a hash over them and the base weights."""
-    plan = experiment.make_plan(configuration.load(CONFIGS / "tasks" / f"{task}.yaml", ["tracking.uri=null", *overrides]))
+    plan = planning.make_plan(configuration.load(CONFIGS / "tasks" / f"{task}.yaml", ["tracking.uri=null", *overrides]))
     return hashlib.sha256((plan.data_sha256 + hash_of(plan.weights)).encode()).hexdigest()
 
 

@@ -24,7 +24,7 @@ import yaml
 from raylora import launch, launch_sweep
 from raylora.cli import guarded
 from raylora.cluster import driver
-from raylora.experiment import versions
+from raylora.provenance import versions
 from raylora.sweep import space
 
 RESULT = Path(__file__).resolve().parent / "results" / "sweep_overhead.json"

@@ -25,7 +25,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from raylora import config as configuration
-from raylora import experiment
+from raylora import experiment, planning
 from raylora.cli import guarded
 from raylora.config import Config
 from raylora.core.clock import Line, Trip
@@ -67,7 +67,7 @@ def reached(times: Sequence[tuple[float, float | None]], target: float) -> tuple
 
 def conducted(config: Config, folder: Path) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """(the record, steps of each client a round) of a run, made if it is not there yet."""
-    plan = experiment.make_plan(config)
+    plan = planning.make_plan(config)
     summary = folder / "summary.json"
     if not summary.is_file() or json.loads(summary.read_text())["config_sha256"] != config.sha256():
         folder.mkdir(parents=True, exist_ok=True)

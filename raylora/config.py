@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from raylora.core.errors import InputError
 
+Checked = TypeVar("Checked", bound=BaseModel)
 MOST_BYTES, MOST_VALUES = 1 << 20, 100_000  # of a configuration
 
 
@@ -368,8 +369,17 @@ class Config(Section):
 
     def sha256(self) -> str:
         """Of what decides the numbers: everything but the name, placement, tracking and checkpoints."""
-        values = {key: value for key, value in self.as_dict().items() if key not in ("name", "placement", "tracking", "checkpoint")}
-        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+        return digest(decisive(self.as_dict()))
+
+
+def decisive(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an experiment's values that decide its numbers."""
+    return {key: value for key, value in values.items() if key not in ("name", "placement", "tracking", "checkpoint")}
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """SHA-256 of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Pretrain(Section):
@@ -406,6 +416,25 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 def from_mapping(values: Mapping[str, Any], path: Path, overrides: Sequence[str] = ()) -> Config:
     """As `load`, for values that stand in the file `path`: a `base` is relative to it."""
     return from_dict(_laid_over_base(override(values, overrides), path), origin=str(path))
+
+
+def load_around(schema: type[Checked], path: Path, overrides: Sequence[str] = ()) -> Checked:
+    """Read a file of many experiments (a sweep, a stress campaign), whose key `base` is the one that they vary: in place, or as its path.
+
+    An override whose first word is a key of the file's goes there (``seeds=[0,1]``), every other one to the base (``training.rounds=4``).
+    Raises InputError.
+    """
+    own = [item for item in overrides if item.partition("=")[0].split(".")[0].strip() in schema.model_fields]
+    rest = [item for item in overrides if item not in own]
+    values = override(read_yaml(path), own)
+    base = values.get("base")
+    if isinstance(base, str):
+        config = load((path.parent / base).resolve(), rest)
+    elif isinstance(base, dict):
+        config = from_mapping(base, path, rest)
+    else:
+        raise InputError(f"{path}: base: expected the path of an experiment's YAML file, or an experiment, found {base!r}")
+    return validated(schema, {**values, "base": config.as_dict()}, str(path))
 
 
 def _laid_over_base(values: Mapping[str, Any], path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -494,9 +523,6 @@ def laid_over(values: Mapping[str, Any], changes: Mapping[str, Any], origin: str
 def from_dict(values: Mapping[str, Any], origin: str = "config") -> Config:
     """Check plain values against the schema. Raises InputError naming the key, what was expected and what was found."""
     return validated(Config, values, origin)
-
-
-Checked = TypeVar("Checked", bound=BaseModel)
 
 
 def validated(schema: type[Checked], values: Mapping[str, Any], origin: str) -> Checked:

@@ -102,14 +102,14 @@ def run(
     if not resume:
         refuse_used(out)
         config = absolute(config, Path.cwd())
-    from raylora import experiment
+    from raylora import planning
     from raylora.cluster import driver, resources
     from raylora.cluster.mapper import ray_map
 
     with contextlib.ExitStack() as ending:  # Ray starts once, for what is to be prepared or for the run
         if resume:
             ending.enter_context(alone(out))
-        plan = experiment.make_plan(config, _told(on_event), ray_map(lambda: ending.enter_context(driver.session(address))))
+        plan = planning.make_plan(config, _told(on_event), ray_map(lambda: ending.enter_context(driver.session(address))))
         if address is None and not driver.connected():
             driver.request_of(plan, resources.local(), resume)  # before Ray is started: that takes seconds
         ending.enter_context(driver.session(address))
@@ -260,7 +260,7 @@ def _tracker(config: Config, plan: Any, out: Path) -> Any:
 
 def tags(config: Config, data_sha256: str) -> dict[str, str]:
     """What runs are searched by."""
-    from raylora.experiment import code_sha256, git_commit
+    from raylora.provenance import code_sha256, git_commit
 
     found = {
         "strategy": config.strategy.name,

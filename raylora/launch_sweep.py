@@ -28,15 +28,15 @@ OnEvent = Callable[[Mapping[str, Any]], None]
 class Needs:
     """What each trial needs, found by planning it as `run` would; trials that differ in their seed alone are planned once."""
 
-    def __init__(self, sweep: Sweep, has: Any, on_event: OnEvent, mapper: Any) -> None:
-        self.sweep, self.has, self.on_event, self.mapper = sweep, has, on_event, mapper
+    def __init__(self, sweep: Sweep, has: Any, mapper: Any) -> None:
+        self.sweep, self.has, self.mapper = sweep, has, mapper
         self.backbones: dict[str, Mapping[str, np.ndarray]] = {}  # by hash
         self.data: dict[int, str] = {}  # trial -> data_sha256
         self._known: dict[str, tuple[Any, str]] = {}
 
     def __call__(self, trial: Trial) -> tuple[Config, Any]:
         """Configuration and actors of a trial. Raises InputError naming the trial."""
-        from raylora import experiment
+        from raylora import planning
         from raylora.cluster import driver, sweep
         from raylora.models.peft import hash_of
 
@@ -44,7 +44,7 @@ class Needs:
         key = configuration.dump(config.model_copy(update={"seed": 0, "name": "trial"}))
         if key not in self._known:
             try:
-                plan = experiment.make_plan(config, lambda what, done, total: None, self.mapper)
+                plan = planning.make_plan(config, lambda what, done, total: None, self.mapper)
                 request = driver.request_of(plan, sweep.share(config, self.has, self.sweep.limits.concurrent))
             except InputError as error:
                 raise InputError(f"trial {trial.number} ({space.said(trial.values)}): {error}") from None
@@ -80,7 +80,7 @@ def sweep(
         mapper = ray_map(lambda: ending.enter_context(driver.session(address)))
         if address is not None:
             ending.enter_context(driver.session(address))
-        needs = Needs(settings, driver.available() if driver.connected() else resources.local(), on_event, mapper)
+        needs = Needs(settings, driver.available() if driver.connected() else resources.local(), mapper)
         listed = space.trials(settings) if settings.search.kind != "optuna" else []
         requests = []
         for number, trial in enumerate(listed, 1):
@@ -177,7 +177,7 @@ class Following:
     """MLflow's record of a sweep, kept up with what the trials say."""
 
     def __init__(self, settings: Sweep, ledger: Ledger, needs: Needs, tracking: Any) -> None:
-        from raylora.experiment import code_sha256
+        from raylora.provenance import code_sha256
         from raylora.tracking.mlflow import SweepTracker, sweep_key
 
         known = next((line for line in reversed(ledger.lines) if line["kind"] == "mlflow"), {})

@@ -15,14 +15,15 @@ from raylora.core import sampling
 from raylora.core.errors import InputError
 from raylora.data.obtain import Say
 from raylora.data.prepare import Mapper
-from raylora.experiment import Plan, make_plan, make_strategy, opening
 from raylora.federation.client import initial_tree
 from raylora.federation.rehearsal import Rehearsal
 from raylora.federation.rounds import Progress, receive, run_round
 from raylora.federation.spec import build_model, protocol_of
+from raylora.method import make_strategy
 from raylora.models import zoo
 from raylora.models.stacked import StackedModel
 from raylora.models.stages import Stage, first_trained, run_stages
+from raylora.planning import Plan, make_plan, opening
 
 TORCH_BYTES = 250 << 20  # a process with torch imported, as measured
 REHEARSED = 2  # rounds: from the second on, methods that fold into the base send more

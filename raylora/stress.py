@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,7 @@ class Stress(Section):
     """A stress file. Keys of an experiment are dotted; `strategy: {...}` replaces the whole section."""
 
     name: str = Field(default="stress", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,89}$")
-    base: dict[str, Any]  # the experiment, as a mapping (in a file: its path)
+    base: dict[str, Any]  # the experiment, as a mapping (in a file: as such, or its path)
     common: dict[str, Any] = {}  # laid over the base in all runs
     strategies: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]  # label -> what is laid over it; the first is the baseline
     dials: Annotated[dict[str, Annotated[list[Any], Field(min_length=2)]], Field(min_length=1, max_length=2)]  # the neutral level first
@@ -32,10 +30,7 @@ class Stress(Section):
 
     def sha256(self) -> str:
         """Of what decides which trials there are and what comes of them."""
-        aside = ("name", "placement", "tracking", "checkpoint")
-        values = self.model_dump(exclude={"name"})
-        values["base"] = {key: value for key, value in values["base"].items() if key not in aside}
-        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+        return configuration.digest({**self.model_dump(exclude={"name"}), "base": configuration.decisive(self.base)})
 
     def config(self, trial: Trial) -> Config:
         """The experiment of one trial. Raises InputError."""
@@ -71,16 +66,9 @@ def trials(stress: Stress) -> list[Trial]:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Stress:
-    """Read a stress file and check the configuration of every trial. An override whose first word is a key of the stress file goes there
-    (``seeds=[0,1]``), every other one to the base experiment (``training.rounds=4``). Raises InputError."""
-    own = [item for item in overrides if item.partition("=")[0].split(".")[0].strip() in Stress.model_fields]
-    rest = [item for item in overrides if item not in own]
-    values = configuration.override(configuration.read_yaml(path), own)
-    base = values.get("base")
-    if not isinstance(base, str):
-        raise InputError(f"{path}: base: expected the path of an experiment's YAML file, found {base!r}")
-    values["base"] = configuration.load((path.parent / base).resolve(), rest).as_dict()
-    return check(configuration.validated(Stress, values, str(path)), str(path))
+    """Read a stress file and check the configuration of every trial. Overrides go to its own keys (``seeds=[0,1]``) or to the base experiment
+    (``training.rounds=4``). Raises InputError."""
+    return check(configuration.load_around(Stress, path, overrides), str(path))
 
 
 def check(stress: Stress, origin: str) -> Stress:

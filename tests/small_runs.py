@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raylora import config as configuration
-from raylora import experiment
+from raylora import experiment, planning
 from raylora.config import Config
 from raylora.core.types import Broadcast, ClientUpdate
 from raylora.federation.executor import InProcess
@@ -74,7 +74,7 @@ class Finished:
 
     folder: Path
     config: Config
-    plan: experiment.Plan
+    plan: planning.Plan
     summary: dict[str, Any]
     sent: list[tuple[str, Broadcast]] = field(repr=False)
     received: list[ClientUpdate] = field(repr=False)
@@ -89,12 +89,12 @@ class Finished:
         return [json.loads(line) for line in (self.folder / "rounds.jsonl").read_text().splitlines()]
 
 
-def run(config: Config, out: Path, executor: Callable[[experiment.Plan], Any] | None = None, **options: Any) -> Finished:
+def run(config: Config, out: Path, executor: Callable[[planning.Plan], Any] | None = None, **options: Any) -> Finished:
     """Run an experiment in this process; its clients too, unless another executor is given."""
-    plan = experiment.make_plan(config)
+    plan = planning.make_plan(config)
     watched: list[Watched] = []
 
-    def in_process(plan: experiment.Plan) -> Watched:
+    def in_process(plan: planning.Plan) -> Watched:
         watched.append(Watched(build_host(plan.spec, plan.weights)))
         return watched[-1]
 

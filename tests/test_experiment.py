@@ -10,7 +10,7 @@ from small_runs import Watched, run, tiny
 from small_studies import COHORT
 
 from raylora import config as configuration
-from raylora import experiment
+from raylora import experiment, planning
 from raylora.core.errors import InputError, RunError
 from raylora.data.shards import PreparedSet
 from raylora.federation.spec import build_host
@@ -126,7 +126,7 @@ def test_test_cases_are_not_touched_before_the_last_round(prepared_folder, tmp_p
             told.append(split)
             return super().evaluate(requests, split, full=full)
 
-    plan = experiment.make_plan(tiny(prepared_folder, "disease", strategy={"name": "med_duallora"}))
+    plan = planning.make_plan(tiny(prepared_folder, "disease", strategy={"name": "med_duallora"}))
     list(experiment.run_experiment(plan, tmp_path, lambda p: Told(build_host(p.spec, p.weights))))
     assert told == ["train 0", "validation", "train 1", "validation", "test", "test", "validation"]  # the frozen model comes last
 
@@ -158,18 +158,18 @@ def test_held_out_clients_are_scored_and_never_train(runs):
 
 
 def test_weights_that_have_seen_test_cases_are_refused_by_name(prepared_folder, tmp_path):
-    plain = experiment.make_plan(tiny(prepared_folder, "disease"))
+    plain = planning.make_plan(tiny(prepared_folder, "disease"))
     opened = PreparedSet.open(prepared_folder)
     known = opened.manifest.row(plain.splits["GE"]["test"][0])
     path = tmp_path / "w.safetensors"
     zoo.save_weights(path, plain.weights, half=False, seen=Seen(cases=frozenset({known.source_sha256})), about={})
     with pytest.raises(InputError, match=f"has seen 1 validation or test cases \\({known.id}"):
-        experiment.make_plan(tiny(prepared_folder, "disease", model__weights=str(path)))
-    allowed = experiment.make_plan(tiny(prepared_folder, "disease", model__weights=str(path), data__allow_seen=True))
+        planning.make_plan(tiny(prepared_folder, "disease", model__weights=str(path)))
+    allowed = planning.make_plan(tiny(prepared_folder, "disease", model__weights=str(path), data__allow_seen=True))
     assert allowed.seen_cases == (known.id,)
     trained_on = opened.manifest.row(plain.splits["GE"]["train"][0])
     zoo.save_weights(path, plain.weights, half=False, seen=Seen(cases=frozenset({trained_on.source_sha256})), about={})
-    assert experiment.make_plan(tiny(prepared_folder, "disease", model__weights=str(path))).seen_cases == ()
+    assert planning.make_plan(tiny(prepared_folder, "disease", model__weights=str(path))).seen_cases == ()
 
 
 # ---- what decides the numbers
@@ -261,7 +261,7 @@ def test_the_server_s_algebra_has_one_thread(prepared_folder, tmp_path):
 )
 def test_refused_in_one_line(prepared_folder, task, change, message):
     with pytest.raises(InputError, match=message) as caught:
-        experiment.make_plan(tiny(prepared_folder, task, **change))
+        planning.make_plan(tiny(prepared_folder, task, **change))
     assert "\n" not in str(caught.value)
 
 

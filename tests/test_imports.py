@@ -15,6 +15,8 @@ ROWS = [  # each may import what stands above it, and nothing beside it
     {"training", "tracking", "report"},
     {"federation"},
     {"cohort", "method", "dials"},
+    {"planning", "provenance"},
+    {"ending"},
     {"experiment", "foundation"},
     {"sweep", "stress"},
     {"cluster"},
@@ -28,7 +30,7 @@ ROW = {part: number for number, parts in enumerate(ROWS) for part in parts}
 OWNERS = {
     "ray": {"cluster", "launch"},
     "mlflow": {"tracking"},
-    "torch": {"models", "training", "federation", "experiment", "foundation", "plan", "export", "doctor"},
+    "torch": {"models", "training", "federation", "planning", "ending", "foundation", "plan", "export", "doctor"},
     "nibabel": {"data"},
     "pyarrow": {"data", "tracking", "report"},
     "matplotlib": {"report"},

@@ -13,7 +13,7 @@ import yaml
 from mlflow import MlflowClient
 from small_runs import settings, tiny
 
-from raylora import cli, experiment, launch
+from raylora import cli, experiment, launch, planning
 from raylora import config as configuration
 from raylora.cluster import driver
 from raylora.core.errors import InputError, RunError
@@ -30,7 +30,7 @@ def no_ray(request, monkeypatch):
     hooks = {"stop": lambda event: None}
 
     def drive(values, out, *, address, resume, notes):
-        plan = experiment.make_plan(configuration.from_dict(values))
+        plan = planning.make_plan(configuration.from_dict(values))
         for event in experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes):
             hooks["stop"](event)
             yield event

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from small_runs import settings
 
-from raylora import cli, experiment, launch_stress, stress
+from raylora import cli, experiment, launch_stress, planning, stress
 from raylora import config as configuration
 from raylora.cluster import driver
 from raylora.core.errors import InputError
@@ -73,6 +73,13 @@ def test_what_is_wrong_is_refused_by_key(tmp_path, values, message):
     assert "\n" not in str(caught.value) and "stress.yaml" in str(caught.value)
 
 
+def test_the_base_may_stand_in_the_file(tmp_path):
+    """As in the one that a campaign leaves in its folder."""
+    found = stress.load(written(tmp_path))
+    (tmp_path / "kept.yaml").write_text(configuration.dump(found))
+    assert stress.load(tmp_path / "kept.yaml") == found
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_what_is_shipped_can_be_loaded_and_says_what_it_costs(path):
     found = stress.load(path)
@@ -97,7 +104,7 @@ def no_ray(monkeypatch):
 
     def drive(values, out, *, address, resume, notes):
         told["runs"] += 1
-        plan = experiment.make_plan(configuration.from_dict(values))
+        plan = planning.make_plan(configuration.from_dict(values))
         for event in experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes):
             if event["event"] == "round" and told["runs"] > told["stop"]:
                 raise KeyboardInterrupt

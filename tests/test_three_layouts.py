@@ -10,7 +10,7 @@ import pytest
 from small_runs import Watched
 
 from raylora import config as configuration
-from raylora import experiment, launch
+from raylora import experiment, launch, planning
 from raylora.data.partition import PARTS
 from raylora.federation.spec import build_host
 
@@ -64,7 +64,7 @@ def test_three_layouts_are_one_experiment(ray_cluster, tmp_path):
 
 @pytest.mark.slow
 def test_an_unseen_data_set_is_scored_by_vendor_and_never_trained_on(tmp_path):
-    plan = experiment.make_plan(small(clients={"unseen": ["mnms"]}))
+    plan = planning.make_plan(small(clients={"unseen": ["mnms"]}))
     watched = []
 
     def executor(p):

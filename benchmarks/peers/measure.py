@@ -6,7 +6,6 @@ CPU time. All systems run under one environment, with what raylora sets for itse
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import platform
@@ -24,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import build, gemm, prepare
-from benchmarks.peers.work import WORKLOADS, Workload, family
-from raylora.cluster import resources
+from benchmarks.peers.work import WORKLOADS, Workload
+from benchmarks.processes import family, pss
 from raylora.cluster.driver import KEEP_PAGES
 
 ROOT = build.ROOT
@@ -60,15 +59,12 @@ def module(name: str, *words: str, python: Path | str = sys.executable) -> Comma
     return lambda folder, report: [str(python), "-m", f"benchmarks.peers.{name}", str(folder), str(report), *words]
 
 
-STACKS_SPREAD = "stack" in inspect.signature(resources.request).parameters
-"""Whether stacks may lie in several actors. Where they may not, clients are trained one by one here: one process of several threads is slower."""
-
-
 def raylora_settings(work: Workload, clients: int, workers: int) -> tuple[str, ...]:
     """raylora as one would set it: small steps stacked, the same number of stacks for each worker; a frozen prefix is kept by default."""
-    if work.size != "w1" or not STACKS_SPREAD:
+    if work.size != "w1":
         return ()
-    return (f"training.stack={min(STACK, -(-clients // workers))}",)
+    passes = -(-clients // (workers * STACK))  # of a worker in a round
+    return (f"training.stack={-(-clients // (workers * passes))}",)
 
 
 def commands(system: str, work: Workload, clients: int, workers: int) -> dict[str, Command]:
@@ -218,7 +214,7 @@ def once(command: Command, folder: Path, *, memory: bool) -> Run:
         cpu=tuple(line["cpu"] for line in lines),
         losses=np.array([line["losses"] for line in lines]),
         steps=sum(line["steps"] for line in lines),
-        peak_pss_mb=peak / 1024 if memory else None,
+        peak_pss_mb=peak / 2**20 if memory else None,
     )
 
 
@@ -232,15 +228,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
         except OSError:
             continue
     process.wait()
-
-
-def pss(pid: int) -> int:
-    """kB."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 def machine() -> dict[str, Any]:

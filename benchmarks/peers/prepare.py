@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.peers.work import ALPHA, CHANNELS, RANK, RATE, SEED, WORKLOADS, volume_of
 from raylora import config as configuration
-from raylora import experiment
+from raylora import planning
 from raylora.config import Config
 from raylora.core.seeds import generator
 from raylora.data import manifest, shards
@@ -54,7 +54,6 @@ def config(path: Path, workload: str, rounds: int, overrides: tuple[str, ...] = 
         "strategy": {"name": "fedit"},
         "training": {"rounds": rounds, "local_epochs": 1, "batch_size": work.batch, "lr": RATE},
         "evaluation": {"every": 0, "overlays": 0},
-        "placement": {"clients_per_actor": "auto"},
         "tracking": {"uri": None},
     }
     return configuration.from_dict(configuration.override(values, overrides))
@@ -74,9 +73,9 @@ def write(path: Path, workload: str, clients: int, rounds: int, workers: int) ->
         for round in range(rounds)
     ]
     np.save(path / "order.npy", np.array(order))
-    plan = experiment.make_plan(config(path, workload, rounds))
+    plan = planning.make_plan(config(path, workload, rounds))
     model = build_model(plan.spec.model, plan.weights)
-    first = experiment.opening(make_strategy(plan.config), model, plan.spec, plan.clients).trees["adapter"]
+    first = planning.opening(make_strategy(plan.config), model, plan.spec, plan.clients).trees["adapter"]
     np.savez(path / "start.npz", **{**plan.weights, **first})  # type: ignore[arg-type]
     (path / "about.json").write_text(json.dumps({"workload": workload, "clients": clients, "rounds": rounds, "workers": workers}))
 

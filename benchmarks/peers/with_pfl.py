@@ -78,7 +78,7 @@ def work(folder: Folder) -> None:
         """Every client once a round, the workers' shares as even as can be."""
 
         def __next__(self) -> Any:
-            raise NotImplementedError
+            """Asked for by the base class; pfl takes cohorts."""
 
         def get_cohort(self, cohort_size: int) -> Iterator[tuple[Dataset, int]]:
             for client in mine:

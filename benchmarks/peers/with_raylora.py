@@ -36,7 +36,8 @@ def main() -> None:
             raise LastRound
 
     with tempfile.TemporaryDirectory() as out:
-        settings = config(folder.path, folder.work.name, folder.rounds, (f"data.cache={out}/cache", *sys.argv[3:]))
+        an_actor_a_worker = f"placement.clients_per_actor={-(-folder.clients // folder.workers)}"
+        settings = config(folder.path, folder.work.name, folder.rounds, (f"data.cache={out}/cache", an_actor_a_worker, *sys.argv[3:]))
         try:
             launch.run(settings, Path(out) / "run", on_event=on_event)
         except LastRound:

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.processes import cpu_seconds
+
 RANK, ALPHA, RATE, CHANNELS, CLASSES, SEED = 4, 8.0, 1e-3, 2, 5, 0
 
 
@@ -237,28 +239,3 @@ class Report:
         line = {"time": time.time(), "cpu": cpu_seconds(os.getpid()), "losses": list(losses), "steps": steps}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-
-def family(pid: int) -> list[int]:
-    """The process and all its descendants."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-    found = [pid]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of the process, its descendants, and those of them that have ended."""
-    ticks = 0
-    for member in family(pid):
-        try:
-            ticks += sum(map(int, Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()[11:15]))
-        except OSError:
-            continue
-    return ticks / os.sysconf("SC_CLK_TCK")

@@ -29,14 +29,14 @@ class DriverActor:
     def run(self, values: Mapping[str, Any], out: str, resume: bool, notes: Mapping[str, Any]) -> Iterator[Event]:
         """Stream the events of `experiment.run_experiment`."""
         from raylora import config as configuration
-        from raylora import experiment
+        from raylora import experiment, planning
         from raylora.cluster.client_actor import RayExecutor
 
         config = configuration.from_dict(values)
-        plan = experiment.make_plan(config)
+        plan = planning.make_plan(config)
         place = config.placement
 
-        def executor(plan: experiment.Plan) -> RayExecutor:
+        def executor(plan: planning.Plan) -> RayExecutor:
             request = request_of(plan, available(), resume)
             return RayExecutor(plan.spec, plan.weights, request, place.timeout_s)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -25,7 +24,7 @@ from raylora.core.errors import InputError, RunError
 from raylora.sweep.ledger import Ledger
 from raylora.sweep.search import Search
 from raylora.sweep.space import Sweep, Trial
-from raylora.tracking.record import write_json
+from raylora.sweep.state import summary_of, write_failure
 
 RESTARTS = 3  # of one trial's driver, after it was lost
 SETTLE_S = 60.0  # for pruned trials to write their end
@@ -104,14 +103,14 @@ class Place:
 
 
 def _running(place: Place) -> Any:
-    from raylora import experiment
     from raylora.cluster.client_actor import RayExecutor
     from raylora.models.peft import hash_of
+    from raylora.planning import Plan
     from raylora.sweep.trial import RunningTrial
 
     config, folder = configuration.from_dict(place.config), Path(place.folder)
 
-    def executor(plan: experiment.Plan) -> RayExecutor:
+    def executor(plan: Plan) -> RayExecutor:
         weights = place.backbones.get(hash_of(plan.weights), plan.weights)
         return RayExecutor(plan.spec, weights, place.request, plan.config.placement.timeout_s)
 
@@ -265,7 +264,7 @@ class Asked(Unwritten, Searcher):
         """The ledger is what is kept."""
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError
+        """The ledger is what is gone on with."""
 
 
 class Followed(Unwritten, tune.Callback):
@@ -297,14 +296,11 @@ class Followed(Unwritten, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its driver was lost too often: what goes wrong inside a trial is a report."""
-        number, config = _number(trial), trial.config["place"].config
+        number = _number(trial)
         if number in self.ledger.of("end"):
             return
         said = f"its driver was lost {RESTARTS + 1} times"
-        about = {"schema": 1, "status": "failed", "name": config["name"], "task": config["task"], "strategy": config["strategy"]["name"]}
-        folder = self.folder / self.trials[number].folder
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "summary.json", {**about, "seed": config["seed"], "error": said})
+        write_failure(self.folder / self.trials[number].folder, configuration.from_dict(trial.config["place"].config), said)
         self._end(number, {"status": "failed", "objective": None, "error": said})
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -313,7 +309,7 @@ class Followed(Unwritten, tune.Callback):
     def settle(self) -> None:
         """Note the end of pruned trials whose summary has been written."""
         for number, result in list(self.stopped.items()):
-            if status_of(self.folder / self.trials[number].folder) == "pruned":
+            if summary_of(self.folder / self.trials[number].folder).get("status") == "pruned":
                 del self.stopped[number]
                 self._end(number, {**result, "status": "pruned"})
 
@@ -333,15 +329,6 @@ def _number(trial: Any) -> int:
 
 def _name(trial: Any) -> str:
     return f"{_number(trial):03d}"
-
-
-def status_of(folder: Path) -> str | None:
-    """`status` of a run folder's summary, None without one."""
-    try:
-        found = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return str(found.get("status"))
 
 
 def share(config: Config, has: Available, concurrent: int | None) -> Available:

@@ -162,6 +162,8 @@ def _check_summary(summary: Mapping[str, Any], path: Path) -> None:
             raise InputError(f"{path}: {key}: expected {name}, found {str(value)[:40]!r}")
     if summary["task"] not in PRIMARY:
         raise InputError(f"{path}: task: expected {' or '.join(PRIMARY)}, found {summary['task']!r}")
+    if not set(data := summary.get("data_sha256") or "") <= set("0123456789abcdef"):  # tables' files are named after it
+        raise InputError(f"{path}: data_sha256: expected hexadecimal digits, found {data[:40]!r}")
     if not all(isinstance(client, str) for client in summary["clients"]):
         raise InputError(f"{path}: clients: expected their ids, found {str(summary['clients'])[:40]}")
     for metric, block in (summary.get("final") or {}).items():

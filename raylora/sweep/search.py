@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -107,11 +106,3 @@ def replayed(sweep: Sweep, ledger: Ledger) -> tuple[Search, list[Trial]]:
             search.tell(known[line["number"]], line["objective"])
     ended = ledger.of("end")
     return search, [trial for number, trial in known.items() if number not in ended]
-
-
-def by_configuration(lines: Mapping[int, Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Trial numbers grouped by their values, seeds apart."""
-    groups: dict[str, list[int]] = {}
-    for number, line in sorted(lines.items()):
-        groups.setdefault(str(sorted(line["values"].items())), []).append(number)
-    return groups

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,10 +114,7 @@ class Sweep(Section):
 
     def sha256(self) -> str:
         """Of what decides which trials there are. Limits may change when a sweep is gone on with; names, placement and tracking as well."""
-        aside = ("name", "placement", "tracking", "checkpoint")
-        values = self.model_dump(exclude={"name", "limits"})
-        values["base"] = {key: value for key, value in values["base"].items() if key not in aside}
-        return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+        return configuration.digest({**self.model_dump(exclude={"name", "limits"}), "base": configuration.decisive(self.base)})
 
     @property
     def repeats(self) -> list[int]:
@@ -177,17 +172,9 @@ def trials(sweep: Sweep) -> list[Trial]:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Read a sweep file and check it. An override whose first word is a key of the sweep goes there (``limits.hours=2``), every other one to
-    the base experiment (``training.rounds=4``). Raises InputError."""
-    own = [item for item in overrides if item.partition("=")[0].split(".")[0].strip() in Sweep.model_fields]
-    rest = [item for item in overrides if item not in own]
-    values = configuration.override(configuration.read_yaml(path), own)
-    base = values.get("base")
-    if not isinstance(base, str | dict):
-        raise InputError(f"{path}: base: expected the path of an experiment's YAML file, or an experiment, found {base!r}")
-    inline = {"base": base} if isinstance(base, str) else base
-    values["base"] = configuration.from_mapping(inline, path, rest).as_dict()
-    return check(configuration.validated(Sweep, values, str(path)), str(path))
+    """Read a sweep file and check it. Overrides go to its own keys (``limits.hours=2``) or to the base experiment (``training.rounds=4``).
+    Raises InputError."""
+    return check(configuration.load_around(Sweep, path, overrides), str(path))
 
 
 def check(sweep: Sweep, origin: str) -> Sweep:

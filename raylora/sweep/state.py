@@ -7,10 +7,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from raylora.config import Config
+from raylora.core.errors import InputError
+from raylora.core.files import read_json_object
+from raylora.metrics.matrix import PRIMARY
 from raylora.sweep.ledger import Ledger, plain
 from raylora.sweep.space import Sweep, Trial
-
-PRIMARY = {"segmentation": "dice", "disease": "balanced_accuracy"}
+from raylora.tracking.record import write_json
 
 
 def state(sweep: Sweep, ledger: Ledger, folder: Path, *, over: bool, total: int | None) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def state(sweep: Sweep, ledger: Ledger, folder: Path, *, over: bool, total: int 
         trial = Trial(number, line["values"], line["seed"])
         reports = ledger.reports(number)
         end = ends.get(number)
-        summary = _summary(folder / "trials" / trial.folder) if end else {}
+        summary = summary_of(folder / "trials" / trial.folder) if end else {}
         rows.append(
             {
                 "number": number,
@@ -92,9 +95,16 @@ def _test(summary: dict[str, Any]) -> float | None:
     return None if block is None else block["mean"]
 
 
-def _summary(folder: Path) -> dict[str, Any]:
+def summary_of(folder: Path) -> dict[str, Any]:
+    """A trial's `summary.json`, empty while there is none."""
     try:
-        found = json.loads((folder / "summary.json").read_text())
-    except (OSError, ValueError):
+        return read_json_object(folder / "summary.json")
+    except InputError:
         return {}
-    return found if isinstance(found, dict) else {}
+
+
+def write_failure(folder: Path, config: Config, error: str) -> None:
+    """The `summary.json` of a trial that failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"schema": 1, "status": "failed", "name": config.name, "task": config.task, "strategy": config.strategy.name}
+    write_json(folder / "summary.json", {**about, "seed": config.seed, "error": error, "config_sha256": config.sha256()})

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylora import experiment
+from raylora import experiment, planning
 from raylora.config import Config
 from raylora.core.errors import InputError, RunError
 from raylora.federation.rounds import Executor
-from raylora.tracking.record import write_json
+from raylora.sweep.state import write_failure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class RunningTrial:
         config: Config,
         folder: Path,
         metric: str,
-        make_executor: Callable[[experiment.Plan], Executor],
+        make_executor: Callable[[planning.Plan], Executor],
         *,
         notes: Mapping[str, Any] | None = None,
         until: int | None = None,
@@ -79,7 +79,7 @@ class RunningTrial:
     def _advance(self) -> Report:
         answer = None
         if self._events is None:
-            plan = experiment.make_plan(self.config)
+            plan = planning.make_plan(self.config)
             resume = (self.folder / "checkpoints").is_dir()
             self._events = experiment.run_experiment(plan, self.folder, self._make, resume=resume, notes=self._notes)
         lines: list[Mapping[str, Any]] = []
@@ -115,6 +115,5 @@ class RunningTrial:
         error = " ".join(str(cause).split())[:500]
         error = error if isinstance(cause, InputError | RunError) else f"{type(cause).__name__}: {error}"
         done = self.last.round if self.last else 0
-        about = {"schema": 1, "status": "failed", "name": self.config.name, "task": self.config.task, "strategy": self.config.strategy.name}
-        write_json(self.folder / "summary.json", {**about, "seed": self.config.seed, "error": error, "config_sha256": self.config.sha256()})
+        write_failure(self.folder, self.config, error)
         return Report(round=done, objective=None, lines=(), status="failed", error=error)

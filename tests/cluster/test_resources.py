@@ -11,8 +11,8 @@ from raylora.cluster.driver import request_of, round_cost
 from raylora.cluster.resources import Available, balanced, fitting, local, request
 from raylora.config import Training
 from raylora.core.errors import InputError
-from raylora.experiment import make_plan
 from raylora.federation.spec import SiteSpec
+from raylora.planning import make_plan
 
 FOUR = dict.fromkeys("abcd", 1.0)
 

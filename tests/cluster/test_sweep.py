@@ -1,5 +1,6 @@
 """Sweeps on a real Ray: the same numbers as plain runs, within what was reserved, through kills."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -17,7 +19,12 @@ from small_runs import InProcess, build_host, run, settings
 
 from raylora import config as configuration
 from raylora import launch_sweep
+from raylora.cluster.sweep import Followed
 from raylora.core.errors import InputError
+from raylora.sweep import space
+from raylora.sweep.ledger import Ledger
+from raylora.sweep.search import Listed
+from raylora.sweep.state import summary_of
 from raylora.sweep.trial import RunningTrial
 
 pytestmark = pytest.mark.ray
@@ -143,6 +150,18 @@ def test_a_trial_that_cannot_be_is_named_before_anything_starts(prepared_folder,
     with pytest.raises(InputError, match=r"trial 2 \(lora.blocks 99\)"):
         launch_sweep.sweep(path, (), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trial_whose_driver_is_lost_too_often_has_failed(prepared_folder, tmp_path):
+    settings = space.load(write(tmp_path, prepared_folder))
+    trial = space.trials(settings)[0]
+    config = settings.config(trial.values, trial.seed, trial.number)
+    lost = SimpleNamespace(config={"place": SimpleNamespace(number=0, config=config.as_dict())})
+    with contextlib.closing(Ledger(tmp_path / "out", settings.sha256())) as ledger:
+        Followed(Listed(settings), ledger, tmp_path, {0: trial}, lambda *said: None).on_trial_error(0, [], lost)
+        assert ledger.of("end")[0]["status"] == "failed"
+    found = summary_of(tmp_path / trial.folder)
+    assert (found["error"], found["config_sha256"]) == ("its driver was lost 4 times", config.sha256())
 
 
 @pytest.mark.slow

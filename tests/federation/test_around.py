@@ -6,7 +6,7 @@ from safetensors.numpy import load_file
 from small_runs import Finished, tiny
 from test_bytes import CLIENTS, CONVOLUTIONS, FACTORS, HEAD, ROUNDS
 
-from raylora import experiment
+from raylora import planning
 from raylora.core import privacy
 from raylora.core import tree as trees
 from raylora.core.errors import InputError
@@ -87,7 +87,7 @@ def test_noise_has_its_size_and_comes_even_if_nobody_does(runs):
     "name", ["fedavg_full", "ffa_lora", "fedsa_lora", "rolora", "feddpa", "fedprox", "fedavgm", "fedadam", "fedyogi", "med_duallora"]
 )
 def test_every_mean_can_be_private(prepared_folder, name):
-    plan = experiment.make_plan(tiny(prepared_folder, "disease", strategy={"name": name}, privacy=PRIVATE))
+    plan = planning.make_plan(tiny(prepared_folder, "disease", strategy={"name": name}, privacy=PRIVATE))
     assert len(plan.clients) == 4
 
 
@@ -180,5 +180,5 @@ def test_everything_at_once(runs):
 )
 def test_refused_with_the_reason(prepared_folder, change, message):
     with pytest.raises(InputError, match=message) as refused:
-        experiment.make_plan(tiny(prepared_folder, "disease", **change))
+        planning.make_plan(tiny(prepared_folder, "disease", **change))
     assert "\n" not in str(refused.value)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_runs import run, tiny
 
-from raylora import experiment
+from raylora import experiment, planning
 from raylora.core.types import ClientState, State
 from raylora.federation import checkpoint
 from raylora.federation.executor import InProcess
@@ -155,7 +155,7 @@ def timeless(lines):
 
 def interrupted(config, out, after: int):
     """Run until `after` rounds have been told of, then leave."""
-    plan = experiment.make_plan(config)
+    plan = planning.make_plan(config)
     out.mkdir()
     events = experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)))
     told = 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_runs import tiny
 
-from raylora import experiment
+from raylora import planning
 from raylora.core import lowrank
 from raylora.core.errors import RunError
 from raylora.core.tree import freeze
@@ -22,11 +22,11 @@ EVERYTHING = (Phase(trains=("*",)),)
 
 
 @pytest.fixture(scope="module")
-def plan(prepared_folder) -> experiment.Plan:
-    return experiment.make_plan(tiny(prepared_folder, "disease", strategy={"name": "med_duallora"}, training__lr=0.1))
+def plan(prepared_folder) -> planning.Plan:
+    return planning.make_plan(tiny(prepared_folder, "disease", strategy={"name": "med_duallora"}, training__lr=0.1))
 
 
-def host_of(plan: experiment.Plan, **protocol) -> Host:
+def host_of(plan: planning.Plan, **protocol) -> Host:
     host = build_host(plan.spec, plan.weights)
     host.protocol = replace(host.protocol, **protocol)
     return host
@@ -132,7 +132,7 @@ def test_scores_are_of_the_model_received_and_of_the_one_trained(plan):
 @pytest.mark.parametrize("rank", [1, 2])
 def test_a_peer_is_scored_as_it_would_be_used(prepared_folder, rank):
     """Unit pairs of another client's rank, on the base as it is: the score of W + B A, with that client's head."""
-    plan = experiment.make_plan(
+    plan = planning.make_plan(
         tiny(prepared_folder, "disease", strategy={"name": "rate_my_lora", "rule": "peer"}, lora__rank=[rank, 2, 2, 2])
     )
     host = build_host(plan.spec, plan.weights)

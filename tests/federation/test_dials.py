@@ -7,7 +7,7 @@ import pytest
 from small_runs import run, tiny
 from small_studies import COHORT
 
-from raylora import experiment
+from raylora import experiment, planning
 from raylora.core.errors import InputError
 from raylora.core.reduce import by_client
 from raylora.federation import checkpoint
@@ -91,8 +91,8 @@ def test_what_is_scored_stays_as_it_is(runs):
 
 
 def test_the_pool_of_all_data_has_each_client_s_faults(prepared_folder):
-    plan = experiment.make_plan(tiny(prepared_folder, faults={"contour_mm": 3.0}, strategy={"name": "centralised"}))
-    alone = experiment.make_plan(tiny(prepared_folder, faults={"contour_mm": 3.0}))
+    plan = planning.make_plan(tiny(prepared_folder, faults={"contour_mm": 3.0}, strategy={"name": "centralised"}))
+    alone = planning.make_plan(tiny(prepared_folder, faults={"contour_mm": 3.0}))
     (pool,) = [site for site in plan.spec.sites if site.training]
     assert pool.damage == {study: damage for site in alone.spec.sites for study, damage in site.damage.items()}
     assert len({damage.contour_mm for damage in pool.damage.values()}) == 4 and len(pool.damage) == len(pool.training)
@@ -137,13 +137,13 @@ def test_who_joins_later_and_leaves_before_the_end(runs):
 def test_devices_with_little_memory_have_smaller_ranks(prepared_folder):
     def ranks(seed: int) -> dict[str, int]:
         config = tiny(prepared_folder, lora__rank=8, faults={"rank_halvings": 3}, strategy={"name": "flexlora"}, seed=seed)
-        plan = experiment.make_plan(config)
+        plan = planning.make_plan(config)
         assert all(client.scaling == config.lora.alpha / client.rank for client in plan.clients)
         return {client.id: client.rank for client in plan.clients}
 
     assert set(ranks(0).values()) | set(ranks(1).values()) <= {1, 2, 4, 8} and ranks(0) != ranks(1)
     with pytest.raises(InputError, match="one lora.rank for all clients"):
-        experiment.make_plan(tiny(prepared_folder, lora__rank=8, faults={"rank_halvings": 3}))
+        planning.make_plan(tiny(prepared_folder, lora__rank=8, faults={"rank_halvings": 3}))
 
 
 # ---- byzantine clients
@@ -269,7 +269,7 @@ def test_an_asynchronous_run_goes_on_as_if_it_had_never_stopped(runs, prepared_f
     options = {"network": FAST_AND_SLOW, "sampling": {"buffer": 2}, "training__rounds": 4, "strategy": {"name": "med_duallora"}}
     expected = runs("disease", **options)
     config = tiny(prepared_folder, "disease", **options)
-    plan = experiment.make_plan(config)
+    plan = planning.make_plan(config)
     events = experiment.run_experiment(plan, tmp_path, lambda p: InProcess(build_host(p.spec, p.weights)))
     told = (event for event in events if event["event"] != "note")
     assert [next(told)["event"] for _ in range(3)] == ["start", "round", "round"]
@@ -297,12 +297,12 @@ def test_an_asynchronous_run_goes_on_as_if_it_had_never_stopped(runs, prepared_f
 def test_what_cannot_work_asynchronously_says_why(prepared_folder, strategy, why):
     config = tiny(prepared_folder, strategy={"name": strategy}, sampling={"buffer": 1}, network={"step_s": 1.0})
     with pytest.raises(InputError, match=f"sampling.buffer: {strategy} cannot work asynchronously: .*{why}"):
-        experiment.make_plan(config)
+        planning.make_plan(config)
 
 
 @pytest.mark.parametrize("strategy", ["fedit", "ffa_lora", "fedsa_lora", "feddpa", "fedadam", "fedprox", "fedavg_full", "local", "hetlora"])
 def test_what_can_is_let_through(prepared_folder, strategy):
-    experiment.make_plan(tiny(prepared_folder, strategy={"name": strategy}, sampling={"buffer": 2}, network={"step_s": 1.0}))
+    planning.make_plan(tiny(prepared_folder, strategy={"name": strategy}, sampling={"buffer": 2}, network={"step_s": 1.0}))
 
 
 # ---- what does not fit together
@@ -328,12 +328,12 @@ def test_what_can_is_let_through(prepared_folder, strategy):
 )
 def test_what_does_not_fit_is_refused_by_key(prepared_folder, task, dials, message):
     with pytest.raises(InputError, match=message):
-        experiment.make_plan(tiny(prepared_folder, task, **dials))
+        planning.make_plan(tiny(prepared_folder, task, **dials))
 
 
 def test_a_reduction_that_dropouts_would_starve_is_refused_before_the_run(prepared_folder):
     """Five clients are enough for Krum with one liar; the rounds in which somebody drops out are known before."""
     options = {"clients": {"by": "iid", "count": 5}, "strategy": {"name": "fedit", "reduce": {"name": "krum", "f": 1}}}
-    experiment.make_plan(tiny(prepared_folder, **options))
+    planning.make_plan(tiny(prepared_folder, **options))
     with pytest.raises(InputError, match=r"expected at least 5 clients in every round, found [1-4]"):
-        experiment.make_plan(tiny(prepared_folder, **options, faults={"dropout": 0.3}, training__rounds=5))
+        planning.make_plan(tiny(prepared_folder, **options, faults={"dropout": 0.3}, training__rounds=5))

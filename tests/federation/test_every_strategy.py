@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 from small_runs import Finished, tiny
 
-from raylora import experiment
+from raylora import planning
 from raylora.core import lowrank
 from raylora.core.errors import InputError
 from raylora.federation.spec import build_host
@@ -104,7 +104,7 @@ def test_ranks_by_client(runs, name, task):
 @pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - MIXED - {"centralised"}))
 def test_one_rank_is_asked_for_before_the_run(prepared_folder, name):
     with pytest.raises(InputError, match=rf"^strategy.name {name}: expected one lora.rank for all clients") as refused:
-        experiment.make_plan(tiny(prepared_folder, "disease", strategy={"name": name}, lora__rank=RANKS))
+        planning.make_plan(tiny(prepared_folder, "disease", strategy={"name": name}, lora__rank=RANKS))
     assert "\n" not in str(refused.value)
 
 

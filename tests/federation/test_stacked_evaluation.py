@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_runs import tiny
 
-from raylora import experiment
+from raylora import planning
 from raylora.core.types import Task
 from raylora.federation.client import initial_tree
 from raylora.federation.host import Host, Scored
@@ -21,7 +21,7 @@ CLIENTS = ("Canon", "GE", "Philips", "Siemens")
 @pytest.fixture(scope="module", params=["segmentation", "disease"])
 def host(request, prepared_folder) -> Host:
     options = {"training__dtype": "float64", "lora__blocks": 1, "evaluation__batch_size": 3, "strategy": {"name": "med_duallora"}}
-    plan = experiment.make_plan(tiny(prepared_folder, request.param, **options))
+    plan = planning.make_plan(tiny(prepared_folder, request.param, **options))
     return build_host(plan.spec, plan.weights)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from small_runs import tiny
 
-from raylora import experiment
+from raylora import planning
 from raylora.core import sampling
 from raylora.core.types import Tree
 from raylora.federation.executor import InProcess
@@ -48,10 +48,10 @@ def after_five_rounds(prepared_folder, task: str, name: str, stack: int, dtype: 
         },
         **options,
     }
-    plan = experiment.make_plan(tiny(prepared_folder, task, **values))
+    plan = planning.make_plan(tiny(prepared_folder, task, **values))
     strategy, executor = make_strategy(plan.config, len(plan.clients)), InProcess(build_host(plan.spec, plan.weights))
     model = build_model(plan.spec.model, plan.weights)
-    progress = Progress(round=0, server=experiment.opening(strategy, model, plan.spec, plan.clients))
+    progress = Progress(round=0, server=planning.opening(strategy, model, plan.spec, plan.clients))
     progress, broadcasts = receive(progress, strategy, plan.clients, plan.weights)
     for t in range(ROUNDS):
         sampled = plan.config.sampling

@@ -4,7 +4,7 @@ import pytest
 from small_runs import run, tiny
 
 from raylora import config as configuration
-from raylora import experiment
+from raylora import planning
 from raylora.federation import memory
 from raylora.federation.spec import build_host
 from raylora.federation.stacking import Probe, candidates, choose, in_words, measure, most_per_pass
@@ -76,7 +76,7 @@ def test_what_was_measured_is_said():
 
 
 def test_a_probe_trains_and_leaves_nothing_behind(prepared_folder):
-    plan = experiment.make_plan(tiny(prepared_folder, "disease"))
+    plan = planning.make_plan(tiny(prepared_folder, "disease"))
     host = build_host(plan.spec, plan.weights)
     found = [host.probe(k) for k in (1, 3)]
     assert [p.clients for p in found] == [1, 3] and all(0 < p.seconds < 30 and p.bytes > 50 * MB for p in found)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from small_runs import run, settings
 
 from raylora import config as configuration
-from raylora import experiment
+from raylora import planning
 from raylora.core.errors import InputError
 from raylora.models import cinema, zoo
 from raylora.strategies import create
@@ -114,8 +114,8 @@ def test_a_set_that_the_weights_have_seen_is_refused_or_marked(prepared_folder, 
     with pytest.raises(
         InputError, match=r"mnms_sax_0\.safetensors has seen 16 validation or test cases \(.*data\.allow_seen=true overrides"
     ):
-        experiment.make_plan(tiny(prepared_folder, **options))
-    plan = experiment.make_plan(tiny(prepared_folder, **options, data__allow_seen=True))
+        planning.make_plan(tiny(prepared_folder, **options))
+    plan = planning.make_plan(tiny(prepared_folder, **options, data__allow_seen=True))
     assert len(plan.seen_cases) == 16 and set(plan.seen_cases) <= set(plan.cohort.rows)
 
 
@@ -127,7 +127,7 @@ def decoder(policy: str = "frozen", **more):
 
 
 def spec_of(root, **overrides):
-    return experiment.model_spec(tiny(root, "segmentation", data__size=[32, 32, 4], **overrides), create("fedit", {}, seed=0, clients=4))
+    return planning.model_spec(tiny(root, "segmentation", data__size=[32, 32, 4], **overrides), create("fedit", {}, seed=0, clients=4))
 
 
 def test_the_decoders_policy(tmp_path):
@@ -140,7 +140,7 @@ def test_the_decoders_policy(tmp_path):
     with pytest.raises(InputError, match="lora.targets: decoder_conv is of the decoder, expected model.decoder: lora, found frozen"):
         spec_of(tmp_path, **decoder(), lora__targets=["q", "decoder_conv"])
     with pytest.raises(InputError, match="model.decoder: cinema for disease has no decoder, found full"):
-        experiment.model_spec(tiny(tmp_path, "disease", **with_model(decoder="full")), create("fedit", {}, seed=0, clients=4))
+        planning.model_spec(tiny(tmp_path, "disease", **with_model(decoder="full")), create("fedit", {}, seed=0, clients=4))
 
 
 def test_a_frozen_decoder_that_has_learnt_nothing_is_refused(cohort_folder, tmp_path):
@@ -150,8 +150,8 @@ def test_a_frozen_decoder_that_has_learnt_nothing_is_refused(cohort_folder, tmp_
     with pytest.raises(
         InputError, match="c.safetensors is a pre-training checkpoint without a decoder: expected full or lora, found frozen"
     ):
-        experiment.make_plan(tiny(cohort_folder, "segmentation", **options, **decoder(weights=weights)))
-    plan = experiment.make_plan(tiny(cohort_folder, "segmentation", **options, **decoder("lora", weights=weights)))
+        planning.make_plan(tiny(cohort_folder, "segmentation", **options, **decoder(weights=weights)))
+    plan = planning.make_plan(tiny(cohort_folder, "segmentation", **options, **decoder("lora", weights=weights)))
     assert any("decoder_dict" in module for module in plan.weights)
 
 
@@ -166,9 +166,9 @@ def test_recomputed_activations_change_no_bit(runs):
 
 def test_recomputing_is_refused_where_it_would_not_be_the_same(prepared_folder):
     with pytest.raises(InputError, match="model.checkpointing: not with lora.dropout"):
-        experiment.make_plan(tiny(prepared_folder, **with_model(checkpointing=True), lora__dropout=0.1))
+        planning.make_plan(tiny(prepared_folder, **with_model(checkpointing=True), lora__dropout=0.1))
     with pytest.raises(InputError, match="model.checkpointing: vit does not offer it"):
-        experiment.make_plan(configuration.from_dict(settings(prepared_folder, "disease", model__checkpointing=True)))
+        planning.make_plan(configuration.from_dict(settings(prepared_folder, "disease", model__checkpointing=True)))
 
 
 def test_bfloat16_trains_and_keeps_small_steps(runs):

@@ -9,6 +9,8 @@ from make_run import make_run
 from raylora.core.errors import InputError
 from raylora.report.runs import find_runs, flat, read_run
 
+OUTSIDE = json.dumps({"task": "disease", "strategy": "a", "seed": 0, "clients": [], "status": "finished", "data_sha256": "../../x"})
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
@@ -57,6 +59,7 @@ def test_a_line_that_was_cut_off_is_left_out_and_a_broken_one_is_named(folder, t
         ("summary.json", "{", "summary.json: not JSON"),
         ("summary.json", "[]", "expected one JSON object, found list"),
         ("summary.json", '{"task": "segmentation"}', "'strategy' is not there"),
+        ("summary.json", OUTSIDE, "data_sha256: expected hexadecimal digits, found '../../x'"),
         ("summary.json", b"\x80\x00\xff", "summary.json: not JSON"),
         ("rounds.jsonl", b"\x80\x00\xff", "rounds.jsonl: cannot be read"),
         ("rounds.jsonl", "[1]\n", "rounds.jsonl: line 1: expected an object with a whole number 'round'"),

@@ -6,7 +6,7 @@ import pytest
 from small_runs import InProcess, build_host, run, tiny
 
 from raylora import config as configuration
-from raylora import experiment
+from raylora import experiment, planning
 from raylora.core.errors import RunError
 from raylora.federation import checkpoint
 from raylora.sweep.trial import RunningTrial
@@ -55,7 +55,7 @@ def test_pruned_it_holds_what_a_plain_run_stopped_there_holds(prepared_folder, t
 
     stopped = tmp_path / "stopped"
     stopped.mkdir()
-    events = experiment.run_experiment(experiment.make_plan(config), stopped, in_process)
+    events = experiment.run_experiment(planning.make_plan(config), stopped, in_process)
     for event in events:
         if event["event"] == "round" and event["round"] == 1:
             events.close()

@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import load_file
 from small_runs import VIT, run, tiny
 
-from raylora import experiment
+from raylora import planning
 from raylora.core.errors import InputError
 from raylora.data.features import cache_report
 from raylora.federation.spec import build_host
@@ -273,7 +273,7 @@ def test_a_second_run_computes_nothing_and_is_the_same(prepared_folder, tmp_path
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_no_method_changes_a_weight_before_the_cut(prepared_folder, name):
     """What is folded into the base lies in adapted layers, and those lie behind it."""
-    plan = experiment.make_plan(tiny(prepared_folder, "disease", **VIT_LAST, strategy={"name": name}))
+    plan = planning.make_plan(tiny(prepared_folder, "disease", **VIT_LAST, strategy={"name": name}))
     if plan.spec.model.full:
         assert plan.spec.cache is None and plan.no_cache == "the first stage is trained already"
         return
@@ -282,7 +282,7 @@ def test_no_method_changes_a_weight_before_the_cut(prepared_folder, name):
 
 
 def test_a_base_that_changes_before_the_cut_has_other_features(prepared_folder):
-    plan = experiment.make_plan(tiny(prepared_folder, "disease", **VIT_LAST))
+    plan = planning.make_plan(tiny(prepared_folder, "disease", **VIT_LAST))
     host = build_host(plan.spec, plan.weights)
     prefix, case = host.model.prefix, host.sites["GE"].shard.test[0]
     (before,) = prefix.of("x", lambda: case.images["ED"][None].repeat(2, 0))
@@ -298,7 +298,7 @@ def test_a_base_that_changes_before_the_cut_has_other_features(prepared_folder):
 
 def test_random_augmentation_has_a_number_of_views_or_no_cache(prepared_folder, tmp_path):
     options = {**VIT_LAST, "training__augment": 0.5}
-    none = experiment.make_plan(tiny(prepared_folder, "disease", **options))
+    none = planning.make_plan(tiny(prepared_folder, "disease", **options))
     assert none.spec.cache is None and "training.cached_views" in none.no_cache
     found = run(tiny(prepared_folder, "disease", **options, training__cached_views=2), tmp_path / "run")
     assert found.summary["numerics"]["cache"] == {"stage": "blocks.0", "dtype": "float32", "views": 2, "batch": 1}

@@ -1,0 +1,58 @@
+"""Processes as /proc shows them: families, CPU time, memory. Needs Python only, so that it runs in every peer's environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that are there."""
+    return [child for child, parent in _parents().items() if parent == pid]
+
+
+def family(pid: int) -> list[int]:
+    """The process and all its descendants."""
+    parents, found = _parents(), [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def _parents() -> dict[int, int]:
+    """Process -> the one that started it."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            found[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+    return found
+
+
+def title(pid: int) -> str:
+    """What a process calls itself, empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        return ""
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of the process, its descendants, and those of them that have ended."""
+    ticks = 0
+    for member in family(pid):
+        try:
+            ticks += sum(map(int, Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()[11:15]))
+        except OSError:
+            continue
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def pss(pid: int) -> int:
+    """The proportional set size of a process in bytes, 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)

@@ -1,0 +1,311 @@
+"""What an experiment needs, from its configuration alone: data, model, clients, and whatever is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from raylora.cohort import Cohort, gather
+from raylora.config import Config
+from raylora.core import sampling
+from raylora.core.errors import InputError
+from raylora.core.types import Client, State, Strategy
+from raylora.data import obtain, partition
+from raylora.data.damage import Damage
+from raylora.data.features import FOLDER
+from raylora.data.prepare import Mapper
+from raylora.data.transforms import Augmentation
+from raylora.dials import Dials, attacks, damages, make_dials, ranks, require_asynchronous
+from raylora.federation.client import initial_tree
+from raylora.federation.spec import HostSpec, ModelSpec, SiteSpec, build_model, protocol_of
+from raylora.method import epsilon, make_strategy, require_cohort, require_compressible, scheme
+from raylora.models import zoo
+from raylora.models.cinema_weights import without_decoder
+from raylora.models.seen import Seen
+from raylora.models.stacked import StackedModel
+from raylora.training import features
+from raylora.training.local import Settings
+
+POOL = "pooled"  # the one client of a strategy that pools all data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that a run needs and that can be known before it starts."""
+
+    config: Config
+    spec: HostSpec
+    clients: tuple[Client, ...]  # those that train
+    homes: tuple[str, ...]  # clients whose patients are scored in-client
+    held_out: tuple[str, ...]
+    weights: Mapping[str, np.ndarray]  # of the frozen backbone
+    seen_cases: tuple[str, ...]  # validation, rating and test cases that the weights have seen; empty unless overridden
+    data_sha256: str
+    splits: Mapping[str, Mapping[str, Sequence[str]]]  # client -> part -> study ids
+    left_out: Mapping[str, str]  # study id -> why it is in no client
+    cohort: Cohort
+    dials: Dials
+    no_cache: str = ""  # why no features are kept
+
+
+def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, mapper: Mapper | None = None) -> Plan:
+    """Prepare the data, divide it, build the model once: whatever is wrong is found here. Raises InputError.
+
+    `mapper` prepares what is not prepared yet.
+    """
+    strategy = make_strategy(config)
+    backbone = model_spec(config, strategy)
+    model = build_model(backbone)
+    _require_ranks(config, strategy, model)
+    folders = obtain.prepared(config.data, say, mapper)
+    cohort = gather(config, folders)
+    splits, held_out, labels = cohort.splits, cohort.held_out, cohort.diseased
+    homes = tuple(client for client in splits if client not in held_out)
+    rank_of = ranks(config, _ranks(config, homes))
+    damaged, liars = damages(config, homes), attacks(config, homes)
+    extra = config.data.rating_to_training
+    sites = [
+        SiteSpec(
+            id=client,
+            rank=rank_of.get(client, max(rank_of.values())),
+            training=tuple(split.train) + (tuple(split.rating) if extra else ()),
+            validation=tuple(split.validation),
+            rating=() if extra else tuple(split.rating),
+            test=tuple(split.test),
+        )
+        for client, split in splits.items()
+    ]
+    sites = [replace(s, damage=_harmful(s.training, damaged[s.id]), attack=liars.get(s.id)) if s.id in homes else s for s in sites]
+    training = homes
+    if strategy.pools_data and len(homes) > 1:  # one client is a pool already
+        together = {part: tuple(i for site in sites for i in getattr(site, part)) for part in ("training", "rating")}
+        harm = {study: damage for site in sites for study, damage in site.damage.items()}
+        sites = [replace(site, training=(), rating=(), damage={}) for site in sites]
+        sites.append(SiteSpec(id=POOL, rank=max(rank_of.values()), training=together["training"], rating=together["rating"], damage=harm))
+        training = (POOL,)
+    seen = _load_weights(config, model)
+    weights = {name: value.detach().numpy().copy() for name, value in model.weights.items()}
+    refused = cohort.seen_by(seen)
+    if refused and not config.data.allow_seen:
+        raise InputError(
+            f"model.weights: {config.model.weights} has seen {len(refused)} validation or test cases ({refused[0]}, ...); data.allow_seen=true overrides"
+        )
+    spec = HostSpec(
+        model=backbone,
+        sets=tuple(str(folder) for folder in folders),
+        sites=tuple(sites),
+        diseased=labels or {},
+        task=config.task,
+        seed=config.seed,
+        alpha=config.lora.alpha,
+        max_rank=max(rank_of.values()),
+        settings=_settings(config),
+        gates=strategy.gates,
+        compress=scheme(config),
+        eval_batch=config.evaluation.batch_size,
+        augmentation=Augmentation(strength=config.training.augment) if config.training.augment else None,
+        threads=config.training.threads,
+        device=_device(config),
+    )
+    cache, no_cache = _cache(config, model, spec)
+    spec = replace(spec, cache=cache)
+    by_site = {site.id: site for site in sites}
+    clients = tuple(
+        Client(id=c, num_examples=len(by_site[c].training), rank=by_site[c].rank, scaling=config.lora.alpha / by_site[c].rank)
+        for c in training
+    )
+    dials = make_dials(config, {client: by_site[client].training for client in training}, damaged)
+    _rehearse(config, model, spec, clients, dials)
+    return Plan(
+        config=config,
+        spec=spec,
+        clients=clients,
+        homes=homes,
+        held_out=held_out,
+        weights=weights,
+        seen_cases=tuple(refused),
+        data_sha256=obtain.digest(folders),
+        splits={client: {part: getattr(split, part) for part in partition.PARTS} for client, split in splits.items()},
+        left_out=cohort.left_out,
+        cohort=cohort,
+        dials=dials,
+        no_cache=no_cache,
+    )
+
+
+def _harmful(studies: Sequence[str], damage: Damage) -> dict[str, Damage]:
+    return dict.fromkeys(studies, damage) if damage.harmful else {}
+
+
+def opening(strategy: Strategy, model: StackedModel, spec: HostSpec, clients: Sequence[Client]) -> State:
+    """The server's state before the first round."""
+    first = initial_tree(model, protocol_of(spec), clients[0].id, spec.max_rank)
+    private = tuple(f"{adapter}." for adapter in strategy.adapters if adapter)
+    return strategy.init({name: value for name, value in first.items() if not name.startswith(private)})
+
+
+def _rehearse(config: Config, model: StackedModel, spec: HostSpec, clients: Sequence[Client], dials: Dials) -> None:
+    """Let the strategy speak to every client once, so that what it refuses (mixed ranks) or lacks (rating cases) is known before a run starts.
+
+    Raises InputError.
+    """
+    strategy = make_strategy(config, len(clients))
+    epsilon(config, 1, len(clients))
+    sampling.cohort(clients, config.sampling.kind, config.sampling.fraction, config.seed, 0)
+    require_cohort(config, dials.fewest(clients))
+    server = opening(strategy, model, spec, clients)
+    if config.sampling.buffer is not None:
+        require_asynchronous(strategy, server, clients, tuple(initial_tree(model, protocol_of(spec), clients[0].id, spec.max_rank)))
+    rating = {site.id: site.rating for site in spec.sites}
+    for client in clients:
+        task = strategy.broadcast(server, client).task
+        require_compressible(config, strategy, task)
+        asks = bool(task.scores) or strategy.review is not None
+        if asks and not rating[client.id]:
+            raise InputError(
+                f"client {client.id}: no rating cases, expected one at least for strategy.name {strategy.name} (see data.fractions)"
+            )
+
+
+def _load_weights(config: Config, model: StackedModel) -> Seen:
+    """Fill the backbone with the configured weights; what they have seen. Raises InputError."""
+    if config.model.weights is None:
+        return Seen()
+    path = zoo.find(config.model.weights, config.model.weights_folder, config.model.name)
+    if config.model.decoder == "frozen" and not model.full and model.backbone.decoder_names and without_decoder(path):
+        raise InputError(f"model.decoder: {path} is a pre-training checkpoint without a decoder: expected full or lora, found frozen")
+    return zoo.load_weights(model.weights, model.backbone.head_names, path)
+
+
+def _adapter_targets(config: Config, network: torch.nn.Module) -> tuple[str, ...]:
+    """`lora.targets` or the model's own choice, and the decoder's convolutions where the decoder's policy says so. Raises InputError."""
+    targets = zoo.DEFAULT_TARGETS[config.model.name] if config.lora.targets is None else tuple(config.lora.targets)
+    of_decoder = tuple(getattr(network, "decoder_targets", ()))
+    if config.model.decoder != "frozen" and not network.decoder_names:
+        raise InputError(f"model.decoder: {config.model.name} for {config.task} has no decoder, found {config.model.decoder}")
+    if config.model.decoder == "lora":
+        return tuple(dict.fromkeys((*targets, *of_decoder)))
+    against = [target for target in targets if target in of_decoder]
+    if against:
+        raise InputError(f"lora.targets: {against[0]} is of the decoder, expected model.decoder: lora, found {config.model.decoder}")
+    return targets
+
+
+def model_spec(config: Config, strategy: Strategy) -> ModelSpec:
+    """The backbone and what of it is trained. Raises InputError, also for images that the backbone does not take."""
+    network = zoo.build(config.model.name, config.task, config.model.size, config.data.size, config.model.sizes, config.seed)
+    plain: tuple[str, ...] = tuple(network.head_names) if config.model.head == "trained" else ()
+    plain += tuple(network.decoder_names) if config.model.decoder == "full" else ()
+    blocks = config.lora.blocks
+    _require_fit(config, network)
+    return ModelSpec(
+        name=config.model.name,
+        task=config.task,
+        size=config.model.size,
+        image_size=config.data.size,
+        sizes=config.model.sizes,
+        seed=config.seed,
+        checkpointing=config.model.checkpointing,
+        targets=_adapter_targets(config, network),
+        blocks=tuple(blocks) if isinstance(blocks, list) else blocks,
+        dropout=config.lora.dropout,
+        plain=plain,
+        adapters=strategy.adapters,
+        router=strategy.router,
+        full=strategy.trains == "all",
+    )
+
+
+def _require_fit(config: Config, network: torch.nn.Module) -> None:
+    """Raise InputError unless the network takes an image of `data.size`: one without storage goes through it (the network's is gone then)."""
+    image = torch.empty((1, zoo.CHANNELS[config.task], *config.data.size), device="meta")
+    try:
+        network.to("meta")(image)
+    except (RuntimeError, ValueError) as error:  # too small for its strides or its norms
+        said = " ".join(str(error).split())[:120]
+        raise InputError(f"data.size: {config.model.name} does not take images of {config.data.size}: {said}") from None
+
+
+def _require_ranks(config: Config, strategy: Strategy, model: StackedModel) -> None:
+    """Raise InputError for a rank that no adapted layer can have: a product B A has at most that of its smaller side."""
+    if model.full:
+        return
+    sides = {path: layer.base.weight.flatten(1).shape for path, layer in model.layers.items()}
+    path = max(sides, key=lambda path: min(sides[path]))
+    rank = config.lora.rank
+    given = {"lora.rank": max([rank] if isinstance(rank, int) else rank.values() if isinstance(rank, dict) else rank, default=0)}
+    given |= {f"strategy.{config.strategy.name}, adapter {name}": own for name, own in strategy.adapters.items() if own}
+    for key, largest in given.items():
+        if largest > min(sides[path]):
+            out, into = sides[path]
+            raise InputError(f"{key}: expected at most {min(out, into)}, the smaller side of {path} ({out} x {into}), found {largest}")
+
+
+def _settings(config: Config) -> Settings:
+    t = config.training
+    return Settings(
+        lr=t.lr,
+        rounds=t.rounds,
+        batch_size=t.batch_size,
+        local_epochs=t.local_epochs,
+        local_steps=t.local_steps,
+        optimiser=t.optimiser,
+        weight_decay=t.weight_decay,
+        schedule=t.schedule,
+        clip=t.clip,
+        dtype=getattr(torch, t.dtype),
+    )
+
+
+def _cache(config: Config, model: StackedModel, spec: HostSpec) -> tuple[features.CacheSpec | None, str]:
+    """Which features of the frozen prefix are kept, or why none are. Raises InputError."""
+    t, m = config.training, spec.model
+    channels, frames = zoo.CHANNELS[config.task], 2 if config.task == "segmentation" else 1
+    found = [] if m.full or t.cache == "off" else features.cuts(model.backbone, sorted(model.names), (channels, *m.image_size))
+    dtype = {"fp32": "float32", "bf16": "bfloat16"}.get(t.cache, t.dtype)
+    trained = sum(len(site.training) for site in spec.sites) * (t.cached_views or 1)
+    scored = sum(len(site.validation) + len(site.rating) + len(site.test) for site in spec.sites)
+    cut, why = features.choose(
+        t.cache,
+        found,
+        number_bytes=getattr(torch, dtype).itemsize,
+        images=frames * (trained + scored),
+        bound_bytes=int(t.cache_gb * 1e9),
+        random=bool(t.augment) and t.cached_views is None,
+    )
+    if cut is None:
+        return None, why
+    return features.CacheSpec(
+        folder=str(obtain.cache_folder(config.data.cache) / FOLDER),
+        bound_bytes=int(t.cache_gb * 1e9),
+        first=cut.first,
+        stage=cut.stage,
+        dtype=dtype,
+        function=repr((m.name, m.task, m.size, tuple(m.image_size), sorted(m.sizes.items()))),
+        views=t.cached_views,
+    ), why
+
+
+def _device(config: Config) -> str:
+    if config.training.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("training.device: cuda was asked for, torch finds none on this machine")
+    wanted = config.placement.gpus_per_client > 0 and torch.cuda.is_available()
+    return "cuda" if config.training.device == "cuda" or (config.training.device == "auto" and wanted) else "cpu"
+
+
+def _ranks(config: Config, clients: Sequence[str]) -> dict[str, int]:
+    rank = config.lora.rank
+    if isinstance(rank, int):
+        return dict.fromkeys(clients, rank)
+    if isinstance(rank, list):
+        if len(rank) != len(clients):
+            raise InputError(
+                f"lora.rank: expected one rank for each of the {len(clients)} clients ({', '.join(clients)}), found {len(rank)}"
+            )
+        return dict(zip(clients, rank, strict=True))
+    if set(rank) != set(clients):
+        raise InputError(f"lora.rank: expected the clients {', '.join(clients)}, found {', '.join(sorted(rank))}")
+    return dict(rank)
