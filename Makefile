@@ -18,7 +18,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m benchmarks.demo
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --maxschedchunk 1
 
 check: $(STAMP)
 	@$(BIN)/ruff check raylora benchmarks tests
