@@ -2,10 +2,12 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 from small_runs import run, settings, tiny
 
 from raylora import config as configuration
@@ -221,9 +223,65 @@ def test_a_wait_has_an_end(prepared_folder, tmp_path):
         on_ray(config, tmp_path)
 
 
-def test_the_doctor_asks_every_node():
-    import ray
+class Doomed(RayExecutor):
+    """One actor dies at every task from the second round on."""
 
+    def train(self, stacks):
+        if stacks[0][0][1].task.round == 1:
+            self._start = self.dying
+            os.kill(self.places[0][1], signal.SIGKILL)
+        yield from super().train(stacks)
+
+    def dying(self, index):
+        actor, where = RayExecutor._start(self, index)
+        os.kill(ray.get(where)[1], signal.SIGKILL)
+        return actor, where
+
+
+def test_a_loss_is_borne_three_times_in_a_row_and_no_more(prepared_folder, tmp_path):
+    made = []
+
+    def doomed(*arguments):
+        made.append(Doomed(*arguments))
+        return made[0]
+
+    with pytest.raises(MachineError, match="their actor was lost 4 times in a row"):
+        on_ray(tiny(prepared_folder, "disease", placement={"clients_per_actor": 2}), tmp_path, doomed)
+    assert made[0].losses[0] == 4 and made[0].losses[1] == 0
+
+
+def test_what_goes_wrong_where_a_client_starts_is_its_error_and_no_loss(prepared_folder, tmp_path):
+    class Elsewhere(RayExecutor):
+        def __init__(self, spec, *rest):
+            super().__init__(replace(spec, sites=tuple(replace(s, training=("nobody",)) for s in spec.sites)), *rest)
+
+    with pytest.raises(RunError, match=r"^client \w+(, \w+)*: KeyError: ") as caught:
+        on_ray(tiny(prepared_folder, "disease", placement={"clients_per_actor": 4}), tmp_path, Elsewhere)
+    assert not isinstance(caught.value, MachineError), "to resume would not help"
+
+
+def test_a_driver_that_is_killed_ends_the_run_with_a_word_and_resume_goes_on(runs, prepared_folder, tmp_path):
+    config = tiny(prepared_folder, "disease", training__rounds=4, placement={"clients_per_actor": 4})
+
+    def kill(event):
+        if event["event"] == "round" and event["round"] == 1:
+            mine = [p for p in psutil.process_iter() if " ".join(p.cmdline()).startswith("ray::DriverActor") and ours(p)]
+            assert len(mine) == 1
+            mine[0].kill()
+
+    with pytest.raises(MachineError, match=rf"^the driver was lost: .*; `raylora resume {tmp_path / 'run'}` goes on") as caught:
+        launch.run(config, tmp_path / "run", on_event=kill)
+    assert "\n" not in str(caught.value)
+    summary = launch.resume(tmp_path / "run")
+    assert summary["adapter_sha256"] == runs("disease", training__rounds=4).hashes
+
+
+def ours(process: psutil.Process) -> bool:
+    """Whether a process belongs to the Ray of these tests, not to another on this machine."""
+    return os.getpid() in [parent.pid for parent in process.parents()]
+
+
+def test_the_doctor_asks_every_node():
     from raylora import doctor
     from raylora.cluster import probe
 

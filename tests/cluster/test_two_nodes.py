@@ -1,5 +1,6 @@
 """Two real Ray nodes, the second in a file system of its own where the prepared data do not exist."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -48,6 +49,8 @@ def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
         or subprocess.run(unshared("mount", "-t", "tmpfs", "none", "/mnt"), capture_output=True, check=False).returncode
     ):
         pytest.skip("mounts of one's own are not allowed here (unshare --mount needs root)")
+    for name, value in {"period_ms": 500, "failure_threshold": 4, "timeout_ms": 2000}.items():
+        monkeypatch.setenv(f"RAY_health_check_{name}", str(value))  # half a minute until a node is missed is long for a test
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     port, temp = free_port(), Path("/tmp") / f"rl{os.getpid()}"
@@ -68,10 +71,11 @@ def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
                     break
             time.sleep(0.1)
         nodes.append(subprocess.Popen(unshared("sh", "-c", hide, "sh", *worker), **quiet))
-        yield address, far
+        yield address, far, nodes[1]
     finally:
         for node in reversed(nodes):
-            os.killpg(node.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(node.pid, signal.SIGTERM)
         for node in reversed(nodes):
             try:
                 node.wait(20)
@@ -82,7 +86,7 @@ def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
 
 
 def test_a_sweep_on_two_nodes_that_share_no_data(two_nodes, prepared_folder, tmp_path):
-    address, far = two_nodes
+    address, far, _ = two_nodes
     placement = {"cpus_per_client": 1.0, "clients_per_actor": 2}  # two actors: one on each node
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings(prepared_folder, placement=placement)))
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"name": "far", "base": "base.yaml", "space": {"lora.rank": {"grid": [1, 2]}}}))
@@ -108,3 +112,30 @@ def test_a_sweep_on_two_nodes_that_share_no_data(two_nodes, prepared_folder, tmp
     (there,) = (set(actor["clients"]) for actor in actors if actor["node"] != summary["driver"]["node"])
     patients = json.loads((folder / "patients.json").read_text())["patients"]
     assert {path.stem for path in received} == {patient["id"] for patient in patients if patient["client"] in there}
+
+
+def test_a_node_that_is_killed_in_the_middle_of_a_run(two_nodes, prepared_folder, tmp_path, runs):
+    """The node that is left takes the other's clients; if the run ends all the same, it is resumed."""
+    address, far, second = two_nodes
+    options = {"training__rounds": 8, "evaluation__every": 0}
+    values = settings(prepared_folder, "disease", **options, placement={"cpus_per_client": 1.0, "clients_per_actor": 2})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    until, code = time.monotonic() + 120, 2
+    while code == 2 and time.monotonic() < until:  # the nodes may not be up yet
+        with (tmp_path / "said").open("w") as said:
+            command = [sys.executable, "-m", "raylora", "run", "c.yaml", "--output", "out", "--address", address]
+            process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=said)
+        while process.poll() is None:
+            if second is not None and (tmp_path / "out" / "checkpoints" / "round_0002").is_dir():
+                os.killpg(second.pid, signal.SIGKILL)
+                second = None
+            time.sleep(0.01)
+        code = process.returncode
+    assert second is None, (tmp_path / "said").read_text()
+    if code:
+        assert code == 1 and "raylora resume" in (tmp_path / "said").read_text(), (tmp_path / "said").read_text()
+        again = [sys.executable, "-m", "raylora", "resume", "out", "--address", address]
+        assert subprocess.run(again, cwd=tmp_path, capture_output=True, check=False, timeout=200).returncode == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["adapter_sha256"] == runs("disease", **options).hashes
+    assert list(far.glob("received/*/studies/*.arrow")), "the other node did work"

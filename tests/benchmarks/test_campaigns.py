@@ -1,0 +1,90 @@
+"""Short versions of the campaigns, and their arithmetic by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from small_runs import GRID, tiny
+
+from benchmarks import audit, soak, storm
+
+
+@pytest.fixture
+def data(prepared_folder) -> dict:
+    return {"dataset": "mnms", "root": str(prepared_folder), "fractions": [0.5, 0.125, 0.125, 0.25], **GRID}
+
+
+def campaign(name: str, tmp_path: Path, data: dict, *words: str) -> dict:
+    """What `python -m benchmarks.NAME` writes; it has ended with 0."""
+    output = tmp_path / f"{name}.json"
+    command = [sys.executable, "-m", f"benchmarks.{name}", *words, "--data", json.dumps(data), "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(output.read_text())
+
+
+@pytest.mark.slow
+def test_killed_while_checkpoints_are_written(tmp_path, data):
+    found = storm.torn(4, 0, tmp_path, data, rounds=4)
+    assert found["kills"] == 4 and found["same"] and found["inside_the_write"] >= 1
+
+
+@pytest.mark.ray
+def test_a_small_storm_on_three_nodes(tmp_path, data):
+    found = campaign("storm", tmp_path, data, "--kills", "3", "--torn", "0")["cluster"]
+    assert found["same"] and found["kills"] >= 2 and {run["victim"] for run in found["runs"]} == set(storm.VICTIMS)
+
+
+@pytest.mark.ray
+def test_a_small_soak(tmp_path, data):
+    found = campaign("soak", tmp_path, data, "--rounds", "24", "--kills", "2")
+    assert found["same"] and sum(found["kills"].values()) >= 1 and found["files"]["most"] < 60
+
+
+def test_growth_of_memory_is_that_of_one_process_once_it_has_settled():
+    def watched(*looks):
+        return SimpleNamespace(seen=[{"round": t, "memory": memory} for t, memory in looks])
+
+    flat = watched(*((t, {1: 100.0 if t >= 50 else t, 2: 200.0}) for t in range(0, 1000, 10)))
+    assert soak.growth(flat) == {"most_mib": 200.0, "processes": 2, "steepest_growth_in_1000_rounds": 0.0, "flat": True}
+    leaking = watched(*((t, {1: 1000.0 + t}) for t in range(0, 1000, 10)))
+    found = soak.growth(leaking)
+    assert not found["flat"] and found["steepest_growth_in_1000_rounds"] == pytest.approx(
+        1000 / 1545, abs=1e-3
+    )  # the mean from round 100 on
+    replaced = watched(*((t, {t // 300: 100.0 + t % 300}) for t in range(0, 900, 10)))
+    assert not soak.growth(replaced)["flat"], "a new process does not hide it"
+
+
+# ---- the audit
+
+
+def test_attacks_are_measured_as_they_are_defined():
+    draw = np.random.default_rng(0)
+    found = audit.measured(np.arange(100.0, 200), np.arange(0.0, 100), draw)
+    assert (found["auc"], found["ci95"], found["tpr_at_1_percent_fpr"]) == (1.0, [1.0, 1.0], 1.0)
+    same = np.arange(200.0)
+    found = audit.measured(same, same, draw)
+    assert found["auc"] == 0.5 and found["tpr_at_1_percent_fpr"] == 2 / 200, "of 200 others two lie above the threshold, and two members"
+    assert audit.measured(np.zeros(50), np.zeros(60), draw) | {"ci95": 0} == {
+        "auc": 0.5, "ci95": 0, "tpr_at_1_percent_fpr": 0.0, "members": 50, "others": 60
+    }  # fmt: skip
+
+
+def test_losses_are_those_of_the_models_that_were_sent(tmp_path, prepared_folder):
+    config = tiny(prepared_folder, "disease")
+    plan, uploads, shared, _ = audit.federation(config, tmp_path / "run")
+    assert set(uploads) == set(plan.homes)
+    found = audit.losses(plan, {"shared": (shared, plan.homes), "of GE": (uploads["GE"], ("GE",))})
+    (ge,) = [site for site in plan.spec.sites if site.id == "GE"]
+    assert set(found["of GE"]) == {*ge.training, *ge.test}
+    rows = pq.read_table(tmp_path / "run" / "cases.parquet").to_pylist()
+    chosen = {(r["patient"], r["metric"]): r["value"] for r in rows if r["split"] == "test" and r["model_of"] == "global"}
+    for patient in ge.test:
+        p, label = chosen[patient, "probability"], chosen[patient, "label"]
+        assert found["shared"][patient] == pytest.approx(-np.log(p if label else 1 - p), rel=1e-6)
