@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import small
+from benchmarks.processes import children, pss, title
 from benchmarks.storm import record
 from raylora import launch
 from raylora.core.errors import MachineError
@@ -52,7 +53,7 @@ class Watch:
             files = [path for path in self.out.rglob("*") if path.is_file()]
             sizes = [path.stat().st_size for path in files if path.name != "rounds.jsonl" and path.exists()]
             self.seen.append(
-                {"round": t, "files": len(files), "bytes": sum(sizes), "memory": {p: small.pss_mib(p) for p in self.processes()}}
+                {"round": t, "files": len(files), "bytes": sum(sizes), "memory": {p: pss(p) / 2**20 for p in self.processes()}}
             )
         if (victim := self.due.pop(t, None)) is not None:
             there = [pid for pid, name in self.processes().items() if name == victim]
@@ -63,9 +64,9 @@ class Watch:
     def processes(self) -> dict[int, str]:
         """This process and the actors that it has started."""
         found = {os.getpid(): "command"}
-        for ray in small.children(os.getpid()):
-            for pid in small.children(ray):
-                name = small.title(pid)
+        for ray in children(os.getpid()):
+            for pid in children(ray):
+                name = title(pid)
                 kind = "client" if name.startswith("ray::ClientActor") else "driver" if name.startswith("ray::DriverActor") else None
                 if kind is not None:
                     found[pid] = kind
