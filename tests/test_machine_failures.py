@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from small_runs import tiny
 
-from raylora import cli, experiment, launch
+from raylora import cli, experiment, launch, planning
 from raylora import config as configuration
 from raylora.cluster import driver
 from raylora.core.errors import InputError, MachineError, RunError
@@ -24,7 +24,7 @@ from raylora.federation.spec import build_host
 from raylora.report import html
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["raylora.cli", "raylora.launch", "raylora.experiment", "raylora.cluster.driver", "raylora.report.html"])
+FORKS.set_forkserver_preload(["raylora.cli", "raylora.launch", "raylora.experiment", "raylora.planning", "raylora.cluster.driver", "raylora.report.html"])
 LONG = {"training__rounds": 12, "training__local_steps": 1, "evaluation__every": 0, "checkpoint": {"every": 1, "keep": "all"}}
 
 
@@ -32,7 +32,7 @@ def without_ray() -> None:
     """Drive in this process."""
 
     def drive(values, out, *, address, resume, notes):
-        plan = experiment.make_plan(configuration.from_dict(values))
+        plan = planning.make_plan(configuration.from_dict(values))
         yield from experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes)
 
     driver.run = drive
