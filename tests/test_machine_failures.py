@@ -24,7 +24,9 @@ from raylora.federation.spec import build_host
 from raylora.report import html
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["raylora.cli", "raylora.launch", "raylora.experiment", "raylora.planning", "raylora.cluster.driver", "raylora.report.html"])
+FORKS.set_forkserver_preload(
+    ["raylora.cli", "raylora.launch", "raylora.experiment", "raylora.planning", "raylora.cluster.driver", "raylora.report.html"]
+)
 LONG = {"training__rounds": 12, "training__local_steps": 1, "evaluation__every": 0, "checkpoint": {"every": 1, "keep": "all"}}
 
 
