@@ -36,8 +36,8 @@ def test_killed_while_checkpoints_are_written(tmp_path, data):
 
 @pytest.mark.ray
 def test_a_small_storm_on_three_nodes(tmp_path, data):
-    found = campaign("storm", tmp_path, data, "--kills", "3", "--torn", "0")["cluster"]
-    assert found["same"] and found["kills"] >= 2 and {run["victim"] for run in found["runs"]} == set(storm.VICTIMS)
+    found = campaign("storm", tmp_path, data, "--kills", "2", "--torn", "0")["cluster"]
+    assert found["same"] and found["kills"] >= 1 and [run["victim"] for run in found["runs"]] == ["client", "driver"]
 
 
 @pytest.mark.ray

@@ -255,7 +255,7 @@ def test_what_goes_wrong_where_a_client_starts_is_its_error_and_no_loss(prepared
         def __init__(self, spec, *rest):
             super().__init__(replace(spec, sites=tuple(replace(s, training=("nobody",)) for s in spec.sites)), *rest)
 
-    with pytest.raises(RunError, match=r"^client \w+(, \w+)*: KeyError: ") as caught:
+    with pytest.raises(RunError, match=r"client \w+: KeyError: .nobody.$") as caught:
         on_ray(tiny(prepared_folder, "disease", placement={"clients_per_actor": 4}), tmp_path, Elsewhere)
     assert not isinstance(caught.value, MachineError), "to resume would not help"
 
