@@ -15,7 +15,7 @@ from raylora.federation.spec import build_host
 
 DATA: Mapping[str, Any] = {
     "dataset": "phantom",
-    "phantom": {"patients": 32},
+    "phantom": {"patients": 48},
     "fractions": [0.5, 0.125, 0.125, 0.25],
     "spacing_mm": [6.0, 6.0, 10.0],
     "size": [16, 16, 4],

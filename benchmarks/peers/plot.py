@@ -106,8 +106,9 @@ def note(several: Sequence[dict[str, Any]]) -> str:
     gap = max(found["largest_loss_difference"] for found in several)
     return (
         f"Seconds a round after the first (in brackets: the share of the machine's own measured rate at the workload's matrix product that the "
-        f"round's arithmetic comes to; what raylora keeps or leaves out is counted as if it were computed), medians of at least {repeats} interleaved runs. Then how "
-        f"many times as fast raylora is, and with one client at a time and no cache; the first round's end (from the start of the process) and peak "
+        f"round's arithmetic comes to; what raylora keeps or leaves out is counted as if it were computed), medians of at least {repeats} "
+        f"interleaved runs. Then how many times as fast raylora is, "
+        f"and with one client at a time and no cache; the first round's end (from the start of the process) and peak "
         f"memory of all processes as parts of Flower's. Every client's loss in every round was the same in all systems to {gap:.0e}. "
         f"{machine['processor']}, {some['workers']} cores, torch {machine['torch']}, flwr {machine['flwr']}, pfl {machine['pfl']}, ray {machine['ray']}."
     )
