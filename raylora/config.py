@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -516,7 +517,7 @@ def laid_over(values: Mapping[str, Any], changes: Mapping[str, Any], origin: str
             if not isinstance(child, dict):
                 raise InputError(f"{origin}: {parent} is not a section")
             target = child
-        target[last] = value
+        target[last] = copy.deepcopy(value)
     return result
 
 

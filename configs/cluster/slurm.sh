@@ -22,6 +22,8 @@ temp="/tmp/rl-$UID-$SLURM_JOB_ID"                   # Ray's sockets lie below it
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # a step does not inherit it (since Slurm 22.05)
+
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=$(head -n 1 <<<"$nodes")
 address=$(srun --nodes=1 --ntasks=1 -w "$head" python -c "import ray; print(ray.util.get_node_ip_address())")
@@ -30,10 +32,19 @@ given=(--num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" -
 stop() { # the nodes first, so that nothing of this job is left
     kill "${started[@]}" 2>/dev/null || true
     wait "${started[@]}" 2>/dev/null || true
-    rm -rf "$temp"
+    srun --overlap --nodes="$SLURM_NNODES" --ntasks-per-node=1 rm -rf "$temp" || true
 }
 started=()
 trap stop EXIT
+
+running=
+preempted() { # Slurm warns 90 s before it takes the nodes away
+    [[ -z $running ]] || kill -TERM "$running" 2>/dev/null || true
+    [[ -z $running ]] || wait "$running" || true
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+}
+trap preempted TERM
 
 srun --nodes=1 --ntasks=1 --overlap -w "$head" ray start --head --port="$port" --temp-dir="$temp" --include-dashboard=false "${given[@]}" &
 started+=($!)
@@ -43,7 +54,7 @@ for node in $(tail -n +2 <<<"$nodes"); do
     started+=($!)
 done
 
-python - "$address:$port" "$SLURM_NNODES" <<'PYTHON' # until all nodes are there
+python - "$address:$port" "$SLURM_NNODES" <<'PYTHON' & # until all nodes are there; beside us, or a signal would wait for it
 import sys, time
 import ray
 
@@ -59,14 +70,9 @@ while time.monotonic() < until:
     time.sleep(2)
 sys.exit("the Ray nodes did not come up within five minutes")
 PYTHON
+running=$!
+wait "$running"
 
 raylora sweep "$sweep" "$@" --output "$output" --address "$address:$port" &
 running=$!
-preempted() { # Slurm warns 90 s before it takes the nodes away
-    kill -TERM "$running" 2>/dev/null || true
-    wait "$running" || true
-    scontrol requeue "$SLURM_JOB_ID"
-    exit 0
-}
-trap preempted TERM
 wait "$running"

@@ -91,9 +91,10 @@ def connected() -> bool:
 
 
 def available() -> resources.Available:
-    """What the connected cluster has in all."""
-    found = ray.cluster_resources()
-    return resources.Available(cpus=found.get("CPU", 0.0), gpus=found.get("GPU", 0.0), where="the Ray cluster")
+    """What the connected cluster has, node by node."""
+    nodes = tuple((n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0)) for n in ray.nodes() if n["Alive"])
+    cpus, gpus = (sum(values) for values in zip(*nodes, strict=True))
+    return resources.Available(cpus=cpus, gpus=gpus, where="the Ray cluster", nodes=nodes)
 
 
 # glibc would give every large tensor's pages back and fault them in again at the next step: a tenth of a training step on a CPU

@@ -17,6 +17,7 @@ class Available:
     cpus: float
     gpus: float
     where: str  # for messages
+    nodes: tuple[tuple[float, float], ...] = ()  # (CPUs, GPUs) of each machine; empty: they are one machine's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ def request(
         who = "1 actor needs" if count == 1 else f"{count} actors need"
         raise InputError(
             f"placement: {who} {kinds} (cpus_per_client={cpus_per_client:g}, gpus_per_client={gpus_per_client:g}), "
-            f"{available.where} has {available.cpus:g} CPUs and {available.gpus:g} GPUs{packed}"
+            f"{available.where} has {available.cpus:g} CPUs and {available.gpus:g} GPUs{on_nodes(available)}{packed}"
         )
     found = Request(
         groups=(), cpus=cpus_per_client, gpus=gpus_per_client, costs=dict(weights), passive=frozenset(passive), together=together
@@ -113,12 +114,21 @@ def request(
 
 
 def fitting(available: Available, cpus: float, gpus: float) -> int:
-    """How many actors of this size fit. Shares of a GPU do not span two GPUs."""
-    by_cpu = math.floor(available.cpus / cpus + 1e-9)
+    """How many actors of this size fit. An actor does not span two machines, nor a share of a GPU two GPUs."""
+    return sum(_on_one(*node, cpus, gpus) for node in available.nodes or ((available.cpus, available.gpus),))
+
+
+def _on_one(has_cpus: float, has_gpus: float, cpus: float, gpus: float) -> int:
+    by_cpu = math.floor(has_cpus / cpus + 1e-9)
     if not gpus:
         return by_cpu
-    by_gpu = math.floor(available.gpus) * round(1 / gpus) if gpus < 1 else math.floor(available.gpus / gpus)
+    by_gpu = math.floor(has_gpus) * round(1 / gpus) if gpus < 1 else math.floor(has_gpus / gpus)
     return min(by_cpu, by_gpu)
+
+
+def on_nodes(available: Available) -> str:
+    """For messages: `` on 2 nodes``."""
+    return f" on {len(available.nodes)} nodes" if len(available.nodes) > 1 else ""
 
 
 def balanced(units: Sequence[tuple[str, ...]], cost: Callable[[tuple[str, ...]], float], count: int) -> tuple[tuple[str, ...], ...]:

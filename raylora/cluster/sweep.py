@@ -18,7 +18,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search import Searcher
 
 from raylora import config as configuration
-from raylora.cluster.resources import Available, Request, fitting
+from raylora.cluster.resources import Available, Request, fitting, on_nodes
 from raylora.config import Config
 from raylora.core.errors import InputError, RunError
 from raylora.sweep.ledger import Ledger
@@ -178,13 +178,16 @@ class Remembered(Unwritten, FIFOScheduler):
         self.ledger = ledger
         self.known: set[int] = set()
         self.inner = scheduler(sweep, max_rounds)
-        self.reported = {(line["number"], line["round"]) for line in ledger.lines if line["kind"] == "report"}
+        self.reported: dict[
+            tuple[int, int], str
+        ] = {}  # (trial, round) -> what was decided: a trial that goes on reports its last round again
         ended = ledger.of("end")
         for number in ledger.of("trial"):
             self._add(number)
         for line in ledger.lines:  # as it happened
             if line["kind"] == "report":
-                self._judge(line["number"], {"round": line["round"], "objective": line["objective"]})
+                decision = self._judge(line["number"], {"round": line["round"], "objective": line["objective"]})
+                self.reported[line["number"], line["round"]] = decision
         for number in ended:
             self._complete(number, ledger.reports(number))
 
@@ -199,18 +202,17 @@ class Remembered(Unwritten, FIFOScheduler):
         key = (number, result["round"])
         if key not in self.reported:
             self.ledger.append({"kind": "report", "number": number, "round": result["round"], "objective": value})
-            self.reported.add(key)
-        decision = self._judge(number, {"round": result["round"], "objective": value})
-        if decision == TrialScheduler.STOP:
+            self.reported[key] = self._judge(number, {"round": result["round"], "objective": value})
+        if self.reported[key] == TrialScheduler.STOP and number not in self.ledger.of("pruned"):
             self.ledger.append({"kind": "pruned", "number": number, "round": result["round"]})
-        return decision
+        return self.reported[key]
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Its last report is compared with by those still running."""
         number, value = _number(trial), result.get("objective")
         if value is not None and (number, result["round"]) not in self.reported:
             self.ledger.append({"kind": "report", "number": number, "round": result["round"], "objective": value})
-            self.reported.add((number, result["round"]))
+            self.reported[number, result["round"]] = TrialScheduler.CONTINUE
         self._complete(number, self.ledger.reports(number))
 
     def _add(self, number: int) -> None:
@@ -240,22 +242,28 @@ def scheduler(sweep: Sweep, max_rounds: int) -> Any:
 
 
 class Asked(Unwritten, Searcher):
-    """Hands out the trials that were left unfinished, then the search's."""
+    """Hands out the trials that were left unfinished, then the search's. One that turns out impossible has failed, and the next is asked for."""
 
-    def __init__(self, search: Search, unfinished: Sequence[Trial], ledger: Ledger, place: Callable[[Trial], Place]) -> None:
+    def __init__(self, search: Search, unfinished: Sequence[Trial], ledger: Ledger, place: Callable[[Trial], Place], folder: Path) -> None:
         super().__init__(metric="objective", mode="max")
-        self.search, self.unfinished, self.ledger, self.place = search, list(unfinished), ledger, place
+        self.search, self.unfinished, self.ledger, self.place, self.folder = search, list(unfinished), ledger, place, folder
 
     def suggest(self, trial_id: str) -> Any:
         if self.unfinished:
             return {"place": self.place(self.unfinished.pop(0))}
-        trial = self.search.next()
-        if trial is None:
-            return Searcher.FINISHED
-        place = self.place(trial)
-        about = {"values": trial.values, "seed": trial.seed, "config_sha256": place.config_sha256}
-        self.ledger.append({"kind": "trial", "number": trial.number, **about})
-        return {"place": place}
+        while (trial := self.search.next()) is not None:
+            about = {"kind": "trial", "number": trial.number, "values": trial.values, "seed": trial.seed}
+            try:
+                place = self.place(trial)
+            except InputError as error:
+                self.ledger.append({**about, "config_sha256": None})
+                write_failure(self.folder / trial.folder, None, str(error))
+                self.ledger.append({"kind": "end", "number": trial.number, "status": "failed", "objective": None})
+                self.search.tell(trial, None)
+                continue
+            self.ledger.append({**about, "config_sha256": place.config_sha256})
+            return {"place": place}
+        return Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The ledger's "end" tells the search."""
@@ -350,7 +358,7 @@ def at_once(requests: Sequence[Request], has: Available, limit: int | None) -> i
         largest = max(requests, key=lambda request: len(request.groups) * request.cpus)
         raise InputError(
             f"placement: a trial needs {len(largest.groups)} actors of {largest.cpus:g} CPUs and {largest.gpus:g} GPUs, "
-            f"{has.where} has {has.cpus:g} CPUs and {has.gpus:g} GPUs; placement.clients_per_actor=auto puts all clients into one actor"
+            f"{has.where} has {has.cpus:g} CPUs and {has.gpus:g} GPUs{on_nodes(has)}; placement.clients_per_actor=auto puts all clients into one actor"
         )
     return min(fits, limit or fits)
 
@@ -405,7 +413,7 @@ def run(
         "on_trial_error",
         "on_step_end",
     )
-    asked = trouble.watching(Asked(search, unfinished, ledger, place), "suggest")
+    asked = trouble.watching(Asked(search, unfinished, ledger, place, folder), "suggest")
     remembered = trouble.watching(Remembered(sweep, ledger, max_rounds), "on_trial_add", "on_trial_result", "on_trial_complete")
     storage = Path(tempfile.mkdtemp(prefix="raylora-tune-"))
     try:

@@ -45,9 +45,11 @@ class Ledger:
             raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._file.close()
             raise InputError(f"--output {folder}: another process is at work on this sweep") from None
+        except OSError:  # a disk without locks
+            pass
         self.lines = self._read()
         if not self.lines:
             self.append({"kind": "sweep", "sha256": sha256})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from raylora.core.errors import InputError
 from raylora.core.seeds import generator
 
 METRICS = {"segmentation": ("dice",), "disease": ("likelihood", "accuracy")}  # of validation patients, in rounds.jsonl
+MOST = 10_000  # trials of one sweep
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 Values = Mapping[str, Any]
 """Dotted key -> value: what a trial lays over the base experiment."""
 
@@ -29,7 +32,7 @@ class Dimension(Section):
     choice: Annotated[list[Any], Field(min_length=1)] | None = None  # one of them a draw; under search.kind grid each of them
     uniform: tuple[Number, Number] | None = None
     loguniform: tuple[Positive, Positive] | None = None
-    integer: tuple[int, int] | None = None  # both ends included
+    integer: tuple[Whole, Whole] | None = None  # both ends included
 
     @model_validator(mode="after")
     def _one(self) -> Dimension:
@@ -39,12 +42,19 @@ class Dimension(Section):
         span = self.uniform or self.loguniform or self.integer
         if span is not None and not (span[0] < span[1] and all(map(math.isfinite, span))):
             raise ValueError("expected two finite numbers [low, high], low < high")
+        if (twice := repeated(self.values or [])) is not None:
+            raise ValueError(f"expected each value once, found {twice!r} twice")
         return self
 
     @property
     def values(self) -> list[Any] | None:
         """Of a dimension that is a list."""
         return self.grid if self.grid is not None else self.choice
+
+    @property
+    def extremes(self) -> Sequence[Any]:
+        """Every value of a list, the two ends of a range."""
+        return self.values or self.uniform or self.loguniform or self.integer or ()
 
     def draw(self, rng: np.random.Generator) -> Any:
         """One value at random."""
@@ -56,6 +66,12 @@ class Dimension(Section):
             return float(math.exp(rng.uniform(*map(math.log, self.loguniform))))
         assert self.integer is not None
         return int(rng.integers(self.integer[0], self.integer[1] + 1))
+
+
+def repeated(values: Sequence[Any]) -> Any:
+    """The first value that was there before, None without one."""
+    said = [json.dumps(value, sort_keys=True, default=str) for value in values]
+    return next((value for place, value in enumerate(values) if said[place] in said[:place]), None)
 
 
 class Objective(Section):
@@ -75,7 +91,7 @@ class Search(Section):
 
     kind: Literal["grid", "random", "optuna"] = "grid"
     trials: Count | None = None  # configurations that random and optuna draw; grid dimensions are crossed with each draw of random
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     @model_validator(mode="after")
     def _counted(self) -> Search:
@@ -96,7 +112,7 @@ class Limits(Section):
     """Where a sweep ends."""
 
     trials: Count | None = None  # the first so many
-    hours: Positive | None = None
+    hours: Positive | None = None  # of one start of the command
     concurrent: Count | None = None  # trials at once; default: as many as fit
 
 
@@ -165,10 +181,13 @@ def combinations(sweep: Sweep) -> Iterator[Values]:
 
 
 def trials(sweep: Sweep) -> list[Trial]:
-    """All trials of a grid or a random search, seeds innermost, as far as `limits.trials` goes."""
-    pairs = itertools.product(combinations(sweep), sweep.repeats)
-    found = [Trial(number, values, seed) for number, (values, seed) in enumerate(pairs)]
-    return found[: sweep.limits.trials]
+    """All trials of a grid or a random search, seeds innermost, as far as `limits.trials` goes. Raises InputError for too many."""
+    pairs = ((values, seed) for values in combinations(sweep) for seed in sweep.repeats)
+    most = min(sweep.limits.trials or MOST + 1, MOST + 1)
+    found = [Trial(number, values, seed) for number, (values, seed) in enumerate(itertools.islice(pairs, most))]
+    if len(found) > MOST:
+        raise InputError(f"space: expected at most {MOST} trials, found more (limits.trials takes the first so many)")
+    return found
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -186,7 +205,11 @@ def check(sweep: Sweep, origin: str) -> Sweep:
         raise InputError(
             f"{origin}: objective.metric: expected a validation metric of {task} ({known}), found {metric!r}; a test metric never chooses anything"
         )
+    if (twice := repeated(sweep.repeats)) is not None:
+        raise InputError(f"{origin}: seeds: expected each seed once, found {twice} twice")
     for key, dimension in sweep.space.items():
+        if (section := next((other for other in sweep.space if key.startswith(f"{other}.")), None)) is not None:
+            raise InputError(f"{origin}: space.{key}: lies in space.{section}; write its values into that section's")
         if key in ("seed", "name") or key.split(".")[0] in ("placement", "tracking", "checkpoint", "evaluation"):
             raise InputError(
                 f"{origin}: space.{key}: does not change what is learnt{'; seeds: repeats with other seeds' * (key == 'seed')}"
@@ -200,7 +223,10 @@ def check(sweep: Sweep, origin: str) -> Sweep:
     if sweep.scheduler.kind != "none" and not sweep.base["evaluation"]["every"]:
         raise InputError(f"{origin}: scheduler.kind: {sweep.scheduler.kind} needs validation while training, found evaluation.every 0")
     if sweep.search.kind == "optuna":
-        sweep.config(example(sweep), sweep.repeats[0], 0)
+        some = example(sweep)
+        for key, dimension in sweep.space.items():
+            for value in dimension.extremes:
+                sweep.config({**some, key: value}, sweep.repeats[0], 0)
     else:
         for trial in trials(sweep):
             sweep.config(trial.values, trial.seed, trial.number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,13 +20,13 @@ from raylora.tracking.record import write_json
 def state(sweep: Sweep, ledger: Ledger, folder: Path, *, over: bool, total: int | None) -> dict[str, Any]:
     """What `sweep.json` holds: every trial, how many configurations were tried, the best one with its validation and its test score.
 
-    A configuration's objective is the mean over its seeds; only one whose trials have all finished can be the best.
+    A configuration's objective is the mean over its seeds; only one that has finished with each of them can be the best.
     """
-    ends, chosen = ledger.of("end"), ledger.of("trial")
+    ends, chosen, reports = ledger.of("end"), ledger.of("trial"), ledger.of("report")
     rows = []
     for number, line in sorted(chosen.items()):
         trial = Trial(number, line["values"], line["seed"])
-        reports = ledger.reports(number)
+        last = reports.get(number, {})
         end = ends.get(number)
         summary = summary_of(folder / "trials" / trial.folder) if end else {}
         rows.append(
@@ -35,8 +36,8 @@ def state(sweep: Sweep, ledger: Ledger, folder: Path, *, over: bool, total: int 
                 "values": plain(trial.values),
                 "seed": trial.seed,
                 "status": end["status"] if end else "unfinished",
-                "rounds": reports[-1][0] if reports else 0,
-                "objective": reports[-1][1] if reports else None,
+                "rounds": last.get("round", 0),
+                "objective": last.get("objective"),
                 "config_sha256": line["config_sha256"],
                 "adapter_sha256": summary.get("adapter_sha256"),
                 "test": _test(summary),
@@ -59,21 +60,21 @@ def state(sweep: Sweep, ledger: Ledger, folder: Path, *, over: bool, total: int 
         "trials_planned": total,
         "counts": counts,
         "configurations_tried": len({_key(row) for row in rows}),
-        "best": best(rows, sweep.objective.sign, len(sweep.repeats)),
+        "best": best(rows, sweep.objective.sign, sweep.repeats),
         "trials": rows,
     }
 
 
-def best(rows: list[dict[str, Any]], sign: float, seeds: int) -> dict[str, Any] | None:
-    """The configuration with the best mean objective over its seeds, chosen on validation patients alone; None before one is complete."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+def best(rows: Sequence[Mapping[str, Any]], sign: float, seeds: Sequence[int]) -> dict[str, Any] | None:
+    """The configuration with the best mean objective over its seeds, chosen on validation patients alone; None before one is complete.
+
+    A search may draw a configuration more than once: with one seed that is the same trial again, and it counts once.
+    """
+    groups: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(_key(row), []).append(row)
-    complete = [
-        group
-        for group in groups.values()
-        if len(group) == seeds and all(row["status"] == "finished" and row["objective"] is not None for row in group)
-    ]
+        if row["status"] == "finished" and row["objective"] is not None:
+            groups.setdefault(_key(row), {}).setdefault(row["seed"], row)
+    complete = [list(group.values()) for group in groups.values() if set(group) == set(seeds)]
     if not complete:
         return None
     winner = max(complete, key=lambda group: (sign * fmean(row["objective"] for row in group), -group[0]["number"]))
@@ -86,7 +87,7 @@ def best(rows: list[dict[str, Any]], sign: float, seeds: int) -> dict[str, Any] 
     }
 
 
-def _key(row: dict[str, Any]) -> str:
+def _key(row: Mapping[str, Any]) -> str:
     return json.dumps(row["values"], sort_keys=True)
 
 
@@ -103,8 +104,11 @@ def summary_of(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def write_failure(folder: Path, config: Config, error: str) -> None:
-    """The `summary.json` of a trial that failed."""
+def write_failure(folder: Path, config: Config | None, error: str) -> None:
+    """The `summary.json` of a trial that failed. `config`: None for one whose values make none."""
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"schema": 1, "status": "failed", "name": config.name, "task": config.task, "strategy": config.strategy.name}
-    write_json(folder / "summary.json", {**about, "seed": config.seed, "error": error, "config_sha256": config.sha256()})
+    about: dict[str, Any] = {"schema": 1, "status": "failed", "error": error}
+    if config is not None:
+        about |= {"name": config.name, "task": config.task, "strategy": config.strategy.name, "seed": config.seed}
+        about["config_sha256"] = config.sha256()
+    write_json(folder / "summary.json", about)

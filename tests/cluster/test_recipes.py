@@ -98,6 +98,7 @@ def test_kuberay_s_job_is_yaml_whose_entrypoint_the_command_understands():
     spec = job["spec"]["rayClusterSpec"]
     pinned = re.search(r"^ray==(\S+)$", (RECIPES.parents[1] / "constraints.txt").read_text(), re.M)
     assert spec["rayVersion"] == pinned[1]
+    assert spec["authOptions"] == {"mode": "token"} and "dashboard-host" not in spec["headGroupSpec"]["rayStartParams"]
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     images = {container["image"] for group in groups for container in group["template"]["spec"]["containers"]}
     assert len(images) == 1  # the same software everywhere

@@ -86,6 +86,13 @@ def test_shares_do_not_span_two_gpus():
     assert fitting(Available(cpus=0.3, gpus=0, where=""), 0.1, 0.0) == 3, "no client is lost to rounding"
 
 
+def test_an_actor_does_not_span_two_machines():
+    nodes = Available(cpus=6, gpus=2, where="the Ray cluster", nodes=((3.0, 1.0), (3.0, 1.0)))
+    assert (
+        fitting(nodes, 2.0, 0.0) == 2 and fitting(nodes, 1.0, 0.0) == 6 and fitting(nodes, 1.0, 0.5) == 4 and fitting(nodes, 1.0, 2.0) == 0
+    )
+
+
 def test_the_heaviest_first_each_to_who_has_the_least_to_do():
     assert alone({"a": 1.5, "b": 5.0, "c": 3.0, "d": 1.0}, 2) == (("b",), ("a", "c", "d"))
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from small_runs import settings as tiny_settings
@@ -10,7 +11,7 @@ from raylora.core.errors import InputError
 from raylora.sweep.ledger import Ledger
 from raylora.sweep.search import replayed
 from raylora.sweep.space import Sweep
-from raylora.sweep.state import state
+from raylora.sweep.state import best, state
 
 ENDED = {"kind": "end", "number": 0, "status": "finished", "objective": 0.5}
 
@@ -127,4 +128,78 @@ def test_the_best_is_chosen_over_all_seeds_of_a_configuration(tmp_path):
     assert found["best"]["objective"] == pytest.approx(0.55)
     assert found["counts"] == {"finished": 5, "pruned": 0, "failed": 0, "unfinished": 1}
     assert found["configurations_tried"] == 3
+    ledger.close()
+
+
+def test_a_configuration_that_was_drawn_twice_counts_once():
+    def row(number, rank, objective, seed=0, status="finished"):
+        return {"number": number, "values": {"lora.rank": rank}, "seed": seed, "status": status, "objective": objective, "test": None}
+
+    rows = [row(0, 1, 0.9), row(1, 2, 0.5), row(2, 1, 0.9), row(3, 4, 0.95, status="pruned")]
+    assert best(rows, 1.0, [0])["values"] == {"lora.rank": 1}
+    assert best(rows, 1.0, [0])["trials"] == [0]
+    assert best(rows, 1.0, [0, 1]) is None
+    assert best([*rows, row(4, 2, 0.6, seed=1)], 1.0, [0, 1])["objective"] == pytest.approx(0.55)
+
+
+def remembered(settings, ledger):
+    from raylora.cluster.sweep import Remembered
+
+    return Remembered(settings, ledger, 4)
+
+
+def reported(number, round):
+    return {"round": round, "objective": 1.0 - 0.1 * number}
+
+
+class Told:
+    """A trial as Tune shows it to a scheduler."""
+
+    def __init__(self, number):
+        self.config = {"place": SimpleNamespace(number=number)}
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_a_report_that_comes_again_is_judged_as_it_was(tmp_path, kind):
+    """A trial that goes on after an interruption reports its last round again: the others are not compared with it twice."""
+    settings = sweep(tmp_path, scheduler={"kind": kind, "reduction": 2})
+    ledger = Ledger(tmp_path / "sweep", settings.sha256())
+    scheduler = remembered(settings, ledger)
+    for number in range(5):
+        ledger.append({"kind": "trial", "number": number, "values": {}, "seed": 0, "config_sha256": ""})
+        scheduler.on_trial_add(None, Told(number))
+    decided = {}
+    for number, round in [(number, round) for round in (1, 2) for number in range(5)]:
+        if "STOP" not in (decided.get((number, before)) for before in range(round)):
+            decided[number, round] = scheduler.on_trial_result(None, Told(number), reported(number, round))
+    assert "STOP" in decided.values()
+    written = list(ledger.lines)
+    again = remembered(settings, ledger)
+    seen = {seat.trial_id: len(results) for seat, results in vars(again.inner).get("_results", {}).items()}
+    assert {key: again.on_trial_result(None, Told(key[0]), reported(*key)) for key in decided} == decided
+    assert {seat.trial_id: len(results) for seat, results in vars(again.inner).get("_results", {}).items()} == seen
+    assert ledger.lines == written
+    ledger.lines = [line for line in ledger.lines if line["kind"] != "pruned"]  # killed before the decision was written
+    stopped = next(key for key, decision in decided.items() if decision == "STOP")
+    assert remembered(settings, ledger).on_trial_result(None, Told(stopped[0]), reported(*stopped)) == "STOP"
+    assert ledger.lines[-1] == {"kind": "pruned", "number": stopped[0], "round": stopped[1]}
+    ledger.close()
+
+
+def test_a_suggestion_that_turns_out_impossible_has_failed_and_the_next_is_asked_for(tmp_path):
+    from raylora.cluster.sweep import Asked
+
+    settings = sweep(tmp_path)
+    ledger = Ledger(tmp_path / "sweep", settings.sha256())
+    search, _ = replayed(settings, ledger)
+
+    def place(trial):
+        if trial.values["lora.rank"] == 1:
+            raise InputError("lora.rank: no")
+        return SimpleNamespace(config_sha256="abc", number=trial.number)
+
+    asked = Asked(search, [], ledger, place, tmp_path / "sweep" / "trials")
+    assert asked.suggest("x")["place"].number == 1
+    found = state(settings, ledger, tmp_path / "sweep", over=False, total=3)
+    assert [(row["status"], row["error"]) for row in found["trials"]] == [("failed", "lora.rank: no"), ("unfinished", None)]
     ledger.close()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import settings as tiny_settings
 
+from raylora import config as configuration
 from raylora.core.errors import InputError
 from raylora.sweep import space
 from raylora.sweep.space import Dimension, Sweep
@@ -39,6 +40,13 @@ def test_a_whole_section_can_be_a_value(tmp_path):
     configs = [sweep.config(t.values, t.seed, t.number) for t in space.trials(sweep)]
     assert [c.strategy.name for c in configs] == ["fedit", "rate_my_lora"]
     assert configs[1].strategy.options["temperature"] == math.inf
+
+
+def test_trials_share_no_values(tmp_path):
+    sections = [{"name": "rate_my_lora"}, {"name": "fedit"}]
+    sweep = space.load(write(tmp_path, space={"strategy": {"grid": sections}}))
+    laid = configuration.laid_over(sweep.base, {"strategy": sections[0], "strategy.temperature": 0.5}, "")
+    assert laid["strategy"] == {"name": "rate_my_lora", "temperature": 0.5} and sections[0] == {"name": "rate_my_lora"}
 
 
 def test_random_draws_depend_on_seed_and_number_alone(tmp_path):
@@ -92,6 +100,13 @@ def test_loguniform_is_uniform_in_the_logarithm():
         ({"base": 3}, "expected the path"),
         ({"base": {"lora": {"rnk": 1}}}, "did you mean 'rank'"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [0, 1, 0]}, "found 0 twice"),
+        ({"space": {"lora.rank": {"grid": [1, 2, 1]}}}, "found 1 twice"),
+        ({"space": {"strategy": {"grid": [{"name": "fedit"}]}, "strategy.name": {"grid": ["local"]}}}, "lies in space.strategy"),
+        ({"space": {"lora.rank": {"integer": [1, 4 * 10**20]}}, "search": {"kind": "random", "trials": 2}}, "less than or equal"),
+        ({"search": {"kind": "optuna", "trials": 2, "seed": -1}}, "search.seed"),
+        ({"search": {"kind": "optuna", "trials": 2}, "space": {"lora.blocks": {"choice": [1, "all", -5]}}}, "lora.blocks -5"),
+        ({"space": {"lora.rank": {"grid": list(range(1, 102))}, "lora.alpha": {"grid": list(range(1, 102))}}}, "at most 10000 trials"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(tmp_path, changes, words):
