@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -68,7 +69,8 @@ class DriverActor(tune.Trainable):
         if report.status == "finished":
             from raylora.report.html import write_report
 
-            write_report(self.trial.folder)
+            with contextlib.suppress(OSError):  # a page that cannot be written does not undo the trial
+                write_report(self.trial.folder)
         return {
             "round": report.round,
             "objective": report.objective,
@@ -306,6 +308,10 @@ class Followed(Unwritten, tune.Callback):
         """Its driver was lost too often: what goes wrong inside a trial is a report."""
         number = _number(trial)
         if number in self.ledger.of("end"):
+            return
+        summary, reports = summary_of(self.folder / self.trials[number].folder), self.ledger.reports(number)
+        if summary.get("status") == "finished" and reports and reports[-1][0] == summary["rounds"]:  # lost after its end
+            self._end(number, {"status": "finished", "objective": reports[-1][1]})
             return
         said = f"its driver was lost {RESTARTS + 1} times"
         write_failure(self.folder / self.trials[number].folder, configuration.from_dict(trial.config["place"].config), said)
