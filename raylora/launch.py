@@ -138,13 +138,16 @@ def _forget(out: Path, missing: list[Path]) -> None:
 def _run(config: Config, plan: Any, out: Path, *, address: str | None, on_event: Callable[[Event], None], resume: bool) -> dict[str, Any]:
     """What `run` does once everything has been checked and the folder is its own."""
     from raylora.cluster import driver
+    from raylora.tracking.record import lines_before
 
     tracker = _tracker(config, plan, out)
     status = "FAILED"
     try:
         summary: dict[str, Any] | None = None
         for event in driver.run(config.as_dict(), out, address=address, resume=resume, notes={}):
-            if event["event"] == "round" and tracker is not None:
+            if tracker is not None and event["event"] == "start" and event["round"]:  # what was told before may never have arrived
+                tracker.rounds(lines_before(out, event["round"]))
+            if tracker is not None and event["event"] == "round":
                 tracker.rounds(event["lines"])
             if event["event"] == "done":
                 summary = dict(event["summary"])
