@@ -149,6 +149,31 @@ def test_rounds_that_mlflow_missed_before_an_interruption_come_when_the_trial_go
     assert len(told) == 16 and list(zip(table["round"].to_pylist(), table["client"].to_pylist(), strict=True)) == told
 
 
+@pytest.mark.parametrize("ids_kept", [True, False])
+def test_trials_under_way_are_killed_with_their_sweep_and_opened_again_with_it(mlflow_uri, tmp_path, ids_kept):
+    def begun(**known) -> SweepTracker:
+        return SweepTracker(mlflow_uri, "hearts", "ranks", {"rank": "grid"}, {"raylora.key": "the sweep"}, 16, **known)
+
+    def statuses() -> list[str]:
+        return [run.info.status for run in all_runs(mlflow_uri)]
+
+    first = begun()
+    tell(first, tmp_path, 0)
+    tell(first, tmp_path, 1, range(1), end="")
+    first.end("KILLED")
+    assert first.close() is None
+    parent, known = first.ids()
+    assert sorted(statuses()) == ["FINISHED"] * (1 + CLIENTS) + ["KILLED"] * (1 + 1 + CLIENTS)
+    again = begun(parent=parent, known=known) if ids_kept else begun()
+    tell(again, tmp_path, 1, range(2), end="")
+    again._writer.wait(lambda: "KILLED" not in statuses())
+    assert sorted(statuses()) == ["FINISHED"] * (1 + CLIENTS) + ["RUNNING"] * (1 + 1 + CLIENTS)
+    _, summary = trial(1, CLIENTS, ROUNDS)[1:]
+    again.finish(1, tmp_path / "trials" / "001", summary)
+    again.end("FINISHED")
+    assert again.close() is None and statuses() == ["FINISHED"] * (1 + 2 * (1 + CLIENTS))
+
+
 def test_a_sweep_is_brought_later_and_only_once(mlflow_uri, tmp_path):
     """The server was there for the first trial only; the ids of the sweep stand in its `sweep.json`."""
     tracker = SweepTracker(mlflow_uri, "raylora", "ranks", {"rank": "grid"}, {}, 16)
