@@ -211,7 +211,8 @@ class Following:
         """
         if what == "started":
             config, _ = self.needs(trial)
-            self.tracker.trial(trial.number, config.name, config.as_dict(), launch.tags(config, self.needs.data[trial.number]))
+            tags = launch.tags(config, self.needs.data[trial.number], "raylora sweep")
+            self.tracker.trial(trial.number, config.name, config.as_dict(), tags)
             return
         before = self.passed_on.get(trial.number, 0)
         lines = [line for line in result.get("lines", ()) if line["round"] >= before]

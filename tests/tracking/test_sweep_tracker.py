@@ -142,7 +142,8 @@ def test_rounds_that_mlflow_missed_before_an_interruption_come_when_the_trial_go
     again.end("FINISHED")
     lines = [json.loads(line) for line in (again.folder / "rounds.jsonl").read_text().splitlines()]
     client, (run_id,) = MlflowClient(tracking_uri=mlflow_uri), again.following.tracker.ids()[1].values()
-    assert client.get_run(run_id).info.status == "FINISHED"
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["mlflow.source.name"]) == ("FINISHED", "raylora sweep")
     assert [point.step for point in client.get_metric_history(run_id, "seconds")] == [0, 1, 2, 3]
     table = pq.read_table(client.download_artifacts(run_id, "clients.parquet", str(tmp_path)))
     told = [(line["round"], line["client"]) for line in lines if line["kind"] == "client"]
@@ -196,6 +197,7 @@ def test_a_sweep_is_brought_later_and_only_once(mlflow_uri, tmp_path):
     before = {run.info.run_id: run for run in all_runs(mlflow_uri)}
     trials = {int(r.data.tags["trial"]): r for r in before.values() if r.data.tags.get("mlflow.parentRunId") == parent}
     assert trials.keys() == {0, 1, 2} and trials[0].info.run_id == ids[0] and len(before) == 1 + 3 * (1 + CLIENTS)
+    assert {run.data.tags["mlflow.source.name"] for number, run in trials.items() if number} == {"raylora sweep"}
     assert trials[2].data.tags["pruned"] == "true" and {r.info.status for r in before.values()} == {"FINISHED", "KILLED"}
     assert trials[1].data.metrics["final/dice/mean"] == told[1][1]["final"]["dice"]["mean"]
     assert MlflowClient(tracking_uri=mlflow_uri).get_run(parent).data.params == {"rank": "grid", "space.rank": "it's"}
