@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -18,7 +19,10 @@ MOST_ROWS = 12
 
 
 class SweepLive:
-    """Called with a sweep's events; a table in place on a terminal, a line for each ended trial elsewhere. Standard error only."""
+    """Called with a sweep's events; a table in place on a terminal, a line for each ended trial elsewhere. Standard error only.
+
+    A terminal that has gone away ends no sweep.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.live = Live(console)
@@ -32,13 +36,18 @@ class SweepLive:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self.table is not None:
-            self.table.stop()
+            with contextlib.suppress(OSError):
+                self.table.stop()
         self.live.__exit__(kind, value, trace)
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         if event["event"] != "sweep":
             self.live(event)
             return
+        with contextlib.suppress(OSError):
+            self._show(event)
+
+    def _show(self, event: Mapping[str, Any]) -> None:
         if self.console.is_terminal:
             if self.table is None:
                 self.live.__exit__(None, None, None)  # its bar makes way
