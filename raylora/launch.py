@@ -138,13 +138,16 @@ def _forget(out: Path, missing: list[Path]) -> None:
 def _run(config: Config, plan: Any, out: Path, *, address: str | None, on_event: Callable[[Event], None], resume: bool) -> dict[str, Any]:
     """What `run` does once everything has been checked and the folder is its own."""
     from raylora.cluster import driver
+    from raylora.tracking.record import lines_before
 
     tracker = _tracker(config, plan, out)
     status = "FAILED"
     try:
         summary: dict[str, Any] | None = None
         for event in driver.run(config.as_dict(), out, address=address, resume=resume, notes={}):
-            if event["event"] == "round" and tracker is not None:
+            if tracker is not None and event["event"] == "start" and event["round"]:  # what was told before may never have arrived
+                tracker.rounds(lines_before(out, event["round"]))
+            if tracker is not None and event["event"] == "round":
                 tracker.rounds(event["lines"])
             if event["event"] == "done":
                 summary = dict(event["summary"])
@@ -258,8 +261,8 @@ def _tracker(config: Config, plan: Any, out: Path) -> Any:
     )
 
 
-def tags(config: Config, data_sha256: str) -> dict[str, str]:
-    """What runs are searched by."""
+def tags(config: Config, data_sha256: str, source: str = "raylora run") -> dict[str, str]:
+    """What runs are searched by; `source` is the command that they come from."""
     from raylora.provenance import code_sha256, git_commit
 
     found = {
@@ -271,7 +274,7 @@ def tags(config: Config, data_sha256: str) -> dict[str, str]:
         "config_sha256": config.sha256(),
         "data_sha256": data_sha256,
         "code_sha256": code_sha256(),
-        "mlflow.source.name": "raylora run",
+        "mlflow.source.name": source,
         "mlflow.user": os.environ.get("USER", ""),
     }
     if "temperature" in config.strategy.options:
@@ -314,7 +317,7 @@ def upload(folder: Path, uri: str | None = None) -> Uploaded:
         raise InputError(f"{folder}: no finished sweep (its status is {sweep.get('status')})")
     if not folders:
         raise InputError(f"{folder}: expected a sweep with trials, found none that wrote a summary.json")
-    ended = {path: _ended(path) for path in folders}
+    ended = {path: _ended(path, "raylora run" if sweep is None else "raylora sweep") for path in folders}
     config, run = ended[folders[0]]
     if sweep is None and not run.finished:
         raise InputError(f"{folder}: no finished run (its status is {run.summary.get('status')})")
@@ -347,8 +350,8 @@ def fetch(experiment: str, uri: str | None, into: Path, *, on_event: Callable[[E
         raise RunError(f"MLflow at {where}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
 
 
-def _ended(folder: Path) -> tuple[Config, Finished]:
-    """A run folder whose run has ended. Raises InputError."""
+def _ended(folder: Path, source: str) -> tuple[Config, Finished]:
+    """A run folder whose run has ended, and came from this command. Raises InputError."""
     from raylora.tracking.mlflow import Finished
 
     if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
@@ -359,6 +362,6 @@ def _ended(folder: Path) -> tuple[Config, Finished]:
         name=config.name,
         summary=summary,
         config=config.as_dict(),
-        tags=tags(config, str(summary.get("data_sha256", ""))),
+        tags=tags(config, str(summary.get("data_sha256", "")), source),
         client_runs=config.tracking.client_runs,
     )

@@ -183,7 +183,7 @@ class Following:
         known = next((line for line in reversed(ledger.lines) if line["kind"] == "mlflow"), {})
         trials = {int(number): id for number, id in known.get("trials", {}).items()}
         self.settings, self.ledger, self.needs = settings, ledger, needs
-        self.reported = {number: line["round"] for number, line in ledger.of("report").items()}
+        self.passed_on: dict[int, int] = {}  # trial -> rounds, by this process: one before it may have died before MLflow had them
         self.where = {"tracking_uri": tracking.uri, "experiment": tracking.experiment}
         key = sweep_key(settings.sha256(), ledger.path)  # a sweep whose ids were lost with its process is found again
         values = settings.model_dump(exclude={"base"}, exclude_none=True)
@@ -205,14 +205,18 @@ class Following:
         return {"parent": parent, "trials": {str(number): id for number, id in trials.items()}}
 
     def told(self, what: str, trial: Trial, result: Mapping[str, Any], folder: Path) -> None:
-        """Pass on what a trial says; rounds that were reported before an interruption are in MLflow already."""
+        """Pass on what a trial says, each of its rounds once.
+
+        A trial that goes on says all its rounds again: those that are in MLflow already are not written there twice.
+        """
         if what == "started":
             config, _ = self.needs(trial)
-            self.tracker.trial(trial.number, config.name, config.as_dict(), launch.tags(config, self.needs.data[trial.number]))
+            tags = launch.tags(config, self.needs.data[trial.number], "raylora sweep")
+            self.tracker.trial(trial.number, config.name, config.as_dict(), tags)
             return
-        before = self.reported.get(trial.number, 0)
+        before = self.passed_on.get(trial.number, 0)
         lines = [line for line in result.get("lines", ()) if line["round"] >= before]
-        self.reported[trial.number] = max(before, result.get("round") or 0)
+        self.passed_on[trial.number] = max(before, result.get("round") or 0)
         if lines:
             self.tracker.rounds(trial.number, lines)
         if what == "finished":

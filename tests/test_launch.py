@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import threading
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -88,6 +89,32 @@ def test_what_stops_a_run_leaves_the_last_complete_round_and_resume_goes_on(no_r
         no_ray["stop"] = lambda event: None
         summary = launch.resume(folder)
         assert summary["adapter_sha256"] == runs("disease", training__rounds=3).hashes and (folder / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_what_mlflow_missed_before_an_interruption_is_told_when_the_run_goes_on(no_ray, prepared_folder, tmp_path, monkeypatch, mlflow_uri):
+    """The server is away for the first two rounds; the process that has them in memory ends, another one goes on."""
+    monkeypatch.setattr(writer, "QUIET_S", 0.1)
+    folder = tmp_path / "run"
+    config = tiny(prepared_folder, "disease", training__rounds=3, tracking={"uri": mlflow_uri, "client_runs": 2})
+    with monkeypatch.context() as away:
+        away.setattr(writer, "WAIT_S", 0.1)
+        away.setattr(writer, "Store", lambda *_: exec("raise ConnectionError('away')"))
+        no_ray["stop"] = after(2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            launch.run(config, folder)
+        for writing in [thread for thread in threading.enumerate() if thread.name == "mlflow"]:
+            writing.join(20)
+    no_ray["stop"] = lambda event: None
+    summary = launch.resume(folder)
+    lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    found = [point.step for point in client.get_metric_history(summary["mlflow"]["run_id"], "seconds")]
+    assert found == [line["round"] for line in lines if line["kind"] == "round"] == [0, 1, 2]
+    table = pq.read_table(client.download_artifacts(summary["mlflow"]["run_id"], "clients.parquet", str(tmp_path)))
+    told = [(line["round"], line["client"]) for line in lines if line["kind"] == "client"]
+    assert len(told) == 12 and list(zip(table["round"].to_pylist(), table["client"].to_pylist(), strict=True)) == told
+    assert launch.upload(folder).there
 
 
 @pytest.mark.parametrize("exists", [False, True])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +19,10 @@ MOST_ROWS = 12
 
 
 class SweepLive:
-    """Called with a sweep's events; a table in place on a terminal, a line for each ended trial elsewhere. Standard error only."""
+    """Called with a sweep's events; a table in place on a terminal, a line for each ended trial elsewhere. Standard error only.
+
+    A terminal that has gone away ends no sweep.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.live = Live(console)
@@ -31,13 +36,18 @@ class SweepLive:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self.table is not None:
-            self.table.stop()
+            with contextlib.suppress(OSError):
+                self.table.stop()
         self.live.__exit__(kind, value, trace)
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         if event["event"] != "sweep":
             self.live(event)
             return
+        with contextlib.suppress(OSError):
+            self._show(event)
+
+    def _show(self, event: Mapping[str, Any]) -> None:
         if self.console.is_terminal:
             if self.table is None:
                 self.live.__exit__(None, None, None)  # its bar makes way
@@ -125,13 +135,23 @@ def trials_table(title: str, state: Mapping[str, Any], rows: list[Mapping[str, A
 
 def show_sweep(state: Mapping[str, Any]) -> None:
     """The ranking of all trials, and the winner with what it was chosen by and among how many."""
-    sign = 1.0 if state["objective"]["mode"] == "max" else -1.0
-    order = {"finished": 0, "pruned": 1, "failed": 2, "unfinished": 3}
-    rows = sorted(state["trials"], key=lambda row: (order[row["status"]], -sign * (row["objective"] or 0.0), row["number"]))
+    rows = ranked(state["trials"], state["objective"]["mode"])
     console = terminal()
     note = "Ranked on validation patients; test patients are scored once, after a trial's last round, and choose nothing. "
     console.print(rich_table(trials_table(state["name"], state, rows, note)))
     console.print(winner(state), highlight=False, markup=False, soft_wrap=True)
+
+
+def ranked(trials: Sequence[Mapping[str, Any]], mode: str) -> list[Mapping[str, Any]]:
+    """Trials, the best first: by how they ended, then by their objective, those without one last."""
+    sign = 1.0 if mode == "max" else -1.0
+    order = {"finished": 0, "pruned": 1, "failed": 2, "unfinished": 3}
+
+    def place(row: Mapping[str, Any]) -> tuple[int, float, int]:
+        value = row["objective"]
+        return order[row["status"]], math.inf if value is None else -sign * value, row["number"]
+
+    return sorted(trials, key=place)
 
 
 def winner(state: Mapping[str, Any]) -> str:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from raylora.core.errors import InputError
-from raylora.tracking.store import FOLDER, KEY, RECORD, Node, Store, flat, now_ms
+from raylora.tracking.store import ENDED, FOLDER, KEY, RECORD, Node, Store, flat, now_ms
 from raylora.tracking.writer import Writer
 
 NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "gpfs", "beegfs", "ceph", "9p"}
 KEPT = Path("checkpoints") / "mlflow.json"  # in a run folder: the key of its run in MLflow
-ENDED = ("FINISHED", "FAILED", "KILLED")
 Line = Mapping[str, Any]
 
 
@@ -65,6 +64,7 @@ class ExperimentRuns:
         self.children: dict[str, Node] = {}
         self.waiting: list[tuple[Line, int]] = []  # lines of clients that have no run, or none yet
         self.clients: set[str] = set()
+        self.over = False  # its end was told
 
     def nodes(self) -> list[Node]:
         """The clients' first: the mark that all of a run is there comes last."""
@@ -104,6 +104,7 @@ class ExperimentRuns:
             self.node.late["pruned"] = "true"
         self._clients()
         self._rest()
+        self.over = True
         for node in self.nodes():
             node.ended = ("KILLED" if status == "PRUNED" else status, at)
 
@@ -240,10 +241,16 @@ class SweepTracker:
         self._writer.tell(lambda: self._trials[number].end(status, at))
 
     def end(self, status: str, folder: Path | None = None) -> None:
-        """The sweep's end: FINISHED, FAILED or KILLED; the files (not the folders) of the sweep folder as artifacts."""
+        """The sweep's end: FINISHED, FAILED or KILLED; the files (not the folders) of the sweep folder as artifacts.
+
+        Trials that were under way are KILLED until the sweep goes on with them.
+        """
         at = now_ms()
 
         def finish() -> None:
+            for trial in self._trials.values():
+                if not trial.over:
+                    trial.end("KILLED", at)
             if folder is not None:
                 self._parent.files += sweep_files(folder)
                 if status == "FINISHED" and (folder / "sweep.json").is_file():

@@ -102,6 +102,12 @@ class Record:
         return every
 
 
+def lines_before(folder: Path, round: int) -> list[dict[str, Any]]:
+    """The record's lines of the rounds before one, for those that go on there. Raises OSError or ValueError if it cannot be read."""
+    lines = (json.loads(line) for line in (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line["round"] < round]
+
+
 def _rounds(part: Path) -> tuple[int, int]:
     """The first and the last round of a file."""
     first, _, last = part.stem.partition("-")

@@ -25,7 +25,8 @@ def fetch(
 
     A finished run is its own folder where that still exists and holds the same summary, else a new folder in `into` with what a comparison
     needs. Of a run that was pruned or failed only its configuration and its end are told. Runs that go on, and those of sweeps and clients,
-    are left out. Raises InputError where there is no such experiment, RuntimeError with MLflow's words where there is no such server.
+    are left out. Raises InputError where there is no such database or experiment, where no run of it has ended, and for a run whose artifacts
+    lack a file; otherwise whatever MLflow raises.
     """
     quiet()
     from mlflow import MlflowClient

@@ -20,6 +20,7 @@ from typing import Any
 KEY, RECORD = "raylora.key", "raylora.record"  # tags: which run it is, and the hash of the summary that it holds all of
 FOLDER = "raylora.folder"  # tag: where the run folder was
 PARENT = "mlflow.parentRunId"
+ENDED = ("FINISHED", "FAILED", "KILLED")
 MOST_METRICS, MOST_PARAMS = 900, 100  # in one call; the server's limits are 1,000 in all, 100 of them parameters
 LOCKED_S = 2.0  # how long a SQLite file may be locked before it counts as not to be reached
 
@@ -130,7 +131,9 @@ class Store:
         above = {PARENT: str(node.parent.id)} if node.parent is not None else {}
         if node.known or (node.parent is not None and node.parent.known):
             there = self.find({KEY: node.key, **above})
-            node.id, node.known = (None, node.known) if there is None else (there.info.run_id, True)
+            if there is not None:
+                node.id, node.known = there.info.run_id, True
+                node.again = node.again or (node.ended is None and there.info.status in ENDED)
         if node.id is None:
             node.known = True  # should the answer be lost, the next try looks first
             tags = {**node.tags, **above, KEY: node.key}

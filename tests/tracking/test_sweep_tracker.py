@@ -4,14 +4,21 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
+from small_runs import InProcess, build_host, settings
 
 from benchmarks.tracking import measure, read_back, trial, write_folder
-from raylora import launch
+from raylora import launch, launch_sweep
 from raylora.core.errors import InputError
+from raylora.sweep import space
+from raylora.sweep.ledger import Ledger
+from raylora.sweep.trial import RunningTrial
+from raylora.tracking import writer
 from raylora.tracking.mlflow import SweepTracker
 
 pytestmark = pytest.mark.slow
@@ -79,6 +86,95 @@ def test_a_sweep_that_is_gone_on_with_logs_nothing_twice(mlflow_uri, tmp_path):
     assert [item.path for item in client.list_artifacts(parent)] == ["sweep.json"]
 
 
+class Told:
+    """A sweep of one trial on the tiny cohort, told to MLflow as `raylora sweep` tells it; each of these is another process."""
+
+    def __init__(self, out: Path, base: dict) -> None:
+        self.out, self.data = out, {0: "abc"}
+        self.settings = space.Sweep(name="ranks", base=base, space={"lora.rank": {"grid": [1]}})
+        (self.trial,) = space.trials(self.settings)
+        self.config = self.settings.config(self.trial.values, self.trial.seed, self.trial.number)
+        self.folder = out / "trials" / self.trial.folder
+        self.ledger = Ledger(out, self.settings.sha256())
+        self.following = launch_sweep.Following(self.settings, self.ledger, self, self.config.tracking)
+        self.following.told("started", self.trial, {}, self.folder)
+        self.driver()
+
+    def __call__(self, trial):
+        return self.config, None
+
+    def driver(self) -> None:
+        self.running = RunningTrial(self.config, self.folder, "likelihood", lambda p: InProcess(build_host(p.spec, p.weights)))
+
+    def advance(self) -> str:
+        """One report of the trial, which Tune passes on, the last one twice."""
+        report = self.running.advance()
+        if report.status == "running":
+            self.ledger.append({"kind": "report", "number": 0, "round": report.round, "objective": report.objective})
+        for what in ("report", report.status)[: 1 + (report.status != "running")]:
+            self.following.told(what, self.trial, vars(report), self.folder)
+        return report.status
+
+    def end(self, status: str) -> None:
+        self.running.close()
+        self.following.end(status, self.out)
+        for writing in [thread for thread in threading.enumerate() if thread.name == "mlflow"]:
+            writing.join(20)
+        self.ledger.close()
+
+
+def test_rounds_that_mlflow_missed_before_an_interruption_come_when_the_trial_goes_on(prepared_folder, tmp_path, mlflow_uri, monkeypatch):
+    """The server is away while two rounds are reported, and that process ends; the next one loses a driver on its way to the end."""
+    monkeypatch.setattr(writer, "QUIET_S", 0.1)
+    base = settings(prepared_folder, "disease", training__rounds=4, tracking={"uri": mlflow_uri, "client_runs": 2})
+    with monkeypatch.context() as away:
+        away.setattr(writer, "WAIT_S", 0.1)
+        away.setattr(writer, "Store", lambda *_: exec("raise ConnectionError('away')"))
+        first = Told(tmp_path / "out", base)
+        assert [first.advance(), first.advance()] == ["running"] * 2
+        first.end("KILLED")
+    again = Told(tmp_path / "out", base)
+    assert [again.advance(), again.advance()] == ["running"] * 2
+    again.running.close()
+    again.driver()
+    while again.advance() == "running":
+        pass
+    again.end("FINISHED")
+    lines = [json.loads(line) for line in (again.folder / "rounds.jsonl").read_text().splitlines()]
+    client, (run_id,) = MlflowClient(tracking_uri=mlflow_uri), again.following.tracker.ids()[1].values()
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["mlflow.source.name"]) == ("FINISHED", "raylora sweep")
+    assert [point.step for point in client.get_metric_history(run_id, "seconds")] == [0, 1, 2, 3]
+    table = pq.read_table(client.download_artifacts(run_id, "clients.parquet", str(tmp_path)))
+    told = [(line["round"], line["client"]) for line in lines if line["kind"] == "client"]
+    assert len(told) == 16 and list(zip(table["round"].to_pylist(), table["client"].to_pylist(), strict=True)) == told
+
+
+@pytest.mark.parametrize("ids_kept", [True, False])
+def test_trials_under_way_are_killed_with_their_sweep_and_opened_again_with_it(mlflow_uri, tmp_path, ids_kept):
+    def begun(**known) -> SweepTracker:
+        return SweepTracker(mlflow_uri, "hearts", "ranks", {"rank": "grid"}, {"raylora.key": "the sweep"}, 16, **known)
+
+    def statuses() -> list[str]:
+        return [run.info.status for run in all_runs(mlflow_uri)]
+
+    first = begun()
+    tell(first, tmp_path, 0)
+    tell(first, tmp_path, 1, range(1), end="")
+    first.end("KILLED")
+    assert first.close() is None
+    parent, known = first.ids()
+    assert sorted(statuses()) == ["FINISHED"] * (1 + CLIENTS) + ["KILLED"] * (1 + 1 + CLIENTS)
+    again = begun(parent=parent, known=known) if ids_kept else begun()
+    tell(again, tmp_path, 1, range(2), end="")
+    again._writer.wait(lambda: "KILLED" not in statuses())
+    assert sorted(statuses()) == ["FINISHED"] * (1 + CLIENTS) + ["RUNNING"] * (1 + 1 + CLIENTS)
+    _, summary = trial(1, CLIENTS, ROUNDS)[1:]
+    again.finish(1, tmp_path / "trials" / "001", summary)
+    again.end("FINISHED")
+    assert again.close() is None and statuses() == ["FINISHED"] * (1 + 2 * (1 + CLIENTS))
+
+
 def test_a_sweep_is_brought_later_and_only_once(mlflow_uri, tmp_path):
     """The server was there for the first trial only; the ids of the sweep stand in its `sweep.json`."""
     tracker = SweepTracker(mlflow_uri, "raylora", "ranks", {"rank": "grid"}, {}, 16)
@@ -101,6 +197,7 @@ def test_a_sweep_is_brought_later_and_only_once(mlflow_uri, tmp_path):
     before = {run.info.run_id: run for run in all_runs(mlflow_uri)}
     trials = {int(r.data.tags["trial"]): r for r in before.values() if r.data.tags.get("mlflow.parentRunId") == parent}
     assert trials.keys() == {0, 1, 2} and trials[0].info.run_id == ids[0] and len(before) == 1 + 3 * (1 + CLIENTS)
+    assert {run.data.tags["mlflow.source.name"] for number, run in trials.items() if number} == {"raylora sweep"}
     assert trials[2].data.tags["pruned"] == "true" and {r.info.status for r in before.values()} == {"FINISHED", "KILLED"}
     assert trials[1].data.metrics["final/dice/mean"] == told[1][1]["final"]["dice"]["mean"]
     assert MlflowClient(tracking_uri=mlflow_uri).get_run(parent).data.params == {"rank": "grid", "space.rank": "it's"}
