@@ -161,14 +161,13 @@ def _run(
 
 
 def _compare(out: Path, found: Mapping[str, Any], on_event: OnEvent) -> None:
-    """The comparison page of the finished trials."""
+    """The comparison page, if a trial has finished; those that were pruned or failed count as tried."""
     from raylora.report import compare as comparing
 
-    finished = [out / row["folder"] for row in found["trials"] if row["status"] == "finished"]
-    if finished:
+    if found["counts"]["finished"]:
         on_event({"event": "phase", "text": "writing the comparison"})
         try:
-            comparing.compare(finished).write_html(out / "comparison.html")
+            comparing.compare([out]).write_html(out / "comparison.html")
         except InputError as error:  # trials on different data: their tables would say nothing
             on_event({"event": "note", "text": f"no comparison page: {error}"})
 

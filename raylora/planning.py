@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -60,6 +61,7 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
     backbone = model_spec(config, strategy)
     model = build_model(backbone)
     _require_ranks(config, strategy, model)
+    weights_file = _weights_file(config, model)
     folders = obtain.prepared(config.data, say, mapper)
     cohort = gather(config, folders)
     splits, held_out, labels = cohort.splits, cohort.held_out, cohort.diseased
@@ -86,7 +88,7 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         sites = [replace(site, training=(), rating=(), damage={}) for site in sites]
         sites.append(SiteSpec(id=POOL, rank=max(rank_of.values()), training=together["training"], rating=together["rating"], damage=harm))
         training = (POOL,)
-    seen = _load_weights(config, model)
+    seen = Seen() if weights_file is None else zoo.load_weights(model.weights, model.backbone.head_names, weights_file)
     weights = {name: value.detach().numpy().copy() for name, value in model.weights.items()}
     refused = cohort.seen_by(seen)
     if refused and not config.data.allow_seen:
@@ -170,14 +172,14 @@ def _rehearse(config: Config, model: StackedModel, spec: HostSpec, clients: Sequ
             )
 
 
-def _load_weights(config: Config, model: StackedModel) -> Seen:
-    """Fill the backbone with the configured weights; what they have seen. Raises InputError."""
+def _weights_file(config: Config, model: StackedModel) -> Path | None:
+    """The file with the configured weights, None for weights drawn from the seed. Raises InputError."""
     if config.model.weights is None:
-        return Seen()
+        return None
     path = zoo.find(config.model.weights, config.model.weights_folder, config.model.name)
     if config.model.decoder == "frozen" and not model.full and model.backbone.decoder_names and without_decoder(path):
         raise InputError(f"model.decoder: {path} is a pre-training checkpoint without a decoder: expected full or lora, found frozen")
-    return zoo.load_weights(model.weights, model.backbone.head_names, path)
+    return path
 
 
 def _adapter_targets(config: Config, network: torch.nn.Module) -> tuple[str, ...]:

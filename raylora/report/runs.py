@@ -134,7 +134,8 @@ def find_runs(folders: Sequence[Path], names: Mapping[Path, str] | None = None) 
     runs = []
     for folder in map(Path, folders):
         if (folder / "sweep.json").is_file() or (folder / "stress.json").is_file():
-            trials = sorted(p.parent for p in folder.glob("trials/*/summary.json"))
+            ended = sorted(p.parent for p in folder.glob("trials/*/summary.json"))
+            trials = [trial for trial in ended if (trial / "config.yaml").is_file()]  # without one it never was an experiment
             if not trials:
                 raise InputError(f"{folder}: expected a sweep with trials, found none that wrote a summary.json")
             runs += [read_run(trial) for trial in trials]

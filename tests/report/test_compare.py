@@ -9,6 +9,7 @@ from make_run import SITES, make_run
 from page_reader import Page, assert_self_contained
 from rich.console import Console
 
+from raylora import launch_sweep
 from raylora.core.errors import InputError
 from raylora.metrics.significance import holm, resolvable_difference, wilcoxon
 from raylora.report.compare import compare
@@ -202,6 +203,9 @@ def test_a_sweep_folder_is_its_trials(tmp_path):
         "Of 5 configurations tried, fedit rank=8 has the best"
     )
     assert [run.summary["status"] for run in block.runs] == ["finished"] * 3 + ["pruned", "failed"]
+    ends = [{"folder": f"trials/{n:03d}", "status": run.summary["status"]} for n, run in enumerate(block.runs)]
+    launch_sweep._compare(sweep, {"trials": ends, "counts": {"finished": 3}}, lambda event: None)
+    assert "Of 5 configurations tried" in (sweep / "comparison.html").read_text()
 
 
 def test_of_very_many_configurations_only_the_chosen_ones_pairs_are_tested(tmp_path, monkeypatch):

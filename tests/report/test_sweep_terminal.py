@@ -26,9 +26,25 @@ class Gone(io.StringIO):
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("writes", [0, 3])
 def test_a_terminal_that_has_gone_ends_no_sweep(terminal, writes):
-    row = {"number": 0, "values": {"lora.rank": 1}, "seed": 0, "status": "finished", "rounds": 2, "objective": 0.5, "test": None, "error": None}
+    row = {
+        "number": 0,
+        "values": {"lora.rank": 1},
+        "seed": 0,
+        "status": "finished",
+        "rounds": 2,
+        "objective": 0.5,
+        "test": None,
+        "error": None,
+    }
     counts = {"finished": 1, "pruned": 0, "failed": 0, "unfinished": 1}
-    state = {"name": "ranks", "counts": counts, "best": None, "trials_planned": 2, "space": {"lora.rank": {}}, "objective": {"metric": "dice"}}
+    state = {
+        "name": "ranks",
+        "counts": counts,
+        "best": None,
+        "trials_planned": 2,
+        "space": {"lora.rank": {}},
+        "objective": {"metric": "dice"},
+    }
     rows = [row, {**row, "number": 1, "status": "unfinished"}]
     with SweepLive(Console(file=Gone(writes), force_terminal=terminal)) as live:
         for done in range(3):
