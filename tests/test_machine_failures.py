@@ -23,10 +23,7 @@ from raylora.federation.executor import InProcess
 from raylora.federation.spec import build_host
 from raylora.report import html
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["raylora.cli", "raylora.launch", "raylora.experiment", "raylora.planning", "raylora.cluster.driver", "raylora.report.html"]
-)
+APART = multiprocessing.get_context("spawn")  # not forkserver: there is one a process, and it must not be older than the Ray of other tests
 LONG = {"training__rounds": 12, "training__local_steps": 1, "evaluation__every": 0, "checkpoint": {"every": 1, "keep": "all"}}
 
 
@@ -92,7 +89,7 @@ def test_a_full_disk_ends_the_run_and_what_was_whole_is_kept(no_ray, runs, prepa
     disk.mkdir()
     kept.mkdir()
     config = tiny(prepared_folder, "disease", **LONG)
-    process = FORKS.Process(target=filling, args=(config.as_dict(), disk, kept, 160 << 10 if kind == "tmpfs" else 0, limit))
+    process = APART.Process(target=filling, args=(config.as_dict(), disk, kept, 160 << 10 if kind == "tmpfs" else 0, limit))
     process.start()
     process.join()
     if process.exitcode == 77:
@@ -149,8 +146,8 @@ def hold(folder: Path, ready, end) -> None:
 def test_a_run_that_is_under_way_is_not_resumed(no_ray, prepared_folder, tmp_path, runs):
     out = tmp_path / "run"
     launch.claim(out, configuration.dump(tiny(prepared_folder, "disease")))
-    ready, end = FORKS.Event(), FORKS.Event()
-    other = FORKS.Process(target=hold, args=(out, ready, end))
+    ready, end = APART.Event(), APART.Event()
+    other = APART.Process(target=hold, args=(out, ready, end))
     other.start()
     assert ready.wait(250)
     with pytest.raises(InputError, match="a run is under way in this folder"):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_runs import GRID, tiny
 
-from benchmarks import audit, soak, storm
+from benchmarks import audit, soak
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def campaign(name: str, tmp_path: Path, data: dict, *words: str) -> dict:
 
 @pytest.mark.slow
 def test_killed_while_checkpoints_are_written(tmp_path, data):
-    found = storm.torn(4, 0, tmp_path, data, rounds=4)
+    found = campaign("storm", tmp_path, data, "--kills", "0", "--torn", "4")["checkpoints"]
     assert found["kills"] == 4 and found["same"] and found["inside_the_write"] >= 1
 
 
