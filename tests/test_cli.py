@@ -169,6 +169,7 @@ def written(here: Path, root: Path, task: str = "segmentation", **overrides) -> 
         ("segmentation", ["data.root=nowhere"], ["nowhere: no such folder"]),
         ("segmentation", ["data.root=null"], ["data.root: expected the folder of mnms"]),
         ("segmentation", ["model.weights=nowhere.safetensors"], ["model.weights: nowhere.safetensors: no such file"]),
+        ("segmentation", ["data.dataset=phantom", "data.root=null", "model.weights=phantom_unot"], ["phantom_unot: no such file"]),
         ("segmentation", ["data.fractions=[0.8,0.1,0.1,1e-9]"], ["client ", "no test cases"]),
         ("disease", ["clients.by=pathology"], ["client DCM: expected training cases of both classes"]),
         ("segmentation", ["data.spacing_mm=[2,2,10]"], ["data.spacing_mm: expected"]),
