@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from raylora.config import Config
 from raylora.core.errors import InputError, RunError
 from raylora.federation.rounds import Executor
 from raylora.sweep.state import write_failure
+from raylora.tracking.record import lines_before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class RunningTrial:
         while (event := self._answer(answer)) is not None:
             answer = None
             if event["event"] == "start" and event["round"]:
-                done, lines = event["round"], self._recorded(event["round"])
+                done, lines = event["round"], lines_before(self.folder, event["round"])  # of a trial that is gone on with
                 objective = next((v[self.metric] for item in reversed(lines) if self.metric in (v := item["validation"])), None)
                 if done not in (event["rounds"], self.until) and self.metric in lines[-1]["validation"]:
                     return Report(round=done, objective=objective, lines=tuple(lines))  # its report may have been lost with the process
@@ -104,11 +104,6 @@ class RunningTrial:
                 self._events = None
                 return Report(round=done, objective=objective, lines=tuple(lines), status=event["summary"]["status"])
         raise RunError(f"{self.folder}: the experiment ended without a summary")
-
-    def _recorded(self, rounds: int) -> list[Mapping[str, Any]]:
-        """The record's lines so far, for a trial that is gone on with; the last one sums up its round."""
-        items = [json.loads(line) for line in (self.folder / "rounds.jsonl").read_text().splitlines()]
-        return [item for item in items if item["round"] < rounds]
 
     def _failed(self, cause: Exception) -> Report:
         self.close()
