@@ -130,7 +130,7 @@ def test_refused(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["32767 cubed", "bomb", "honest bomb", "corrupt gzip"])
+@pytest.mark.parametrize("name", FAULTS)
 def test_refused_within_the_memory(tmp_path, name):
     """In a process whose address space ends 500 MB above what it uses when idle."""
     path = tmp_path / "study.nii.gz"
