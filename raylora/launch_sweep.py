@@ -19,7 +19,7 @@ from raylora.sweep import space
 from raylora.sweep.ledger import Ledger, plain
 from raylora.sweep.search import replayed
 from raylora.sweep.space import Sweep, Trial
-from raylora.sweep.state import state
+from raylora.sweep.state import state, summary_of
 from raylora.tracking.record import write_json
 
 OnEvent = Callable[[Mapping[str, Any]], None]
@@ -221,7 +221,7 @@ class Following:
         if what == "finished":
             self.tracker.finish(trial.number, folder, self.placed(trial.number, folder))
         elif what in ("pruned", "failed"):
-            self.tracker.fail(trial.number, what.upper())
+            self.tracker.fail(trial.number, what.upper(), summary_of(folder))
         if (ids := self.ids()) != self.written and ids["parent"] is not None:
             self.ledger.append({"kind": "mlflow", **ids})
             self.written = ids

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from raylora.core.errors import InputError
-from raylora.core.files import replacing
+from raylora.core.files import read_json_object, replacing
 from raylora.metrics.bootstrap import REPLICATES
 from raylora.report.block import Block, Blocks, make_block
 from raylora.report.compare_plots import block_pictures
@@ -20,8 +20,9 @@ from raylora.report.figures import listing
 from raylora.report.groups import baseline_of, blocks_of, groups_of
 from raylora.report.html import render, save_pictures, table_context, write_page
 from raylora.report.runs import find_runs
+from raylora.report.sweep import values_text
 from raylora.report.table import Table, file_name, rich_table, terminal, to_csv
-from raylora.report.words import metric_words
+from raylora.report.words import inside, metric_words
 
 MOST_SENTENCES = 8  # on a terminal; the page has all of them
 
@@ -112,7 +113,21 @@ def compare(
     if baseline is not None:
         _require_baseline(by_block, baseline)
     blocks = [make_block(by_block, task, data, baseline, root_seed, replicates) for task, data in by_block]
+    said = {block.task: _ranked_otherwise(run_dirs, block) for block in blocks}
+    blocks = [replace(block, remarks=(*said[block.task], *block.remarks)) for block in blocks]
     return Comparison(tuple(sorted(blocks, key=lambda b: b.task != "segmentation")))
+
+
+def _ranked_otherwise(folders: Sequence[Path], block: Block) -> list[str]:
+    """What the sweeps of a block chose, where they ranked their trials by another metric than the one that is compared here."""
+    said = []
+    for folder in folders:
+        sweep = read_json_object(folder / "sweep.json") if (folder / "sweep.json").is_file() else {}
+        metric, best = (sweep.get("objective") or {}).get("metric", block.metric), sweep.get("best")
+        if sweep.get("task") == block.task and metric != block.metric and best:
+            chose = f"chose {values_text(best['values'])} by {inside(metric)} ({best['objective']:.3f} on validation patients)"
+            said.append(f"The sweep {sweep['name']} {chose}; on this page everything is chosen by {inside(block.metric)}.")
+    return said
 
 
 def _require_baseline(by_block: Blocks, baseline: str) -> None:

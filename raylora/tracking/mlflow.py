@@ -235,10 +235,15 @@ class SweepTracker:
         at, kept = now_ms(), dict(summary)
         self._writer.tell(lambda: self._trials[number].finish(folder, kept, at))
 
-    def fail(self, number: int, status: str) -> None:
-        """FAILED, KILLED, or PRUNED (in MLflow killed, with the tag `pruned`)."""
-        at = now_ms()
-        self._writer.tell(lambda: self._trials[number].end(status, at))
+    def fail(self, number: int, status: str, summary: Mapping[str, Any]) -> None:
+        """A trial's end before its last round: FAILED or PRUNED (in MLflow killed, with the tag `pruned`)."""
+        at, mark = now_ms(), record_sha256(summary)
+
+        def end() -> None:
+            self._trials[number].node.late[RECORD] = mark
+            self._trials[number].end(status, at)
+
+        self._writer.tell(end)
 
     def end(self, status: str, folder: Path | None = None) -> None:
         """The sweep's end: FINISHED, FAILED or KILLED; the files (not the folders) of the sweep folder as artifacts.
@@ -305,22 +310,24 @@ def upload(run: Finished, uri: str, experiment: str) -> Uploaded:
 def upload_sweep(folder: Path, sweep: Mapping[str, Any], trials: Mapping[int, Finished], uri: str, experiment: str) -> Uploaded:
     """Put a sweep (the contents of its `sweep.json`) and its ended trials into MLflow, or what of them is missing there."""
     store, record = Store(uri, experiment), record_sha256(sweep)
-    there = store.find({RECORD: record})
-    if there is not None and there.info.status in ENDED:
-        return Uploaded(there.info.run_id, True)
+    marked = store.find({RECORD: record})
+    there = marked if marked is not None and marked.info.status in ENDED else None
     parent = Node(
         key=sweep_key(str(sweep["sha256"]), folder / "ledger.jsonl") if "sha256" in sweep else f"record:{record}",
         name=str(sweep.get("name") or folder.name),
         tags={name: str(sweep[name]) for name in ("task",) if name in sweep},
-        id=_known_id(store, sweep),
+        id=_known_id(store, sweep) if there is None else there.info.run_id,
         known=True,
         params=texts({name: sweep[name] for name in ("objective", "search", "scheduler", "space", "seeds") if name in sweep}),
     )
+    # each trial by its own mark: a sweep that was killed may have ended one that MLflow never heard of
     done = [_bring(store, trial, trial_key(number), parent, {"trial": str(number)}) for number, trial in sorted(trials.items())]
-    parent.files = sweep_files(folder)
-    parent.late, parent.ended = {RECORD: record}, ("FINISHED" if sweep.get("status") == "finished" else "KILLED", now_ms())
-    store.write(parent)
-    return Uploaded(str(parent.id), False, sum(not each.there for each in done))
+    brought = sum(not each.there for each in done)
+    if there is None:
+        parent.files = sweep_files(folder)
+        parent.late, parent.ended = {RECORD: record}, ("FINISHED" if sweep.get("status") == "finished" else "KILLED", now_ms())
+        store.write(parent)
+    return Uploaded(str(parent.id), there is not None and not brought, brought)
 
 
 def _bring(store: Store, run: Finished, key: str, parent: Node | None, more: Mapping[str, str] | None = None) -> Uploaded:

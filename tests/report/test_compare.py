@@ -206,6 +206,11 @@ def test_a_sweep_folder_is_its_trials(tmp_path):
     ends = [{"folder": f"trials/{n:03d}", "status": run.summary["status"]} for n, run in enumerate(block.runs)]
     launch_sweep._compare(sweep, {"trials": ends, "counts": {"finished": 3}}, lambda event: None)
     assert "Of 5 configurations tried" in (sweep / "comparison.html").read_text()
+    ranked = {"name": "ranks", "task": "segmentation", "best": {"values": {"lora.rank": 4}, "objective": 0.25}}
+    for metric in ("loss", "dice"):
+        (sweep / "sweep.json").write_text(json.dumps({**ranked, "objective": {"metric": metric, "mode": "min"}}))
+        said = "The sweep ranks chose rank 4 by loss (0.250 on validation patients); on this page everything is chosen by Dice."
+        assert (said in compare([sweep], replicates=FEW).blocks[0].remarks) == (metric == "loss")
 
 
 def test_of_very_many_configurations_only_the_chosen_ones_pairs_are_tested(tmp_path, monkeypatch):

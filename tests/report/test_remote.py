@@ -43,7 +43,7 @@ def tracked(mlflow_uri, tmp_path):
         upload(run, mlflow_uri, "hearts")
     sweep = SweepTracker(mlflow_uri, "hearts", "ranks", {}, {}, 16)
     sweep.trial(0, "000", {**config, "lora": {**config["lora"], "rank": 16}}, tags(summary))
-    sweep.fail(0, "PRUNED")
+    sweep.fail(0, "PRUNED", {})
     sweep.end("FINISHED", None)
     assert sweep.close() is None
     return folders

@@ -42,7 +42,7 @@ def tell(tracker: SweepTracker, root: Path, number: int, rounds: range = range(R
     if end == "finished":
         tracker.finish(number, folder, summary)
     elif end:
-        tracker.fail(number, end)
+        tracker.fail(number, end, summary)
     return config, summary
 
 
@@ -206,6 +206,25 @@ def test_a_sweep_is_brought_later_and_only_once(mlflow_uri, tmp_path):
     assert alone.there and alone.run_id == trials[1].info.run_id
 
 
+def test_a_trial_that_ended_as_its_sweep_was_killed_is_brought_later(mlflow_uri, tmp_path):
+    """The ledger had its end, MLflow never heard of it: the sweep went on, ended, and its own run says that all is there."""
+    tracker = SweepTracker(mlflow_uri, "raylora", "ranks", {}, {}, 16)
+    tell(tracker, tmp_path, 0)
+    tell(tracker, tmp_path, 2, range(1), end="PRUNED")
+    config, lines, summary = trial(1, CLIENTS, ROUNDS)
+    write_folder(tmp_path / "trials" / "001", config, lines, summary)
+    (tmp_path / "sweep.json").write_text(json.dumps({"status": "finished"}))
+    tracker.end("FINISHED", tmp_path)
+    assert tracker.close() is None
+    done = launch.upload(tmp_path, mlflow_uri)
+    assert (done.there, done.trials) == (False, 1)
+    runs = all_runs(mlflow_uri)
+    parent = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.info.run_id for run in parent] == [done.run_id] and len(runs) == 1 + 2 * (1 + CLIENTS) + 1 + CLIENTS
+    assert sorted(run.data.tags["trial"] for run in runs if run.data.tags.get("mlflow.parentRunId") == done.run_id) == ["0", "1", "2"]
+    assert launch.upload(tmp_path, mlflow_uri).there
+
+
 def test_what_the_server_refuses_stops_that_run_alone(mlflow_uri, tmp_path):
     """Somebody deletes a trial in MLflow while the sweep runs."""
     tracker = SweepTracker(mlflow_uri, "hearts", "ranks", {}, {}, 16)
@@ -213,7 +232,7 @@ def test_what_the_server_refuses_stops_that_run_alone(mlflow_uri, tmp_path):
     tracker._writer.wait(lambda: 0 in tracker.ids()[1])
     MlflowClient(tracking_uri=mlflow_uri).delete_run(tracker.ids()[1][0])
     _, summary = tell(tracker, tmp_path, 1)
-    tracker.fail(0, "FAILED")
+    tracker.fail(0, "FAILED", {})
     tracker.rounds(7, [])  # no such trial
     tracker.end("FINISHED", tmp_path)
     assert "MLflow at" in (tracker.close() or "")
