@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check check-system notebooks peers storm soak fuzz audit clean
+.PHONY: demo test check check-system notebooks peers storm sweep_storm soak fuzz audit clean
 
 $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "raylora needs Python 3.11 or newer, this is " + sys.version.split()[0])'
@@ -34,7 +34,7 @@ notebooks: $(STAMP)
 peers: $(STAMP)
 	@$(BIN)/python -m benchmarks.peers.build
 
-storm soak fuzz audit: $(STAMP)
+storm sweep_storm soak fuzz audit: $(STAMP)
 	@$(BIN)/python -m benchmarks.$@
 
 clean:

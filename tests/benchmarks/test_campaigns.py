@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_runs import GRID, tiny
 
-from benchmarks import audit, soak
+from benchmarks import audit, small, soak, sweep_storm
 
 
 @pytest.fixture
@@ -38,6 +38,30 @@ def test_killed_while_checkpoints_are_written(tmp_path, data):
 def test_a_small_storm_on_three_nodes(tmp_path, data):
     found = campaign("storm", tmp_path, data, "--kills", "2", "--torn", "0")["cluster"]
     assert found["same"] and found["kills"] >= 1 and [run["victim"] for run in found["runs"]] == ["client", "driver"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("search", ["grid", "asha"])
+def test_a_sweep_that_is_killed_goes_on(tmp_path, data, search):
+    found = campaign("sweep_storm", tmp_path, data, "--search", search, "--kills", "1", "--no-undisturbed", "--no-cluster")
+    (sweep,) = found["sweeps"]
+    assert found["same"] and len(sweep["kills"]) == 1 and sweep["counts"]["failed"] == sweep["counts"]["unfinished"] == 0
+    assert (sweep["counts"]["pruned"] > 0) == (search == "asha")
+
+
+@pytest.mark.ray
+def test_a_sweep_on_two_nodes(tmp_path, data):
+    found = campaign("sweep_storm", tmp_path, data, "--search")
+    assert found["same"] and found["cluster"]["nodes_of_each_trial"] == [2] * 4
+
+
+def test_a_trial_that_is_not_its_plain_run_is_named(tmp_path, data):
+    config = small.config("stateless", 1, data)
+    summary = small.run_here(config, tmp_path / "trials" / "000")
+    row = {"number": 0, "folder": "trials/000", "status": "finished", "rounds": 1, "objective": None, "test": 0.5}
+    row |= {"adapter_sha256": summary["adapter_sha256"] | {"global": "0"}, "test": summary["final"]["balanced_accuracy"]["mean"]}
+    said = sweep_storm.differences({"trials": [row]}, tmp_path)
+    assert [text.split()[2] for text in said] == ["objective", "adapter_sha256"]
 
 
 @pytest.mark.ray

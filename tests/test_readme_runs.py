@@ -1,0 +1,66 @@
+"""Every command of the README is run as it stands there, in the order in which it stands, on few and coarse phantoms."""
+
+import re
+import shlex
+import shutil
+
+import pytest
+from test_readme import ROOT, commands
+
+from raylora import cli
+
+COARSE = "data.spacing_mm=[8,8,10] data.size=[16,16,4] data.fractions=[0.25,0.25,0.25,0.25]"
+QUICK = "training.rounds=1 training.local_steps=1 training.batch_size=2 evaluation.bootstrap=50 evaluation.overlays=0"
+VENDORS = f"{COARSE} {QUICK} data.phantom.patients=40"
+VIT = "clients.by=iid clients.count=2 data.size=[72,72,12] training.local_epochs=null"  # the grid that the shipped weights know how to read
+SETS = "[{dataset: phantom, phantom: {layout: acdc, patients: 14}}, {dataset: phantom, phantom: {layout: mnms2, patients: 20}}]"
+ADDED = {  # to what a command begins with; the longest beginning counts
+    "run configs/demo_segmentation": VENDORS,
+    "run configs/demo_disease": f"{VENDORS} {VIT}",
+    "run configs/acdc_segmentation": f"{COARSE} {QUICK} data.fractions=[0.4,0.2,0,0.4]",
+    "run configs/three_layouts": f"clients.by=iid clients.count=2 data.dataset='{SETS}'",
+    "sweep": f"{VENDORS} limits.trials=2 placement.clients_per_actor=4",
+    "stress": f"{VENDORS} seeds=[0] placement.clients_per_actor=5",
+    "pretrain": "data.phantom.patients=8 data.size=[32,32,12] steps=2",
+}
+
+
+def small(command: str) -> list[str]:
+    """Its words, with the folders that the reader would have and a few overrides."""
+    words = shlex.split(command)[1:]
+    sets = "mnms" if {"mnms", "data.dataset=mnms"} & set(words) else "acdc"
+    words = [re.sub(r"/path/to/ACDC|\bSRC\b", sets, word) for word in words]
+    found = max((key for key in ADDED if " ".join(words).startswith(key)), key=len, default=None)
+    more = "" if found is None else ADDED[found]
+    return [*words, *shlex.split(more)]
+
+
+def typed(words: list[str]) -> int:
+    return cli.guarded(lambda: cli.app(words, standalone_mode=False))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_readmes_commands_run_as_they_stand(tmp_path, monkeypatch, empty_database, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    there = [f"raylora data phantom {layout} --layout {layout} --patients {patients}" for layout, patients in (("acdc", 25), ("mnms", 40))]
+    every = [command for command in commands(ROOT / "README.md") if re.match(r"raylora (\S+ \S|doctor)", command)]
+    assert len(every) >= 15
+    wrong = {}
+    for command in [*there, *every]:
+        if command.startswith("raylora resume"):  # of a run that was ended before its end
+            (tmp_path / command.split()[2] / "summary.json").unlink()
+        code, said = typed(small(command)), capfd.readouterr().err
+        if code and command != "raylora doctor":  # it may find that this machine's disk is nearly full
+            wrong[command] = said.splitlines()[-1]
+    assert not wrong
+    assert {path.name for path in (tmp_path / "runs").iterdir()} >= {
+        "demo_segmentation",
+        "demo_segmentation-2",
+        "demo_disease",
+        "rank_blocks_temperature",
+    }
+    assert (tmp_path / "compare.html").is_file() and (tmp_path / "ranks.html").is_file() and (tmp_path / "adapter").is_dir()
