@@ -56,11 +56,14 @@ def read(path: Path) -> NotebookNode:
     return notebook
 
 
-def execute(path: Path, folder: Path) -> NotebookNode:
-    """Run a notebook in `folder`, which is made into the layout of a clone. Returns it with its outputs. Raises RunError."""
+def execute(path: Path, folder: Path, configs: Path = ROOT / "configs") -> NotebookNode:
+    """Run a notebook in `folder`, which is made into the layout of a clone. Returns it with its outputs. Raises RunError.
+
+    `configs`: the configurations that it finds there; a test's are of smaller experiments.
+    """
     place = folder / "notebooks"
     place.mkdir()
-    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "configs").symlink_to(configs)
     notebook = read(path)
     ours = KernelSpecManager(kernel_dirs=[])  # of all kernels called python3 that of this interpreter
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ours)

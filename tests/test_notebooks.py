@@ -1,10 +1,12 @@
 """The notebooks run as they are in a fresh clone, and are kept with what they put out then."""
 
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from benchmarks import notebooks
@@ -23,12 +25,25 @@ def kinds(cell: nbformat.NotebookNode) -> set[str]:
     return {kind for output in cell.outputs for kind in ([output.name] if output.output_type == "stream" else output.data)}
 
 
+@pytest.fixture
+def small_configs(tmp_path) -> Path:
+    """The configurations of a clone; the one that most notebooks start from is on coarse images, and trains a step a round."""
+    folder = tmp_path / "small"
+    shutil.copytree(ROOT / "configs", folder)
+    demo = folder / "demo_segmentation.yaml"
+    values = yaml.safe_load(demo.read_text())
+    values["data"] |= {"spacing_mm": [8.0, 8.0, 10.0], "size": [16, 16, 4]}
+    values["training"] |= {"local_steps": 1}
+    demo.write_text(yaml.safe_dump(values))
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, tmp_path):
-    done = notebooks.execute(path, tmp_path)
+def test_a_notebook_runs(path, tmp_path, small_configs):
+    done = notebooks.execute(path, tmp_path, small_configs)
     assert notebooks.faults(done) == []
     stored = notebooks.read(path)
     assert [kinds(cell) for cell in code(done)] == [kinds(cell) for cell in code(stored)], "`make notebooks` keeps the outputs"
