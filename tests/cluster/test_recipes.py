@@ -40,7 +40,7 @@ def slurm(tmp_path, prepared_folder):
     for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
         (fake / name).write_text(text)
         (fake / name).chmod(0o755)
-    placement = {"cpus_per_client": 0.5, "clients_per_actor": 1}  # four actors: two on each node
+    placement = {"cpus_per_client": 1.0, "clients_per_actor": 2}  # two actors: one on each node
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings(prepared_folder, placement=placement, training__rounds=3)))
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"name": "s", "base": "base.yaml", "space": {"lora.rank": {"grid": [1, 2]}}}))
     job = str(os.getpid())
@@ -61,7 +61,7 @@ def script(*arguments, **options):
 def test_slurm_preempted_it_requeues_itself_and_goes_on(slurm, tmp_path):
     ledger, log = tmp_path / "out" / "ledger.jsonl", tmp_path / "log"
     with log.open("w") as said:
-        first = script("training.rounds=40", cwd=tmp_path, env=slurm, stdout=said, stderr=said)
+        first = script("training.rounds=12", cwd=tmp_path, env=slurm, stdout=said, stderr=said)
         until = time.monotonic() + 200
         while not (ledger.exists() and "report" in ledger.read_text()) and first.poll() is None and time.monotonic() < until:
             time.sleep(0.1)
@@ -70,7 +70,7 @@ def test_slurm_preempted_it_requeues_itself_and_goes_on(slurm, tmp_path):
         assert f"scontrol requeue {slurm['SLURM_JOB_ID']}" in (tmp_path / "steps").read_text()
         assert not temp_of(slurm).exists()
         before = len(ledger.read_text().splitlines())
-        second = script("training.rounds=40", cwd=tmp_path, env=slurm, stdout=said, stderr=said)
+        second = script("training.rounds=12", cwd=tmp_path, env=slurm, stdout=said, stderr=said)
         assert second.wait(280) == 0, log.read_text()
     assert len(ledger.read_text().splitlines()) > before
     found = json.loads((tmp_path / "out" / "sweep.json").read_text())
