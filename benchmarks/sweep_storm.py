@@ -40,7 +40,7 @@ SEARCHES: Mapping[str, Mapping[str, Any]] = {
     "random": {"space": {"training.lr": {"loguniform": [1e-4, 0.1]}}, "search": {"kind": "random", "trials": 4, "seed": 1}},
     "asha": {"space": {"training.lr": {"grid": RATES}}, "scheduler": {"kind": "asha", "reduction": 2}},
 }
-LINES = 16  # of the ledger that a sweep surely writes, pruned or not
+LINES = 12  # of the ledger after which a sweep surely goes on, pruned or not
 START_S = 240  # at most, until a line is written
 
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 from test_readme import ROOT, commands
 
+from benchmarks import demo
 from raylora import cli
 
 COARSE = "data.spacing_mm=[8,8,10] data.size=[16,16,4] data.fractions=[0.25,0.25,0.25,0.25]"
@@ -21,13 +22,14 @@ ADDED = {  # to what a command begins with; the longest beginning counts
     "run configs/three_layouts": f"clients.by=iid clients.count=2 data.dataset='{SETS}'",
     "sweep": f"{VENDORS} limits.trials=2 placement.clients_per_actor=4",
     "stress": f"{VENDORS} seeds=[0] placement.clients_per_actor=5",
+    "make demo": f"{VENDORS} {VIT} placement.clients_per_actor=2",
     "pretrain": "data.phantom.patients=8 data.size=[32,32,12] steps=2",
 }
 
 
 def small(command: str) -> list[str]:
     """Its words, with the folders that the reader would have and a few overrides."""
-    words = shlex.split(command)[1:]
+    words = shlex.split(command.removeprefix("raylora "))
     sets = "mnms" if {"mnms", "data.dataset=mnms"} & set(words) else "acdc"
     words = [re.sub(r"/path/to/ACDC|\bSRC\b", sets, word) for word in words]
     found = max((key for key in ADDED if " ".join(words).startswith(key)), key=len, default=None)
@@ -35,29 +37,34 @@ def small(command: str) -> list[str]:
     return [*words, *shlex.split(more)]
 
 
-def typed(words: list[str]) -> int:
+def typed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    if words[:2] == ["make", "demo"]:
+        monkeypatch.setattr("sys.argv", words[1:])
+        return cli.guarded(demo.main)
     return cli.guarded(lambda: cli.app(words, standalone_mode=False))
 
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_readmes_commands_run_as_they_stand(tmp_path, monkeypatch, empty_database, capfd):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     there = [f"raylora data phantom {layout} --layout {layout} --patients {patients}" for layout, patients in (("acdc", 25), ("mnms", 40))]
-    every = [command for command in commands(ROOT / "README.md") if re.match(r"raylora (\S+ \S|doctor)", command)]
+    every = [command for command in commands(ROOT / "README.md") if re.match(r"raylora (\S+ \S|doctor)|make demo", command)]
     assert len(every) >= 15
     wrong = {}
     for command in [*there, *every]:
         if command.startswith("raylora resume"):  # of a run that was ended before its end
             (tmp_path / command.split()[2] / "summary.json").unlink()
-        code, said = typed(small(command)), capfd.readouterr().err
+        code, said = typed(small(command), monkeypatch), capfd.readouterr().err
         if code and command != "raylora doctor":  # it may find that this machine's disk is nearly full
             wrong[command] = said.splitlines()[-1]
     assert not wrong
     assert {path.name for path in (tmp_path / "runs").iterdir()} >= {
+        "demo",
         "demo_segmentation",
         "demo_segmentation-2",
         "demo_disease",
