@@ -156,6 +156,13 @@ def disturbed(settings: configuration.Config, out: Path, strike: Strike) -> dict
         strike.close()
 
 
+def length(settings: configuration.Config, out: Path) -> float:
+    """Seconds from the start of a run's rounds, when its strike begins to wait, to the end of the last one."""
+    at: dict[str, float] = {}
+    launch.run(settings, out, on_event=lambda event: at.update({event["event"]: time.monotonic()}))
+    return at["round"] - at["start"]
+
+
 def storm(kills: int, seed: int, folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     """Kills in turn over the kinds of strategy and the kinds of victim."""
     nodes, draw = Nodes(), np.random.default_rng(seed)
@@ -167,9 +174,7 @@ def storm(kills: int, seed: int, folder: Path, data: Mapping[str, Any]) -> dict[
             settings = small.config(kind, ROUNDS, data)
             if kind not in expected:
                 expected[kind] = record(folder / kind, small.run_here(settings, folder / kind))
-                began = time.monotonic()
-                launch.run(settings, folder / f"{kind}-ray")
-                lengths[kind] = time.monotonic() - began
+                lengths[kind] = length(settings, folder / f"{kind}-ray")
             for attempt in range(TRIES):
                 out = folder / f"{number}-{attempt}"
                 strike = Strike(float(draw.uniform(0, lengths[kind])), lambda victim=victim: nodes.kill(victim, draw))

@@ -44,10 +44,10 @@ LINES = 12  # of the ledger after which a sweep surely goes on, pruned or not
 START_S = 240  # at most, until a line is written
 
 
-def write(folder: Path, search: str, data: Mapping[str, Any], cpus: float = 0.25) -> Path:
-    """The sweep's file and its base beside it; a trial has two actors of so many CPUs."""
+def write(folder: Path, search: str, data: Mapping[str, Any], **placement: Any) -> Path:
+    """The sweep's file and its base beside it."""
     folder.mkdir(parents=True)
-    base = small.config("stateless", ROUNDS, data, placement={"cpus_per_client": cpus, "clients_per_actor": 2})
+    base = small.config("stateless", ROUNDS, data, placement=placement)
     (folder / "base.yaml").write_text(configuration.dump(base))
     values = {"name": search, "base": "base.yaml", "objective": {"metric": METRIC}, **SEARCHES[search], "limits": {"concurrent": 2}}
     (folder / "sweep.yaml").write_text(yaml.safe_dump(values))
@@ -114,7 +114,7 @@ def differences(found: Mapping[str, Any], out: Path) -> list[str]:
 
 def storm(search: str, kills: int, draw: np.random.Generator, folder: Path, data: Mapping[str, Any], undisturbed: bool) -> dict[str, Any]:
     """One sweep through so many kills."""
-    path, out = write(folder, search, data), folder / "out"
+    path, out = write(folder, search, data, cpus_per_client=0.25, clients_per_actor=4), folder / "out"
     moments, lost = [], []
     for _ in range(kills):
         lines, more_s = int(draw.integers(1, max(2, LINES // kills))), float(draw.uniform(0, 0.5))
@@ -138,7 +138,7 @@ def on_two_nodes(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
     """The grid on a cluster whose nodes have a CPU each."""
     from ray.cluster_utils import Cluster
 
-    path, out = write(folder, "grid", data, cpus=1.0), folder / "out"
+    path, out = write(folder, "grid", data, cpus_per_client=1.0, clients_per_actor=2), folder / "out"
     node = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     try:

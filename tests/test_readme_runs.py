@@ -1,14 +1,20 @@
-"""Every command of the README is run as it stands there, in the order in which it stands, on few and coarse phantoms."""
+"""Every command of the README is run as it stands there, in the order in which it stands, on few and coarse phantoms.
+
+The clients of all but the sweep are in this process: an actor takes seconds to start, and has tests of its own.
+"""
 
 import re
 import shlex
 import shutil
 
 import pytest
+from small_runs import InProcess, build_host
 from test_readme import ROOT, commands
 
 from benchmarks import demo
-from raylora import cli
+from raylora import cli, experiment, planning
+from raylora import config as configuration
+from raylora.cluster import driver
 
 COARSE = "data.spacing_mm=[8,8,10] data.size=[16,16,4] data.fractions=[0.25,0.25,0.25,0.25]"
 QUICK = "training.rounds=1 training.local_steps=1 training.batch_size=2 evaluation.bootstrap=50 evaluation.overlays=0"
@@ -44,12 +50,19 @@ def typed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return cli.guarded(lambda: cli.app(words, standalone_mode=False))
 
 
+def here(values, out, *, address, resume, notes):
+    """`driver.run` without actors."""
+    plan = planning.make_plan(configuration.from_dict(values))
+    yield from experiment.run_experiment(plan, out, lambda plan: InProcess(build_host(plan.spec, plan.weights)), resume=resume, notes=notes)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_readmes_commands_run_as_they_stand(tmp_path, monkeypatch, empty_database, capfd):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(driver, "run", here)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     there = [f"raylora data phantom {layout} --layout {layout} --patients {patients}" for layout, patients in (("acdc", 25), ("mnms", 40))]
