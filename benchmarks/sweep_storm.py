@@ -1,6 +1,6 @@
 """`raylora sweep` killed at random moments: the same command completes it, and every trial is what it would have been without the kill.
 
-    make sweep_storm                                    # grid, random and ASHA, three kills each, and two nodes; ten minutes
+    make sweep_storm                                    # grid, random and ASHA, three kills each, and two nodes; six minutes
     python -m benchmarks.sweep_storm --search grid --kills 1 --no-undisturbed
     python -m benchmarks.sweep_storm --search           # two nodes alone
 
