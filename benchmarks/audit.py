@@ -1,6 +1,6 @@
 """What adapters give away: membership inference against a federation, with and without differential privacy.
 
-    make audit                                          # a quarter of an hour on two quiet cores
+    make audit                                          # five minutes on two quiet cores
     python -m benchmarks.audit --patients 48 --rounds 2 --seeds 1
 
 Disease detection on phantoms, clients without rating or tuned settings, trained long enough to overfit. The attacker has a model and a
