@@ -113,8 +113,7 @@ def compare(
     if baseline is not None:
         _require_baseline(by_block, baseline)
     blocks = [make_block(by_block, task, data, baseline, root_seed, replicates) for task, data in by_block]
-    said = {block.task: _ranked_otherwise(run_dirs, block) for block in blocks}
-    blocks = [replace(block, remarks=(*said[block.task], *block.remarks)) for block in blocks]
+    blocks = [replace(block, remarks=(*_ranked_otherwise(run_dirs, block), *block.remarks)) for block in blocks]
     return Comparison(tuple(sorted(blocks, key=lambda b: b.task != "segmentation")))
 
 

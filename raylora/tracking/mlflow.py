@@ -310,8 +310,7 @@ def upload(run: Finished, uri: str, experiment: str) -> Uploaded:
 def upload_sweep(folder: Path, sweep: Mapping[str, Any], trials: Mapping[int, Finished], uri: str, experiment: str) -> Uploaded:
     """Put a sweep (the contents of its `sweep.json`) and its ended trials into MLflow, or what of them is missing there."""
     store, record = Store(uri, experiment), record_sha256(sweep)
-    marked = store.find({RECORD: record})
-    there = marked if marked is not None and marked.info.status in ENDED else None
+    there = _whole(store, record)
     parent = Node(
         key=sweep_key(str(sweep["sha256"]), folder / "ledger.jsonl") if "sha256" in sweep else f"record:{record}",
         name=str(sweep.get("name") or folder.name),
@@ -330,9 +329,14 @@ def upload_sweep(folder: Path, sweep: Mapping[str, Any], trials: Mapping[int, Fi
     return Uploaded(str(parent.id), there is not None and not brought, brought)
 
 
+def _whole(store: Store, record: str) -> Any | None:
+    """The run that holds all of this record, and has ended; None if there is none."""
+    there = store.find({RECORD: record})
+    return there if there is not None and there.info.status in ENDED else None
+
+
 def _bring(store: Store, run: Finished, key: str, parent: Node | None, more: Mapping[str, str] | None = None) -> Uploaded:
-    there = store.find({RECORD: record_sha256(run.summary)})
-    if there is not None and there.info.status in ENDED:
+    if (there := _whole(store, record_sha256(run.summary))) is not None:
         return Uploaded(there.info.run_id, True)
     at = now_ms()
     begun = at - int(1000 * (run.summary.get("wall_seconds") or 0))
