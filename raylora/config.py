@@ -41,6 +41,11 @@ def _number(value: object) -> object:
     return _spelled(_no_bool(value))
 
 
+def _off(value: object) -> object:
+    """YAML reads the word off as false."""
+    return "off" if value is False else value
+
+
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
@@ -48,6 +53,7 @@ Share = Annotated[Number, Field(ge=0, le=1)]
 Unbounded = Annotated[float, BeforeValidator(_number), Field(gt=0)]  # inf means something: no bound, no spread
 Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+Kept = Annotated[Literal["off", "auto", "fp32", "bf16"], BeforeValidator(_off)]
 Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=2**63 - 1)]
 Batch = Annotated[Count, Field(le=4096)]
 Threads = Annotated[Count, Field(le=1024)]
@@ -207,7 +213,9 @@ class Training(Section):
     augment: Share = 0.0  # strength; 0: none
     threads: Threads = 1  # of torch in each actor; changes bits
     stack: Count | Literal["auto"] = 1  # clients trained in one pass; auto: measured once, written to the run's config.yaml
-    cache: Literal["off", "auto", "fp32", "bf16"] = "auto"  # what precedes the first trained stage; auto: as computed, where it pays
+    cache: Annotated[Literal["off", "auto", "fp32", "bf16"], BeforeValidator(_off)] = (
+        "auto"  # what precedes the first trained stage; auto: as computed, where it pays
+    )
     cached_views: Count | None = None  # with augment: so many random views of each sample are kept, and training draws from them
     cache_gb: Positive = 20.0  # of all kept features, in data.cache; the oldest make room
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"

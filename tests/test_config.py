@@ -118,6 +118,15 @@ def test_yaml_words_for_numbers_are_numbers(tmp_path):
     assert (config.training.lr, config.strategy.options["mu"], config.lora.alpha) == (0.001, 0.01, 10.0)
 
 
+def test_yamls_false_is_the_word_off(tmp_path):
+    (tmp_path / "off.yaml").write_text("training: {cache: off}\n")
+    for read in (load(tmp_path / "off.yaml"), from_dict(override({}, ["training.cache=off"]))):
+        assert read.training.cache == "off"
+        assert from_dict(yaml.safe_load(dump(read))) == read
+    with pytest.raises(InputError, match="cache"):
+        from_dict({"training": {"cache": True}})
+
+
 def test_overrides_reach_every_level_and_make_sections(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("name: x\nlora: {rank: 2}\ntraining: {local_epochs: 3}\n")

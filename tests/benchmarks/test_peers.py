@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import build, measure, plot
+from benchmarks.peers import build, measure, plot, prepare
 from benchmarks.peers.work import RANK, WORKLOADS, ViT, mean
 from raylora.models import zoo
 
@@ -48,6 +49,15 @@ def test_raylora_and_the_bare_loop_do_the_same_work(monkeypatch, capsys):
 
 def run(losses, steps=8):
     return measure.Run(ends=(2.0, 3.0, 5.0), cpu=(3.0, 4.0, 5.0), losses=np.array(losses, float), steps=steps, peak_pss_mb=None)
+
+
+def test_every_way_of_running_raylora_is_a_configuration():
+    for system in ("raylora", "raylora_unstacked"):
+        for name, work in WORKLOADS.items():
+            for command in measure.commands(system, work, 64, 2).values():
+                overrides = tuple(word for word in command(Path("folder"), Path("report")) if "=" in word)
+                read = prepare.config(Path("folder"), name, 2, overrides).training
+                assert (read.cache, read.stack) == ("off", 1) or system == "raylora"
 
 
 def test_no_figures_for_other_work():
