@@ -14,7 +14,7 @@ from raylora.core import lowrank
 from raylora.core.types import Broadcast, Strategy, Tree
 from raylora.federation.client import compose, initial_tree
 from raylora.federation.host import EvalRow, Scored
-from raylora.federation.rounds import Executor, Progress
+from raylora.federation.rounds import Executor, Progress, Rows
 from raylora.federation.spec import protocol_of
 from raylora.method import epsilon
 from raylora.metrics import matrix
@@ -80,13 +80,19 @@ def _requests(trees: Mapping[str, Tree], gates: Mapping[str, float], data_of: Ma
     ]
 
 
-def validate(standing: Standing) -> list[EvalRow]:
-    """In-client validation: each client's own model on its own validation cases; the global one at all of them."""
+def validate(standing: Standing) -> Rows:
+    """In-client validation: each client's own model on its own validation cases; the global one at all of them. Asked for now; the answer
+    waits for the rows."""
     trees, homes = _models(standing), standing.plan.homes
     requests = _requests(trees, standing.strategy.gates, {name: homes if name == "global" else (name,) for name in trees})
-    rows = standing.executor.evaluate(requests, "validation", full=False)
+    under_way = standing.executor.evaluate(requests, "validation", full=False)
     shared = [client for client in homes if client not in trees]
-    return rows + [(c, c, *row[2:]) for c in shared for row in rows if row[0] == "global" and row[1] == c]
+
+    def rows() -> list[EvalRow]:
+        found = under_way()
+        return found + [(c, c, *row[2:]) for c in shared for row in found if row[0] == "global" and row[1] == c]
+
+    return rows
 
 
 def validation_scores(rows: Sequence[EvalRow], task: str) -> dict[str, dict[str, float]]:
@@ -161,12 +167,12 @@ def _tested(standing: Standing, trees: Mapping[str, Tree], t: int) -> list[CaseR
     """All rows of `cases.parquet`, which is written: every model and the frozen one on everyone's test cases after round `t`."""
     plan, executor, record = standing.plan, standing.executor, standing.record
     everyone = (*plan.homes, *plan.held_out)
-    test = executor.evaluate(_requests(trees, standing.strategy.gates, dict.fromkeys(trees, everyone)), "test", full=True)
+    test = executor.evaluate(_requests(trees, standing.strategy.gates, dict.fromkeys(trees, everyone)), "test", full=True)()
     executor.set_base({})
     untrained = initial_tree(standing.model, protocol_of(plan.spec), plan.clients[0].id, plan.spec.max_rank)
     frozen = Scored(model_of="frozen", tree=untrained, data_of=everyone)
-    test += executor.evaluate([frozen], "test", full=True)
-    validation = executor.evaluate([replace(frozen, data_of=plan.homes)], "validation", full=False)
+    test += executor.evaluate([frozen], "test", full=True)()
+    validation = executor.evaluate([replace(frozen, data_of=plan.homes)], "validation", full=False)()
     executor.set_base(standing.progress.base)
     own = [client for client in plan.homes if client not in trees]
     test += [(c, d, *row[2:]) for c in own for d in everyone for row in test if row[0] == "global" and row[1] == d]

@@ -17,10 +17,10 @@ from raylora.core.types import Tree
 from raylora.ending import Standing, end_early, finish, validate, validation_scores
 from raylora.federation import checkpoint, stacking
 from raylora.federation.border import Checked
-from raylora.federation.buffered import run_buffered
+from raylora.federation.buffered import end_buffered
 from raylora.federation.client import initial_tree
 from raylora.federation.lines import round_lines
-from raylora.federation.rounds import Executor, Progress, receive, run_round
+from raylora.federation.rounds import Executor, Progress, RoundReport, Rows, begin_round, end_round, receive
 from raylora.federation.spec import build_model, protocol_of
 from raylora.method import epsilon, make_strategy
 from raylora.models.stacked import StackedModel
@@ -28,17 +28,25 @@ from raylora.planning import Plan, opening
 from raylora.tracking.record import Record, write_json, write_text
 
 Event = Mapping[str, Any]
-Events = Generator[Event, str | None, None]
+Events = Generator[Event, str | None, str | None]
+CHECKPOINTS = "checkpoints"  # in the run's folder
 STOP = "stop"  # sent to a running experiment after a round: end here, without a look at the test patients
 
 
 def run_experiment(
-    plan: Plan, out: Path, make_executor: Callable[[Plan], Executor], *, resume: bool = False, notes: Mapping[str, Any] | None = None
+    plan: Plan,
+    out: Path,
+    make_executor: Callable[[Plan], Executor],
+    *,
+    resume: bool = False,
+    notes: Mapping[str, Any] | None = None,
+    judged: bool = False,
 ) -> Events:
     """Run (or go on with) an experiment into the folder `out`, telling what happens. The last event is {"event": "done", "summary": ...}.
 
     Whoever answers "start" or a "round" with STOP ends it there: adapters and a summary with `status: pruned` are written, test patients are not
-    scored. `make_executor` decides where clients run and nothing else. Raises RunError if a client fails for good or a loss is not finite.
+    scored. Without `judged`, a round begins while the validation of the one before is still under way, and an answer comes too late to save
+    what it computes. `make_executor` decides where clients run and nothing else. Raises RunError if a client fails for good or a loss is not finite.
     """
     started = time.time()
     threadpool_limits(1, user_api="blas")  # of the server's sums and decompositions: other counts of threads give other last bits
@@ -48,9 +56,8 @@ def run_experiment(
     record = Record(out)
     write_json(out / "patients.json", {"patients": plan.cohort.patients(), "left_out": dict(plan.left_out)})
     progress, rows = Progress(round=0, server=opening(strategy, model, plan.spec, clients)), 0
-    checkpoints = out / "checkpoints"
     if resume:
-        found, words = checkpoint.latest(checkpoints)
+        found, words = checkpoint.latest(out / CHECKPOINTS)
         progress, rows = found or (progress, rows)
         record.rewind(rows, progress.round)
         for word in words:
@@ -63,7 +70,7 @@ def run_experiment(
         "name": config.name,
     }
     s = config.sampling
-    play = run_round if s.buffer is None else partial(run_buffered, size=s.buffer, exponent=s.staleness)
+    end = end_round if s.buffer is None else partial(end_buffered, size=s.buffer, exponent=s.staleness)
     if (cache := plan.spec.cache) is not None:
         views = "" if cache.views is None else f", {cache.views} views of each sample"
         yield {"event": "note", "text": f"computed once for each image: up to {cache.stage} ({cache.dtype}{views}; in {cache.folder})"}
@@ -82,42 +89,79 @@ def run_experiment(
         )
         progress, broadcasts = receive(progress, strategy, clients, plan.weights)
         executor.set_base(progress.base)
+        closing: Events | None = None  # of the round before: what waits for its validation
+        lap = _stopwatch()
         while progress.round < config.training.rounds and answer != STOP:
-            t, began = progress.round, time.perf_counter()
+            t = progress.round
             cohort = plan.dials.cohort(clients, t)
             conditions = plan.dials.conditions(cohort, t)
-            progress, report = play(progress, broadcasts, strategy, clients, cohort, executor, stack=stack, conditions=conditions)
+            answers = begin_round(progress, broadcasts, cohort, executor, stack=stack, conditions=conditions)
+            if closing is not None:
+                answer, closing = (yield from closing), None
+                if answer == STOP:
+                    break
+            progress, report = end(progress, broadcasts, strategy, clients, cohort, answers, executor, conditions=conditions)
             version = progress.base_version
             progress, broadcasts = receive(progress, strategy, clients, plan.weights)
             if progress.base_version != version:
                 executor.set_base(progress.base)
-            validation: dict[str, dict[str, float]] = {}
-            last = progress.round == config.training.rounds
-            if last or (config.evaluation.every and progress.round % config.evaluation.every == 0):
-                scored = validate(standing(progress=progress, broadcasts=broadcasts))
-                record.keep_cases(t, [(t, "validation", *row) for row in scored])
-                validation = validation_scores(scored, config.task)
-            lines = round_lines(report, validation, progress, time.perf_counter() - began, clock_runs=plan.dials.clock_runs)
-            if config.privacy.clip is not None:
-                lines[-1] = {**lines[-1], "epsilon": epsilon(config, progress.round, len(clients))}
-            if report.refused:
-                lines[-1] = {**lines[-1], "refused": dict(report.refused)}
-            record.append(lines)
-            if progress.round % config.checkpoint.every == 0 or last:
-                checkpoint.save(checkpoints, progress, record.rows)
-                checkpoint.prune(checkpoints, config.checkpoint.keep)
-            for client, why in report.refused.items():
-                yield {"event": "note", "text": f"round {t + 1}: the update of client {client} is left out: {why}"}
-            answer = yield {"event": "round", "round": t, "rounds": config.training.rounds, "lines": lines}
-        end = standing(progress=progress, broadcasts=broadcasts)
+            closing = _closing(standing(progress=progress, broadcasts=broadcasts), report, lap)
+            if judged:
+                answer, closing = (yield from closing), None
+        if closing is not None:
+            answer = yield from closing
+        ended = standing(progress=progress, broadcasts=broadcasts)
         if progress.round < config.training.rounds:
-            summary = end_early(end)
+            summary = end_early(ended)
         else:
             yield {"event": "phase", "text": "scoring the test patients"}
-            summary = finish(end)
+            summary = finish(ended)
     finally:
         executor.close()
     yield {"event": "done", "summary": summary}
+    return None
+
+
+def _closing(standing: Standing, report: RoundReport, lap: Callable[[], float]) -> Events:
+    """What is left to do for a round that has its sum, and what is told of it. Its validation is asked for now, and waited for later."""
+    config, done = standing.plan.config, standing.progress.round
+    last = done == config.training.rounds
+    validated = last or (config.evaluation.every and done % config.evaluation.every == 0)
+    return _close(standing, report, validate(standing) if validated else None, last, lap)
+
+
+def _close(standing: Standing, report: RoundReport, scored: Rows | None, last: bool, lap: Callable[[], float]) -> Events:
+    plan, progress, record = standing.plan, standing.progress, standing.record
+    config, t = plan.config, report.round
+    validation: dict[str, dict[str, float]] = {}
+    if scored is not None:
+        rows = scored()
+        record.keep_cases(t, [(t, "validation", *row) for row in rows])
+        validation = validation_scores(rows, config.task)
+    lines = round_lines(report, validation, progress, lap(), clock_runs=plan.dials.clock_runs)
+    if config.privacy.clip is not None:
+        lines[-1] = {**lines[-1], "epsilon": epsilon(config, progress.round, len(plan.clients))}
+    if report.refused:
+        lines[-1] = {**lines[-1], "refused": dict(report.refused)}
+    record.append(lines)
+    if progress.round % config.checkpoint.every == 0 or last:
+        checkpoint.save(record.folder / CHECKPOINTS, progress, record.rows)
+        checkpoint.prune(record.folder / CHECKPOINTS, config.checkpoint.keep)
+    for client, why in report.refused.items():
+        yield {"event": "note", "text": f"round {t + 1}: the update of client {client} is left out: {why}"}
+    return (yield {"event": "round", "round": t, "rounds": config.training.rounds, "lines": lines})
+
+
+def _stopwatch() -> Callable[[], float]:
+    """Called, it tells the seconds since it was last called."""
+    last = time.perf_counter()
+
+    def lap() -> float:
+        nonlocal last
+        before, last = last, time.perf_counter()
+        return last - before
+
+    return lap
 
 
 def _shapes(model: StackedModel, plan: Plan) -> dict[str, Tree]:

@@ -202,7 +202,6 @@ def model_spec(config: Config, strategy: Strategy) -> ModelSpec:
     plain: tuple[str, ...] = tuple(network.head_names) if config.model.head == "trained" else ()
     plain += tuple(network.decoder_names) if config.model.decoder == "full" else ()
     blocks = config.lora.blocks
-    _require_fit(config, network)
     return ModelSpec(
         name=config.model.name,
         task=config.task,
@@ -219,16 +218,6 @@ def model_spec(config: Config, strategy: Strategy) -> ModelSpec:
         router=strategy.router,
         full=strategy.trains == "all",
     )
-
-
-def _require_fit(config: Config, network: torch.nn.Module) -> None:
-    """Raise InputError unless the network takes an image of `data.size`: one without storage goes through it (the network's is gone then)."""
-    image = torch.empty((1, zoo.CHANNELS[config.task], *config.data.size), device="meta")
-    try:
-        network.to("meta")(image)
-    except (RuntimeError, ValueError) as error:  # too small for its strides or its norms
-        said = " ".join(str(error).split())[:120]
-        raise InputError(f"data.size: {config.model.name} does not take images of {config.data.size}: {said}") from None
 
 
 def _require_ranks(config: Config, strategy: Strategy, model: StackedModel) -> None:

@@ -192,7 +192,7 @@ def test_bad_configurations(here, capsys, prepared_folder, task, words, said):
         ("disease", "lora.rank={GE: 17}", ["lora.rank: expected at most 16, the smaller side of blocks.", "found 17"]),
         ("disease", "strategy={name: feddpa, local_rank: 99}", ["strategy.feddpa, adapter local: expected at most 16", "found 99"]),
         ("segmentation", "data.size=[5,5,5]", ["data.size: expected a multiple of 4 along x for this U-Net, found 5"]),
-        ("segmentation", "data.size=[4,4,1]", ["data.size: unet does not take images of (4, 4, 1)"]),
+        ("segmentation", "data.size=[4,4,1]", ["data.size: of (4, 4, 1) this U-Net's lowest level is one voxel"]),
         ("disease", "data.size=[15,16,4]", ["expected a divisor of the image size (15, 16, 4)"]),
     ],
 )

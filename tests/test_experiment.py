@@ -131,6 +131,29 @@ def test_test_cases_are_not_touched_before_the_last_round(prepared_folder, tmp_p
     assert told == ["train 0", "validation", "train 1", "validation", "test", "test", "validation"]  # the frozen model comes last
 
 
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_round_begins_before_the_validation_of_the_last_one_is_there(prepared_folder, tmp_path, judged):
+    """Unless somebody judges it first: then nothing is computed in vain."""
+    told = []
+
+    class Told(Watched):
+        def train(self, stacks):
+            told.append(f"train {stacks[0][0][1].task.round}")
+            return super().train(stacks)
+
+        def evaluate(self, requests, split, *, full):
+            rows = super().evaluate(requests, split, full=full)
+            return lambda: (told.append(f"scored {split}"), rows())[1]
+
+    plan = planning.make_plan(tiny(prepared_folder, "disease", training__rounds=3))
+    for event in experiment.run_experiment(plan, tmp_path, lambda p: Told(build_host(p.spec, p.weights)), judged=judged):
+        told += [f"told {event['round']}"] if event["event"] == "round" else []
+    (first, *_, last), rounds = ("train 0", "scored test"), [[f"train {t}", "scored validation", f"told {t - 1}"] for t in (1, 2)]
+    if judged:
+        rounds = [[*told_of, begins] for begins, *told_of in rounds]
+    assert told[:9] == [first, *rounds[0], *rounds[1], "scored validation", "told 2"] and told[9] == last
+
+
 def test_rating_cases_serve_the_rating_alone(runs):
     fedit, rating = runs(), runs(strategy={"name": "rate_my_lora"})
     assert all("score_received" not in update.metrics for update in fedit.received)

@@ -27,14 +27,17 @@ def kinds(cell: nbformat.NotebookNode) -> set[str]:
 
 @pytest.fixture
 def small_configs(tmp_path) -> Path:
-    """The configurations of a clone; the one that most notebooks start from is on coarse images, and trains a step a round."""
+    """The configurations of a clone, with all clients in one actor; the one that most notebooks start from is on coarse images, and trains a
+    step a round."""
     folder = tmp_path / "small"
     shutil.copytree(ROOT / "configs", folder)
-    demo = folder / "demo_segmentation.yaml"
-    values = yaml.safe_load(demo.read_text())
-    values["data"] |= {"spacing_mm": [8.0, 8.0, 10.0], "size": [16, 16, 4]}
-    values["training"] |= {"local_steps": 1}
-    demo.write_text(yaml.safe_dump(values))
+    for name in ("demo_segmentation.yaml", "acdc_segmentation.yaml"):
+        values = yaml.safe_load((folder / name).read_text())
+        values["placement"] = {"clients_per_actor": 5}
+        if name.startswith("demo"):
+            values["data"] |= {"spacing_mm": [8.0, 8.0, 10.0], "size": [16, 16, 4]}
+            values["training"] |= {"local_steps": 1}
+        (folder / name).write_text(yaml.safe_dump(values))
     return folder
 
 

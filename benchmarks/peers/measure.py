@@ -31,7 +31,7 @@ ROOT = build.ROOT
 TOLERANCE = 1e-4
 """Of a client's mean loss in a round, absolute; losses are about 1. Another order of sums moves them by some 1e-6, a step more or less or a
 missing average by more than 1e-2."""
-STACK = 16  # clients in one pass, at most
+PASS = 32  # samples in one pass, at most: more are no faster on these cores, and take more memory
 LIMIT = 3600.0  # seconds of one run
 DEFAULT = ("raylora", "bare", "flower", "pfl")
 
@@ -63,7 +63,7 @@ def raylora_settings(work: Workload, clients: int, workers: int) -> tuple[str, .
     """raylora as one would set it: small steps stacked, the same number of stacks for each worker; a frozen prefix is kept by default."""
     if work.size != "w1":
         return ()
-    passes = -(-clients // (workers * STACK))  # of a worker in a round
+    passes = -(-clients // (workers * max(1, PASS // work.batch)))  # of a worker in a round
     return (f"training.stack={-(-clients // (workers * passes))}",)
 
 

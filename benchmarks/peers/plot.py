@@ -72,7 +72,7 @@ def table(several: Sequence[dict[str, Any]]) -> Table:
 
     def seconds(found: dict[str, Any], name: str) -> Cell:
         value, share = of(found, name, "seconds_per_round"), of(found, name, "matrix_share")
-        return None if value is None or share is None else f"{value:.2f} ({100 * share:.0f} %)"
+        return None if value is None or share is None else f"{value:.{2 if value >= 1 else 3}f} ({100 * share:.0f} %)"
 
     shown = ("raylora", "bare", "pfl", "flower")
     columns = (

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.work import ALPHA, CHANNELS, RANK, RATE, SEED, WORKLOADS, volume_of
+from benchmarks.peers.work import CHANNELS, RATE, SCALING, SEED, WORKLOADS, volume_of
 from raylora import config as configuration
 from raylora import planning
 from raylora.config import Config
@@ -49,8 +49,12 @@ def config(path: Path, workload: str, rounds: int, overrides: tuple[str, ...] = 
             "size": list(work.image),
         },
         "clients": {"by": "centre"},
-        "model": {"name": "vit", "size": work.size},
-        "lora": {"rank": RANK, "alpha": ALPHA, "blocks": work.adapted},
+        "model": {
+            "name": "vit",
+            "size": work.size,
+            "sizes": {"patch": list(work.patch), "width": work.width, "depth": work.depth, "heads": work.heads},
+        },
+        "lora": {"rank": work.rank, "alpha": SCALING * work.rank, "blocks": work.adapted},
         "strategy": {"name": "fedit"},
         "training": {"rounds": rounds, "local_epochs": 1, "batch_size": work.batch, "lr": RATE},
         "evaluation": {"every": 0, "overlays": 0},

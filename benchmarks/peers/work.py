@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from benchmarks.processes import cpu_seconds
 
-RANK, ALPHA, RATE, CHANNELS, CLASSES, SEED = 4, 8.0, 1e-3, 2, 5, 0
+SCALING, RATE, CHANNELS, CLASSES, SEED = 2.0, 1e-3, 2, 5, 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,7 @@ class Workload:
     batch: int
     clients: int
     rounds: int
+    rank: int = 4
     distinct: int | None = None  # volumes on disk, which clients share; None: each its own
 
     @property
@@ -69,9 +70,11 @@ class Workload:
 
 SMALL = {"size": "w1", "image": (64, 64, 8), "patch": (16, 16, 4), "width": 192, "depth": 6, "heads": 6, "adapted": 6, "distinct": 128}
 LARGE = {"size": "w2", "image": (96, 96, 16), "patch": (16, 16, 2), "width": 384, "depth": 12, "heads": 6}
+TINY = {"size": "w1", "image": (16, 16, 4), "patch": (16, 16, 4), "width": 384, "depth": 3, "heads": 6, "adapted": 3, "rank": 54}
 WORKLOADS: Mapping[str, Workload] = {
     work.name: work
     for work in (
+        Workload(name="W0", **TINY, samples=2, batch=2, clients=8, rounds=40),  # hardly any work, 1.5 MB to send: what a round itself costs
         Workload(name="W1", **SMALL, samples=16, batch=8, clients=64, rounds=5),
         Workload(name="W1s", **SMALL, samples=4, batch=2, clients=64, rounds=5),
         Workload(name="W2", **LARGE, adapted=12, samples=16, batch=4, clients=8, rounds=3),
@@ -86,14 +89,14 @@ WORKLOADS: Mapping[str, Workload] = {
 class LoRA(nn.Module):
     """A frozen linear layer and its pair: y = W x + (alpha / rank) B A x."""
 
-    def __init__(self, base: nn.Linear) -> None:
+    def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
         self.base = base
-        self.lora_A = nn.Parameter(torch.zeros(RANK, base.in_features))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, RANK))
+        self.lora_A = nn.Parameter(torch.zeros(rank, base.in_features))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + F.linear(F.linear(x, self.lora_A), self.lora_B * (ALPHA / RANK))
+        return self.base(x) + F.linear(F.linear(x, self.lora_A), self.lora_B * SCALING)
 
 
 class Attention(nn.Module):
@@ -151,7 +154,7 @@ class ViT(nn.Module):
         self.requires_grad_(False)
         self.classification_head.requires_grad_(True)
         for block in list(self.blocks)[work.depth - work.adapted :]:
-            block.attn.qkv, block.attn.out_proj = LoRA(block.attn.qkv), LoRA(block.attn.out_proj)
+            block.attn.qkv, block.attn.out_proj = LoRA(block.attn.qkv, work.rank), LoRA(block.attn.out_proj, work.rank)
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.patch_embedding(image)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from raylora.core.types import ClientState
 from raylora.data import obtain, travel
 from raylora.data.manifest import read_manifest
 from raylora.federation.host import EvalRow, Outcome, Scored
-from raylora.federation.rounds import Stack
+from raylora.federation.rounds import Rows, Stack
 from raylora.federation.spec import HostSpec
 from raylora.federation.stacking import Probe
 
@@ -80,6 +81,16 @@ class ClientActor:
 
     def memory_bytes(self, actors: int) -> float:
         return self.host.memory_bytes(actors, self.gpus)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an actor is working on, or will when it has done what it was asked before."""
+
+    index: int
+    actor: Any
+    ask: Callable[[Any], Any]  # an actor -> the reference of its answer: how it is asked again in the place of one that was lost
+    answer: Any
 
 
 class RayExecutor:
@@ -185,17 +196,31 @@ class RayExecutor:
         self.request = self.request.arranged(stack)
         self.home = {client: index for index, group in enumerate(self.request.groups) for client in group}
 
-    def probe(self, stack: int) -> Probe:
-        def ask() -> Any:
-            return self.actors[0].probe.remote(stack)
+    def _ask(self, index: int, ask: Callable[[Any], Any]) -> Asked:
+        return Asked(index, self.actors[index], ask, ask(self.actors[index]))
 
-        return self._get(ask(), f"a pass of {stack} clients", retry=(0, ask))
+    def _again(self, asked: Asked, error: Exception) -> Asked:
+        """The same, asked of the actor in the place of the one that was lost, which is started unless it has been."""
+        if self.actors[asked.index] is asked.actor:
+            self._revive(asked.index, error)
+        return self._ask(asked.index, asked.ask)
+
+    def _answer(self, asked: Asked, what: str) -> Any:
+        while True:
+            try:
+                return ray.get(asked.answer, timeout=self.timeout_s)
+            except GetTimeoutError:
+                raise MachineError(f"{what}: no answer for {self.timeout_s:g} s (placement.timeout_s)") from None
+            except LOST as error:
+                asked = self._again(asked, error)
+            except RayTaskError as error:
+                raise _unwrapped(error, what) from error
+
+    def probe(self, stack: int) -> Probe:
+        return self._answer(self._ask(0, lambda actor: actor.probe.remote(stack)), f"a pass of {stack} clients")
 
     def room(self) -> tuple[int, float]:
-        def ask() -> Any:
-            return self.actors[0].memory_bytes.remote(len(self.actors))
-
-        return len(self.actors), self._get(ask(), "memory", retry=(0, ask))
+        return len(self.actors), self._answer(self._ask(0, lambda actor: actor.memory_bytes.remote(len(self.actors))), "memory")
 
     def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
         lean = [
@@ -205,65 +230,65 @@ class RayExecutor:
         shared = ray.put(pack(known))
         places = self.request.assigned([[client for client, _ in stack] for stack in lean], self.whole)
 
-        def submit(number: int) -> Any:
+        def ask(number: int) -> Asked:
             index, stack = places[number], lean[number]
             clients = [client for client, _ in stack]
-            coming = {c: self.states[c] for c in clients if c in self.states and self.at.get(c) != index}
-            return self.actors[index].train.remote(clients, pack(([broadcast for _, broadcast in stack], coming), known), shared)
 
-        pending = {submit(number): number for number in range(len(lean))}
-        while pending:
-            ready, _ = ray.wait(list(pending), num_returns=1, timeout=self.timeout_s)
+            def call(actor: Any) -> Any:
+                coming = {c: self.states[c] for c in clients if c in self.states and self.at.get(c) != index}
+                return actor.train.remote(clients, pack(([broadcast for _, broadcast in stack], coming), known), shared)
+
+            return self._ask(index, call)
+
+        return self._outcomes(lean, dict(enumerate(map(ask, range(len(lean))))))
+
+    def _outcomes(self, stacks: Sequence[Stack], under_way: dict[int, Asked]) -> Iterator[Outcome]:
+        """Of stacks as they are done; `under_way` are their numbers."""
+        while under_way:
+            numbers = {asked.answer: number for number, asked in under_way.items()}
+            ready, _ = ray.wait(list(numbers), num_returns=1, timeout=self.timeout_s)
             if not ready:
-                names = ", ".join(client for number in pending.values() for client, _ in lean[number])
+                names = ", ".join(client for number in under_way for client, _ in stacks[number])
                 raise MachineError(f"no answer for {self.timeout_s:g} s (placement.timeout_s) from clients {names}")
-            number = pending.pop(ready[0])
-            stack, index = lean[number], places[number]
+            number = numbers[ready[0]]
+            stack, asked = stacks[number], under_way.pop(number)
             who = f"round {stack[0][1].task.round + 1}, client {', '.join(client for client, _ in stack)}"
             try:
                 outcomes: list[Outcome] = unpack(ray.get(ready[0]))
-                self.losses[index] = 0
+                self.losses[asked.index] = 0
             except LOST as error:
-                self._revive(index, error)
-                lost = [number, *(pending.pop(ref) for ref, other in list(pending.items()) if places[other] == index)]
-                pending |= {submit(other): other for other in lost}
+                under_way[number] = self._again(asked, error)
                 continue
             except RayTaskError as error:
                 raise _unwrapped(error, who) from error
             if stack[0][1].task.phases:  # at once: if the actor is lost later in this round, these clients are not asked again
                 self.states |= {outcome.update.client_id: outcome.state for outcome in outcomes}
-                self.at |= {outcome.update.client_id: index for outcome in outcomes}
+                self.at |= {outcome.update.client_id: asked.index for outcome in outcomes}
             yield from outcomes
 
-    def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]:
+    def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> Rows:
         shared = ray.put(pack(list(requests)))
 
-        def ask(index: int) -> Any:
-            return self.actors[index].evaluate.remote(shared, split, full, self.stack, self.request.groups[index])
+        def of(index: int) -> Asked:
+            clients, stack = self.request.groups[index], self.stack
+            return self._ask(index, lambda actor: actor.evaluate.remote(shared, split, full, stack, clients))
 
-        rows: list[EvalRow] = []
-        for index, reference in enumerate([ask(index) for index in range(len(self.actors))]):
-            rows += self._get(
-                reference, f"evaluation of {', '.join(self.request.groups[index])}", retry=(index, lambda index=index: ask(index))
-            )
-        return sorted(rows, key=lambda row: row[:6])
+        under_way = [of(index) for index in range(len(self.actors))]
+
+        def rows() -> list[EvalRow]:
+            found = [self._answer(asked, f"evaluation of {', '.join(self.request.groups[asked.index])}") for asked in under_way]
+            return sorted(itertools.chain.from_iterable(found), key=lambda row: row[:6])
+
+        return rows
 
     def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
-        index = self.home[client]
-
-        def ask() -> Any:
-            return self.actors[index].predictions.remote(request, client, patient)
-
-        return self._get(ask(), f"prediction of {patient}", retry=(index, ask))
+        asked = self._ask(self.home[client], lambda actor: actor.predictions.remote(request, client, patient))
+        return self._answer(asked, f"prediction of {patient}")
 
     def set_base(self, weights: Mapping[str, np.ndarray]) -> None:
         self.base = ray.put(dict(weights))
-
-        def tell(index: int) -> Any:
-            return self.actors[index].set_base.remote(self.base)
-
-        for index, reference in enumerate([tell(index) for index in range(len(self.actors))]):
-            self._get(reference, "base", retry=(index, lambda index=index: tell(index)))
+        for asked in [self._ask(index, lambda actor: actor.set_base.remote(self.base)) for index in range(len(self.actors))]:
+            self._answer(asked, "base")
 
     def restore(self, states: Mapping[str, ClientState]) -> None:
         self.states |= states
@@ -279,20 +304,6 @@ class RayExecutor:
         for actor in self.actors:
             with contextlib.suppress(Exception):  # if Ray itself has gone, so have its actors; what ended the run is told
                 ray.kill(actor)
-
-    def _get(self, reference: Any, who: str, retry: tuple[int, Any]) -> Any:
-        """The answer; `retry` holds the actor that gives it and how it is asked again where it was lost."""
-        index, ask = retry
-        while True:
-            try:
-                return ray.get(reference, timeout=self.timeout_s)
-            except GetTimeoutError:
-                raise MachineError(f"{who}: no answer for {self.timeout_s:g} s (placement.timeout_s)") from None
-            except LOST as error:
-                self._revive(index, error)
-                reference = ask()
-            except RayTaskError as error:
-                raise _unwrapped(error, who) from error
 
 
 def _unwrapped(error: RayTaskError, who: str) -> Exception:

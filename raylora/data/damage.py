@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 from raylora.core.seeds import generator
 from raylora.data.cases import LV, MYO, RV
@@ -110,6 +109,8 @@ def shifted_contours(label: np.ndarray, offset_mm: float, spacing_mm: tuple[floa
 def _outline_mm(inside: np.ndarray, spacing_mm: tuple[float, ...]) -> np.ndarray:
     """The signed distance (x, y) of each voxel's centre to the outline, which lies half a voxel outside the outermost centres; negative
     inside."""
+    from scipy.ndimage import distance_transform_edt  # where no annotator errs, processes start sooner without it
+
     half, steps = min(spacing_mm[0], spacing_mm[1]) / 2, (spacing_mm[0], spacing_mm[1])
     outside = distance_transform_edt(~inside, sampling=steps) - half
     if inside.all():

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from raylora.data.cases import LV
 
@@ -73,6 +72,8 @@ def motion_centre(ed: np.ndarray, es: np.ndarray, spacing_mm: Spacing3) -> tuple
 
     The mean over z of |ED - ES|, smoothed, less weight far from the middle; the centroid of its top tenth.
     """
+    from scipy.ndimage import gaussian_filter  # for preparation alone: every other process starts sooner without it
+
     change = np.abs(np.asarray(ed, np.float32) - es).mean(axis=2)
     change = gaussian_filter(change, [MOTION_BLUR_MM / s for s in spacing_mm[:2]])
     for axis in range(2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -177,7 +178,8 @@ def row_from(value: dict) -> Row:
 
 def _check_geometry(geometry: Geometry) -> None:
     """Raises ValueError: what arrays are allocated and rescaled by."""
-    for name, values in dataclasses.asdict(geometry).items():
+    for field in dataclasses.fields(geometry):
+        name, values = field.name, getattr(geometry, field.name)
         rows = values if name == "affine" else (values,)
         size, kinds = (4, (int, float)) if name == "affine" else (3, (int,) if name in ("native_shape", "start", "shape") else (int, float))
         if len(rows) != (4 if name == "affine" else 1) or not all(
@@ -192,12 +194,19 @@ def read_manifest(folder: Path) -> Manifest:
     """Raises InputError, also for a folder whose preparation did not end."""
     path = folder / NAME
     try:
-        return from_json(path.read_text("utf-8"), path)
+        found = path.stat()
+        return _read(path, found.st_ino, found.st_mtime_ns, found.st_size)
     except FileNotFoundError:
         state = "its preparation was interrupted: prepare again, it goes on" if (folder / "studies").is_dir() else "not a prepared folder"
         raise InputError(f"{folder}: no {NAME}: {state}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, *version: int) -> Manifest:
+    """One version of a file is parsed once: a run asks for it several times, and of a large set that is a second each time."""
+    return from_json(path.read_text("utf-8"), path)
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

@@ -14,12 +14,14 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import nibabel
 import numpy as np
 
 from raylora.core.errors import InputError
+
+if TYPE_CHECKING:
+    import nibabel
 
 MAX_FRAME_VOXELS = 1 << 24  # 512 x 512 x 64
 MAX_FILE_BYTES = 1 << 30  # inflated
@@ -29,7 +31,7 @@ MAX_SLACK_BYTES = 4096  # some writers pad the end
 MAX_OFFSET_BYTES = 1 << 20
 MAX_SPACING_MM = 1000.0
 CHUNK_BYTES = 1 << 18
-HEADERS = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
+HEADERS = {348: "Nifti1Header", 540: "Nifti2Header"}  # bytes -> nibabel's class
 BROKEN = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -131,12 +133,14 @@ def opened(path: Path):
 
 
 def _parse(path: Path, stream: BinaryIO) -> nibabel.Nifti1Header:
+    import nibabel  # once a file is there to be read: most processes see prepared data alone
+
     start = stream.read(540)
     kinds = [(size, order) for size in HEADERS for order in ("little", "big") if int.from_bytes(start[:4], order) == size]
     if not kinds or len(start) < kinds[0][0]:
         raise InputError(f"{path}: not a NIfTI file (a header of 348 or 540 bytes was expected, {len(start)} bytes found)")
     size, order = kinds[0]
-    raw = HEADERS[size](start[:size], "<" if order == "little" else ">", check=False)
+    raw = getattr(nibabel, HEADERS[size])(start[:size], "<" if order == "little" else ">", check=False)
     if bytes(raw["magic"])[:3] not in (b"n+1", b"n+2"):
         raise InputError(f"{path}: not a single-file NIfTI (magic {bytes(raw['magic'])[:3]!r}, expected b'n+1' or b'n+2')")
     return raw

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raylora.core.errors import InputError
 from raylora.core.files import require_writable
-from raylora.data import layouts, manifest, phantom
+from raylora.data import layouts, manifest
 from raylora.data.manifest import Manifest, PrepareOptions, Row
 from raylora.data.pool import process_map
 from raylora.data.prepare import Mapper, prepare
@@ -101,11 +101,13 @@ def _listed(value: Any) -> Sequence[Any]:
 
 def phantoms(cache: Path, cohort: Phantom, say: Say = lambda what, done, total: None) -> Path:
     """The folder of a synthetic cohort, made if it is not there. Its name holds the code that made it, so that new code makes new phantoms."""
-    code = b"".join(path.read_bytes() for path in sorted(Path(phantom.__file__).parent.glob("phantom*.py")))
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("phantom*.py")))
     parts = [cohort.model_dump(), hashlib.sha256(code).hexdigest()]
     out = cache / "phantoms" / f"{cohort.layout}-{cohort.patients}-{manifest.sha256_of(parts)[:16]}"
     if not out.is_dir():
         require_writable(out, CACHE)
+        from raylora.data import phantom  # with all that draws them: a process that finds them there starts sooner
+
         partial = out.with_name(f".{out.name}.{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.parent.mkdir(parents=True, exist_ok=True)

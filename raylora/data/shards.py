@@ -129,7 +129,7 @@ class PreparedSet:
 
 
 def _study(row: Row, table: pa.Table, depth: int | None) -> PreparedStudy:
-    arrays = {name: table[name].combine_chunks().to_numpy_ndarray() for name in table.column_names if name != "frame"}
+    arrays = {name: _mapped(table[name]) for name in table.column_names if name != "frame"}
     stored = row.geometry.shape[2]
     depth = depth or stored
     first = max(0, (stored - depth) // 2)  # more slices than asked for: the middle ones
@@ -143,6 +143,13 @@ def _study(row: Row, table: pa.Table, depth: int | None) -> PreparedStudy:
     start = (*row.geometry.start[:2], row.geometry.start[2] + first)
     geometry = replace(row.geometry, start=start, shape=(*row.geometry.shape[:2], depth))
     return PreparedStudy(row=row, geometry=geometry, slices=min(stored, depth), frames=frames)
+
+
+def _mapped(column: pa.ChunkedArray) -> np.ndarray:
+    """A column as it lies in the file: `combine_chunks` would copy even a single chunk."""
+    if column.num_chunks != 1:
+        raise ValueError(f"expected one chunk a column, found {column.num_chunks}")
+    return np.asarray(column.chunk(0).to_numpy_ndarray())
 
 
 def _deep(array: np.ndarray, first: int, depth: int) -> np.ndarray:

@@ -103,8 +103,10 @@ class Checked:
         self.clients = {client.id: client for client in clients}
 
     def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
-        asked = {client: broadcast for stack in stacks for client, broadcast in stack}
-        for outcome in self.executor.train(stacks):
+        return self._checked(self.executor.train(stacks), {client: broadcast for stack in stacks for client, broadcast in stack})
+
+    def _checked(self, answers: Iterator[Outcome], asked: dict[str, Broadcast]) -> Iterator[Outcome]:
+        for outcome in answers:
             name = getattr(outcome.update, "client_id", None)
             if not isinstance(name, str) or name not in asked:
                 raise RunError(f"an update in the name of {_short(name)}, who was not asked or has answered already")
@@ -113,6 +115,8 @@ class Checked:
             if why is not None and self.malformed == "stop":
                 raise RunError(f"round {broadcast.task.round + 1}, client {name}: {why}")
             yield outcome if why is None else replace(outcome, update=ClientUpdate(client_id=name, num_examples=0, adapter={}), refused=why)
+        if asked:
+            raise RunError(f"no update came from {', '.join(sorted(asked))}")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.executor, name)

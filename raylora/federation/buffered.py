@@ -8,7 +8,7 @@ unchanged (`dials.require_asynchronous` refuses the others).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -16,7 +16,8 @@ from raylora.core import payload
 from raylora.core import tree as trees
 from raylora.core.clock import NEUTRAL, Conditions, freshness
 from raylora.core.types import Broadcast, Client, ClientUpdate, State, Strategy, Tree
-from raylora.federation.rounds import ClientReport, Executor, Progress, RoundReport, after_round, bytes_down, train
+from raylora.federation.host import Outcome
+from raylora.federation.rounds import ClientReport, Executor, Progress, RoundReport, after_round, by_client, bytes_down
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,28 +34,28 @@ class Flight:
     bytes_down: int
 
 
-def run_buffered(
+def end_buffered(
     progress: Progress,
     broadcasts: Mapping[str, Broadcast],
     strategy: Strategy,
     clients: Sequence[Client],
     cohort: Sequence[str],
+    answers: Iterable[Outcome],
     executor: Executor,
     *,
     size: int,
     exponent: float,
-    stack: int = 1,
     conditions: Conditions = NEUTRAL,
 ) -> tuple[Progress, RoundReport]:
-    """From one full buffer to the next. `cohort` is everybody who is there. Where fewer than `size` answers are under way, the last of them
-    ends the round; a client that drops out is asked again in the next one.
+    """From one full buffer to the next, as `rounds.end_round`. `cohort` is everybody who is there. Where fewer than `size` answers are
+    under way, the last of them ends the round; a client that drops out is asked again in the next one.
 
     What a client computes is computed when it starts; its private state has moved then. Bytes are counted when they are sent down and when
     they have arrived.
     """
     flights = unpacked(progress.under_way)
     idle = [client for client in sorted(cohort) if client not in flights]
-    outcomes = train(broadcasts, [c for c in idle if c not in conditions.dropped], executor, stack)
+    outcomes = by_client(answers)
     down = {client: bytes_down(progress, client, broadcasts[client]) for client in idle}
     refused = {client: outcome.refused for client, outcome in outcomes.items() if outcome.refused is not None}
     for client, outcome in outcomes.items():

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from raylora.core.types import ClientState
-from raylora.federation.host import EvalRow, Host, Outcome, Scored
-from raylora.federation.rounds import Stack
+from raylora.federation.host import Host, Outcome, Scored
+from raylora.federation.rounds import Rows, Stack
 from raylora.federation.stacking import Probe
 
 
@@ -34,8 +34,8 @@ class InProcess:
     def room(self) -> tuple[int, float]:
         return 1, self.host.memory_bytes(1)
 
-    def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]:
-        return sorted(self.host.evaluate(requests, split, full=full, stack=self.stack), key=lambda row: row[:6])
+    def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> Rows:
+        return lambda: sorted(self.host.evaluate(requests, split, full=full, stack=self.stack), key=lambda row: row[:6])
 
     def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
         return self.host.predictions(request, client, patient)

@@ -10,8 +10,8 @@ from raylora.core.seeds import generator
 from raylora.core.tree import match
 from raylora.core.types import Broadcast, Client, ClientState
 from raylora.federation.client import Protocol, Shard, Site, compose, parted
-from raylora.federation.host import EvalRow, Outcome, Scored
-from raylora.federation.rounds import Stack
+from raylora.federation.host import Outcome, Scored
+from raylora.federation.rounds import Rows, Stack
 from raylora.federation.stacking import Probe
 from raylora.models.stacked import StackedModel
 
@@ -68,8 +68,8 @@ class Rehearsal:
     def room(self) -> tuple[int, float]:
         return 1, 0.0
 
-    def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]:
-        return []
+    def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> Rows:
+        return list
 
     def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
         return {}

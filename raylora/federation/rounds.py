@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -17,11 +17,15 @@ from raylora.federation.stacking import Probe
 Stack = Sequence[tuple[str, Broadcast]]
 """Clients that share a pass, in client-id order."""
 
+Rows = Callable[[], list[EvalRow]]
+"""Scores that are under way: called, it waits for them."""
+
 
 class Executor(Protocol):
     """How clients are run: in this process, or in Ray actors. It never changes a number."""
 
-    def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]: ...
+    def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
+        """Clients in other processes begin now, after whatever they were asked before; their outcomes come as they finish."""
 
     def arrange(self, stack: int) -> None:
         """So many clients share a pass from now on."""
@@ -32,7 +36,8 @@ class Executor(Protocol):
     def room(self) -> tuple[int, float]:
         """How many passes run at once, and the bytes that each may take."""
 
-    def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> list[EvalRow]: ...
+    def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> Rows:
+        """Asked for now; nobody waits for it before the rows are wanted."""
 
     def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]: ...
 
@@ -130,19 +135,54 @@ def run_round(
     stack: int = 1,
     conditions: Conditions = NEUTRAL,
 ) -> tuple[Progress, RoundReport]:
-    """One round over the cohort. Results are taken as they finish and sorted by client id before anything is summed.
+    """One round over the cohort, from its broadcasts to its sum."""
+    answers = begin_round(progress, broadcasts, cohort, executor, stack=stack, conditions=conditions)
+    return end_round(progress, broadcasts, strategy, clients, cohort, answers, executor, conditions=conditions)
+
+
+def begin_round(
+    progress: Progress,
+    broadcasts: Mapping[str, Broadcast],
+    cohort: Sequence[str],
+    executor: Executor,
+    *,
+    stack: int = 1,
+    conditions: Conditions = NEUTRAL,
+) -> Iterator[Outcome]:
+    """Those of the cohort train who do not drop out and have nothing under way. Their outcomes, in the order in which they finish."""
+    order = [client for client in sorted(cohort) if client not in conditions.dropped and client not in progress.under_way.values]
+    return executor.train([[(client, broadcasts[client]) for client in order[i : i + stack]] for i in range(0, len(order), stack)])
+
+
+def by_client(answers: Iterable[Outcome]) -> dict[str, Outcome]:
+    """Outcomes in client-id order, whoever finished first: sums do not depend on it."""
+    return {outcome.update.client_id: outcome for outcome in sorted(answers, key=lambda outcome: outcome.update.client_id)}
+
+
+def end_round(
+    progress: Progress,
+    broadcasts: Mapping[str, Broadcast],
+    strategy: Strategy,
+    clients: Sequence[Client],
+    cohort: Sequence[str],
+    answers: Iterable[Outcome],
+    executor: Executor,
+    *,
+    conditions: Conditions = NEUTRAL,
+) -> tuple[Progress, RoundReport]:
+    """What the server makes of a round's answers, once they are there.
 
     A client that drops out is sent the model and never trains. One whose answer comes when the server has gone on has trained, its private
     state has moved, and its update is lost.
     """
     known = {client.id: client for client in clients}
     order = sorted(cohort)
-    outcomes = train(broadcasts, [c for c in order if c not in conditions.dropped], executor, stack)
+    outcomes = by_client(answers)
     down = {client: bytes_down(progress, client, broadcasts[client]) for client in order}
     up = {client: payload.bytes_of(outcome.update) for client, outcome in outcomes.items()}
-    answers = {client: conditions.trip(client).seconds(down[client], up[client]) for client in outcomes}
+    arrivals = {client: conditions.trip(client).seconds(down[client], up[client]) for client in outcomes}
     refused = {client: outcome.refused for client, outcome in outcomes.items() if outcome.refused is not None}
-    used, seconds = close({c: s for c, s in answers.items() if c not in refused}, len(order), conditions.waiting)
+    used, seconds = close({c: s for c, s in arrivals.items() if c not in refused}, len(order), conditions.waiting)
     updates = [outcomes[client].update for client in used]
     if strategy.review is not None and updates:
         updates, more_down, more_up = _review(progress, strategy, [known[client] for client in used], updates, executor)
@@ -153,7 +193,7 @@ def run_round(
         progress, strategy, clients, updates, asked=order, outcomes=outcomes, seconds=seconds, up=sum(up.values()), down=sum(down.values())
     )
     reports = tuple(
-        ClientReport(client=c, seconds=o.seconds, bytes_up=up[c], bytes_down=down[c], metrics=o.update.metrics, virtual_s=answers[c])
+        ClientReport(client=c, seconds=o.seconds, bytes_up=up[c], bytes_down=down[c], metrics=o.update.metrics, virtual_s=arrivals[c])
         for c, o in outcomes.items()
     )
     unused = tuple(client for client in outcomes if client not in used and client not in refused)
@@ -161,15 +201,6 @@ def run_round(
     return after, RoundReport(
         round=progress.round, clients=reports, bytes_down=sum(down.values()), dropped=dropped, unused=unused, refused=refused
     )
-
-
-def train(broadcasts: Mapping[str, Broadcast], order: Sequence[str], executor: Executor, stack: int) -> dict[str, Outcome]:
-    """What the clients make of their broadcasts, in the given order."""
-    stacks = [[(client, broadcasts[client]) for client in order[i : i + stack]] for i in range(0, len(order), stack)]
-    outcomes: dict[str, Outcome] = {}
-    for outcome in executor.train(stacks):
-        outcomes[outcome.update.client_id] = outcome
-    return {client: outcomes[client] for client in order}
 
 
 def after_round(

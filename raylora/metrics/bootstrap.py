@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr, stdtrit
 
 REPLICATES = 2000
 
@@ -33,7 +33,7 @@ def interval(replicates: np.ndarray, degrees: int, level: float = 0.95) -> tuple
     kept = replicates[np.isfinite(replicates)]
     if degrees < 1 or len(kept) == 0:
         return None
-    tail = stats.norm.cdf(stats.t.ppf((1 - level) / 2, degrees))
+    tail = ndtr(stdtrit(degrees, (1 - level) / 2))
     low, high = np.quantile(kept, [tail, 1 - tail])
     return float(low), float(high)
 

@@ -8,6 +8,9 @@ any number of slices works. The memory order is torch's default on purpose: over
 was at most a tenth faster, and convolutions over slices as 2-D images gained about as much.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -103,6 +106,8 @@ class UNet(nn.Module):
             raise InputError(
                 f"U-Net: expected as many kernels and strides as channels, 3 or more, found {levels}, {len(kernels)}, {len(strides)}"
             )
+        if any(size % 2 == 0 for kernel in kernels for size in kernel) or set(strides[0]) != {1}:
+            raise InputError("model.sizes: expected odd kernels and strides of 1 at the U-Net's first level")
         self.arguments = {"channels": channels, "kernels": kernels, "strides": strides, "in_channels": in_channels, "out": out}
         down = [
             ConvBlock(inputs, outputs, kernel, stride)
@@ -137,13 +142,17 @@ class UNet(nn.Module):
         head = Stage(name="output_block", modules=("output_block",), run=lambda tensors: (self.output_block(tensors[0]),))
         return [*stages, head]
 
+    def require_size(self, size: Sequence[int]) -> None:
+        """Raise InputError unless the strides divide an image of this size (x, y, z) and leave its norms more than one voxel."""
+        steps = [math.prod(strides) for strides in zip(*self.arguments["strides"], strict=True)]
+        for axis, step, voxels in zip("xyz", steps, size, strict=True):
+            if voxels % step:
+                raise InputError(f"data.size: expected a multiple of {step} along {axis} for this U-Net, found {voxels}")
+        if math.prod(size) <= math.prod(steps):
+            raise InputError(f"data.size: of {tuple(size)} this U-Net's lowest level is one voxel, expected a larger image")
+
     def _checked(self, image: Tensor) -> Tensor:
-        for axis, size in enumerate(image.shape[2:]):
-            step = 1
-            for stride in self.arguments["strides"]:
-                step *= stride[axis]
-            if size % step:
-                raise InputError(f"data.size: expected a multiple of {step} along {'xyz'[axis]} for this U-Net, found {size}")
+        self.require_size(image.shape[2:])
         return image
 
     def forward(self, image: Tensor) -> Tensor:

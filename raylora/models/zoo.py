@@ -35,7 +35,7 @@ def build(name: str, task: str, size: str, image_size: Sequence[int], sizes: Map
     """A backbone with weights drawn from `seed`: U-Net for segmentation, ViT for disease, CineMA for both.
 
     `sizes` overrides constructor arguments of the named `size`. Raises InputError for a model that does not do the task, an unknown size
-    or an unknown argument.
+    or argument, or images that the model does not take.
     """
     if task not in TASKS[name]:
         raise InputError(f"model.name: {name} does {' and '.join(TASKS[name])}, the task is {task}")
@@ -64,6 +64,8 @@ def build(name: str, task: str, size: str, image_size: Sequence[int], sizes: Map
         backbone = make(**{key: _tuples(value) for key, value in arguments.items()})
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"model.sizes: {name} cannot be built: {error}") from None
+    if isinstance(backbone, unet.UNet):  # the others are built for one size
+        backbone.require_size(image_size)
     return draw_weights(backbone, torch.Generator().manual_seed(seed_of(seed, "weights") % 2**63))
 
 

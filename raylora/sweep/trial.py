@@ -81,7 +81,7 @@ class RunningTrial:
         if self._events is None:
             plan = planning.make_plan(self.config)
             resume = (self.folder / "checkpoints").is_dir()
-            self._events = experiment.run_experiment(plan, self.folder, self._make, resume=resume, notes=self._notes)
+            self._events = experiment.run_experiment(plan, self.folder, self._make, resume=resume, notes=self._notes, judged=True)
         lines: list[Mapping[str, Any]] = []
         objective, done = (self.last.objective, self.last.round) if self.last else (None, 0)
         while (event := self._answer(answer)) is not None:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import build, measure, plot, prepare
-from benchmarks.peers.work import RANK, WORKLOADS, ViT, mean
+from benchmarks.peers.work import WORKLOADS, ViT, mean
 from raylora.models import zoo
 
 
@@ -54,8 +54,8 @@ def run(losses, steps=8):
 def test_every_way_of_running_raylora_is_a_configuration():
     for system in ("raylora", "raylora_unstacked"):
         for name, work in WORKLOADS.items():
-            for command in measure.commands(system, work, 64, 2).values():
-                overrides = tuple(word for word in command(Path("folder"), Path("report")) if "=" in word)
+            for words in measure.commands(system, work, 64, 2).values():
+                overrides = tuple(word for word in words(Path("folder"), Path("report")) if "=" in word)
                 read = prepare.config(Path("folder"), name, 2, overrides).training
                 assert (read.cache, read.stack) == ("off", 1) or system == "raylora"
 
@@ -90,16 +90,17 @@ def test_arithmetic_is_what_torch_counts(name):
         network.loss(torch.zeros(1, 2, *work.image), torch.zeros(1, dtype=torch.int64)).backward()
     n, w = work.tokens, work.width
     attention = 4 * n * n * w * (work.depth + 2 * work.adapted)
-    lora = work.adapted * 6 * n * RANK * ((w + 3 * w) + (w + w))  # forward, and both gradients
+    lora = work.adapted * 6 * n * work.rank * ((w + 3 * w) + (w + w))  # forward, and both gradients
     assert counter.get_total_flops() == pytest.approx(work.flops() - attention + lora, rel=2e-3)
 
 
 def test_trained_values_are_those_of_the_workloads():
-    for name, expected in (("W1", 28_613), ("W1s", 28_613), ("W2", 112_517)):
+    for name, expected in (("W0", 375_173), ("W1", 28_613), ("W1s", 28_613), ("W2", 112_517)):
         work = WORKLOADS[name]
         assert sum(p.numel() for p in ViT(work).parameters() if p.requires_grad) == expected
+        model = prepare.config(Path("folder"), name, 1).model
         assert {n.replace(".base.", ".") for n, _ in ViT(work).named_parameters() if "lora_" not in n} == set(
-            dict(zoo.build("vit", "disease", work.size, work.image).named_parameters())
+            dict(zoo.build("vit", "disease", work.size, work.image, model.sizes).named_parameters())
         )
 
 

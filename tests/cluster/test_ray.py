@@ -129,6 +129,24 @@ def test_two_actors_one_of_which_is_killed(runs, prepared_folder, tmp_path):
     same_run(found, runs("disease", **options))
 
 
+class WhileScoring(RayExecutor):
+    """Kills one actor when it has a validation to do, and the next round behind it."""
+
+    def train(self, stacks):
+        answers = super().train(stacks)
+        if stacks[0][0][1].task.round == 1:
+            os.kill(self.places[0][1], signal.SIGKILL)
+        return answers
+
+
+def test_an_actor_with_a_validation_and_a_round_to_do_is_killed(runs, prepared_folder, tmp_path):
+    """It is started again once, and asked for both again."""
+    options = {**DUAL, "training__rounds": 3}
+    found, executor = on_ray(tiny(prepared_folder, "disease", **options, placement={"clients_per_actor": 2}), tmp_path, WhileScoring)
+    assert [actor["restarts"] for actor in executor.describe()] == [1, 0]
+    same_run(found, runs("disease", **options))
+
+
 def test_stacks_are_the_same_after_an_actor_was_killed(runs, prepared_folder, tmp_path):
     """Its clients' private states come with the next call."""
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import nibabel
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from raylora.core.errors import InputError, RunError
@@ -240,6 +241,15 @@ def test_folders_that_are_not_ours_are_left_alone(tmp_path, studies, write):
     assert len(PreparedSet.open(tmp_path / "out").ids) == 4
     with pytest.raises(InputError, match="two studies with the id patient001"):
         prepare([*studies, studies[0]], tmp_path / "out", SMALL)
+
+
+def test_arrays_are_the_file_s_own_memory(tmp_path, studies):
+    """A process that opens many clients' studies holds none of them."""
+    prepare(studies, tmp_path / "out", SMALL)
+    prepared, before = PreparedSet.open(tmp_path / "out"), pa.total_allocated_bytes()
+    opened = [prepared.study(id) for id in prepared.ids]
+    kept = sum(frame.image.nbytes for study in opened for frame in study.frames.values())
+    assert pa.total_allocated_bytes() - before < 0.01 * kept
 
 
 def test_damaged_folders_are_refused(tmp_path, studies):
