@@ -113,13 +113,13 @@ def run(
         if address is None and not driver.connected():
             driver.request_of(plan, resources.local(), resume)  # before Ray is started: that takes seconds
         ending.enter_context(driver.session(address))
-        driver.request_of(plan, driver.available(), resume)
+        request = driver.request_of(plan, driver.available(), resume)
         missing = [folder for folder in (*reversed(out.parents), out) if not folder.exists()]
         if not resume:
             claim(out, configuration.dump(config))
             ending.enter_context(alone(out))
         try:
-            return _run(config, plan, out, address=address, on_event=on_event, resume=resume)
+            return _run(config, plan, request, out, address=address, on_event=on_event, resume=resume)
         except InputError:
             if not resume:
                 _forget(out, missing)
@@ -135,7 +135,9 @@ def _forget(out: Path, missing: list[Path]) -> None:
         out.mkdir()
 
 
-def _run(config: Config, plan: Any, out: Path, *, address: str | None, on_event: Callable[[Event], None], resume: bool) -> dict[str, Any]:
+def _run(
+    config: Config, plan: Any, request: Any, out: Path, *, address: str | None, on_event: Callable[[Event], None], resume: bool
+) -> dict[str, Any]:
     """What `run` does once everything has been checked and the folder is its own."""
     from raylora.cluster import driver
     from raylora.tracking.record import lines_before
@@ -144,7 +146,7 @@ def _run(config: Config, plan: Any, out: Path, *, address: str | None, on_event:
     status = "FAILED"
     try:
         summary: dict[str, Any] | None = None
-        for event in driver.run(config.as_dict(), out, address=address, resume=resume, notes={}):
+        for event in driver.run(config.as_dict(), out, address=address, resume=resume, notes={}, request=request):
             if tracker is not None and event["event"] == "start" and event["round"]:  # what was told before may never have arrived
                 tracker.rounds(lines_before(out, event["round"]))
             if tracker is not None and event["event"] == "round":

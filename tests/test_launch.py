@@ -30,7 +30,7 @@ def no_ray(request, monkeypatch):
     """Drive in this process. `stop` is called with every event and may raise."""
     hooks = {"stop": lambda event: None}
 
-    def drive(values, out, *, address, resume, notes):
+    def drive(values, out, *, address, resume, notes, request):
         plan = planning.make_plan(configuration.from_dict(values))
         for event in experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes):
             hooks["stop"](event)

@@ -30,7 +30,7 @@ LONG = {"training__rounds": 12, "training__local_steps": 1, "evaluation__every":
 def without_ray() -> None:
     """Drive in this process."""
 
-    def drive(values, out, *, address, resume, notes):
+    def drive(values, out, *, address, resume, notes, request):
         plan = planning.make_plan(configuration.from_dict(values))
         yield from experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes)
 

@@ -50,7 +50,7 @@ def typed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return cli.guarded(lambda: cli.app(words, standalone_mode=False))
 
 
-def here(values, out, *, address, resume, notes):
+def here(values, out, *, address, resume, notes, request):
     """`driver.run` without actors."""
     plan = planning.make_plan(configuration.from_dict(values))
     yield from experiment.run_experiment(plan, out, lambda plan: InProcess(build_host(plan.spec, plan.weights)), resume=resume, notes=notes)

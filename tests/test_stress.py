@@ -102,7 +102,7 @@ def no_ray(monkeypatch):
     """Experiments in this process; {"runs": how many were started, "stop": raise after so many}."""
     told = {"runs": 0, "stop": math.inf}
 
-    def drive(values, out, *, address, resume, notes):
+    def drive(values, out, *, address, resume, notes, request):
         told["runs"] += 1
         plan = planning.make_plan(configuration.from_dict(values))
         for event in experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes):

@@ -117,6 +117,8 @@ def work(folder: Folder) -> None:
 def main() -> None:
     folder = Folder(Path(sys.argv[1]))
     work(folder) if "PFL_WORKER_RANK" in os.environ else start(folder)
+    sys.stdout.flush()
+    os._exit(0)  # the threads of torch.distributed now and then abort a process that is done and ends by itself
 
 
 if __name__ == "__main__":

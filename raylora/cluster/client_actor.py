@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -20,10 +20,12 @@ from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.types import ClientState
 from raylora.data import obtain, travel
 from raylora.data.manifest import read_manifest
-from raylora.federation.host import EvalRow, Outcome, Scored
-from raylora.federation.rounds import Rows, Stack
-from raylora.federation.spec import HostSpec
-from raylora.federation.stacking import Probe
+
+if TYPE_CHECKING:  # with torch: whoever starts actors has them load it while it does so itself
+    from raylora.federation.host import EvalRow, Outcome, Scored
+    from raylora.federation.rounds import Rows, Stack
+    from raylora.federation.spec import HostSpec
+    from raylora.federation.stacking import Probe
 
 RESTARTS = 3  # of one actor without an answer in between, before its loss ends the run
 ROOM_S = 2.0  # between looks at whether the cluster still has room for an actor that does not come up
@@ -38,6 +40,9 @@ LOST = (
 class ClientActor:
     """Clients in a process of their own: any of them, though each has its home. Nothing in it is worth testing: it calls the host."""
 
+    def __init__(self) -> None:
+        from raylora.federation import spec  # noqa: F401  (torch is loaded while whoever started this does something else)
+
     def open(
         self,
         spec: HostSpec,
@@ -51,7 +56,7 @@ class ClientActor:
         `data` are the hashes of the prepared sets: where this machine does not have them the answer is None, and `parcels` are sent.
         """
         from raylora.federation import memory
-        from raylora.federation.spec import build_host  # torch is imported in the actor, not in the driver's first second
+        from raylora.federation.spec import build_host
 
         if parcels is not None:
             spec = replace(spec, sets=tuple(str(travel.unpack(parcel, obtain.cache_folder(), ray.get)) for parcel in parcels))
@@ -83,6 +88,15 @@ class ClientActor:
         return self.host.memory_bytes(actors, self.gpus)
 
 
+def started(request: Request) -> list[Any]:
+    """The actors of a request, none of them opened yet: their processes come up while the caller plans."""
+    return [_actor(request.cpus, request.gpus) for _ in request.groups]
+
+
+def _actor(cpus: float, gpus: float) -> Any:
+    return ray.remote(num_cpus=cpus, num_gpus=gpus)(ClientActor).remote()
+
+
 @dataclass(frozen=True)
 class Asked:
     """What an actor is working on, or will when it has done what it was asked before."""
@@ -100,8 +114,9 @@ class RayExecutor:
     the states of those that come are sent with the call.
     """
 
-    def __init__(self, spec: HostSpec, weights: Any, request: Request, timeout_s: float) -> None:
-        """`weights`: the backbone's, as arrays, or as a reference to where Ray holds them already."""
+    def __init__(self, spec: HostSpec, weights: Any, request: Request, timeout_s: float, ready: Sequence[Any] = ()) -> None:
+        """`weights`: the backbone's, as arrays, or as a reference to where Ray holds them already. `ready`: actors from `started`."""
+        self.ready = list(ready)
         self.spec, self.request, self.timeout_s, self.stack = spec, request, timeout_s, 1
         self.shared_spec = ray.put(spec)
         self.weights = (
@@ -130,7 +145,7 @@ class RayExecutor:
                 self._revive(index, error)
 
     def _start(self, index: int) -> tuple[Any, Any]:
-        actor = ray.remote(num_cpus=self.cpus[index], num_gpus=self.request.gpus)(ClientActor).remote()
+        actor = self.ready.pop() if self.ready else _actor(self.cpus[index], self.request.gpus)
         return actor, actor.open.remote(self.shared_spec, self.weights, self.data, self.request.gpus)
 
     def _send(self, index: int) -> Any:

@@ -26,19 +26,22 @@ Event = Mapping[str, Any]
 class DriverActor:
     """Owns the strategy, the rounds and the run folder of one experiment; its clients are actors that it starts and ends."""
 
-    def run(self, values: Mapping[str, Any], out: str, resume: bool, notes: Mapping[str, Any]) -> Iterator[Event]:
-        """Stream the events of `experiment.run_experiment`."""
+    def run(
+        self, values: Mapping[str, Any], out: str, resume: bool, notes: Mapping[str, Any], request: resources.Request
+    ) -> Iterator[Event]:
+        """Stream the events of `experiment.run_experiment`. `request`: what the plan's clients need, as whoever checked it found."""
+        from raylora.cluster.client_actor import RayExecutor, started
+
+        ready = started(request)
         from raylora import config as configuration
         from raylora import experiment, planning
-        from raylora.cluster.client_actor import RayExecutor
 
         config = configuration.from_dict(values)
         plan = planning.make_plan(config)
         place = config.placement
 
         def executor(plan: planning.Plan) -> RayExecutor:
-            request = request_of(plan, available(), resume)
-            return RayExecutor(plan.spec, plan.weights, request, place.timeout_s)
+            return RayExecutor(plan.spec, plan.weights, request, place.timeout_s, ready)
 
         me = {"driver": {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}}
         yield from experiment.run_experiment(plan, Path(out), executor, resume=resume, notes={**me, **notes})
@@ -155,8 +158,11 @@ def _store_bytes(most: int = 1 << 30) -> int:
     return int(max(80 << 20, min(most, stats.f_bavail * stats.f_frsize // 4)))
 
 
-def run(values: Mapping[str, Any], out: Path, *, address: str | None, resume: bool, notes: Mapping[str, Any]) -> Iterator[Event]:
-    """Run one experiment in a driver actor and stream its events. Raises InputError or RunError as the experiment did."""
+def run(
+    values: Mapping[str, Any], out: Path, *, address: str | None, resume: bool, notes: Mapping[str, Any], request: resources.Request
+) -> Iterator[Event]:
+    """Run one experiment in a driver actor, its clients in the actors of `request`, and stream its events. Raises InputError or RunError as
+    the experiment did."""
     with session(address):
         kind = ray.remote(num_cpus=0)(DriverActor)
         here = ray.get_runtime_context().get_node_id()
@@ -165,7 +171,7 @@ def run(values: Mapping[str, Any], out: Path, *, address: str | None, resume: bo
         )  # the run folder is on this machine
         driver = kind.options(scheduling_strategy=strategy).remote()
         try:
-            for reference in driver.run.options(num_returns="streaming").remote(values, str(out), resume, notes):
+            for reference in driver.run.options(num_returns="streaming").remote(values, str(out), resume, notes, request):
                 yield ray.get(reference)
         except RayTaskError as error:
             raise _own(error.cause, out) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -58,7 +59,7 @@ def weights_by_round(run: Run) -> Picture | None:
     series: dict[str, dict[int, float]] = {}
     for record in run.records("round"):
         for client, weight in sorted((record.get("weights") or {}).items()):
-            series.setdefault(client, {})[int(record["round"])] = float(weight)
+            series.setdefault(client, {})[_counted(record)] = float(weight)
     if not series:
         return None
     title = "Rating weights by round" if run.strategy == "rate_my_lora" else "Aggregation weights by round"
@@ -108,7 +109,7 @@ def bytes_by_direction(run: Run) -> Picture | None:
     records = run.records("round")
     if not records:
         return None
-    rounds = [int(r["round"]) for r in records]
+    rounds = [_counted(r) for r in records]
     sums = {name: np.cumsum([int(r.get(key) or 0) for r in records]) for name, key in (("up", "bytes_up"), ("down", "bytes_down"))}
     title = "Traffic by direction"
 
@@ -161,7 +162,7 @@ def _series(records: Sequence[Mapping[str, object]], read) -> dict[str, dict[int
     for record in records:
         value = read(record)
         if value is not None:
-            series.setdefault(str(record["client"]), {})[int(record["round"])] = float(value)
+            series.setdefault(str(record["client"]), {})[_counted(record)] = float(value)
     return dict(sorted(series.items()))
 
 
@@ -193,6 +194,11 @@ def _ends(name: str, series: Series) -> str:
     if len(last) > MOST_LINES:
         return f"{name} in the last round: mean {np.mean(list(last.values())):.3f} over {len(last)} clients."
     return f"{name} in the last round: {listing((f'{client} {value:.3f}' for client, value in last.items()), MOST_LINES)}."
+
+
+def _counted(record: Mapping[str, Any]) -> int:
+    """Its round, for readers: from 1, as messages count."""
+    return int(record["round"]) + 1
 
 
 def _by_round(title: str, blocks: Mapping[str, Series]) -> Table:

@@ -28,7 +28,7 @@ def test_a_run_has_its_four_pictures_with_words_and_data(run):
     assert all(p.alt and p.data.rows for p in pictures.values())
     last = run.records("round")[-1]["weights"]
     assert f"canon {last['canon']:.3f}" in pictures["weights"].alt and pictures["weights"].title.startswith("Rating")
-    assert pictures["bytes"].data.rows[-1] == (4, 5 * 4 * 1_800_000, 5 * 4 * 3_600_000)
+    assert pictures["bytes"].data.rows[-1] == (5, 5 * 4 * 1_800_000, 5 * 4 * 3_600_000)
     assert "36 MB up and 72 MB down" in pictures["bytes"].alt
     assert pictures["cross_client"].data.rows[0][1:] == tuple(run.summary["cross_client"]["values"][0])
 
