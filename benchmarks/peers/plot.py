@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.work import WORKLOADS
 from raylora.report.table import Cell, Column, Table, decimal, to_markdown, words
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +105,14 @@ def note(several: Sequence[dict[str, Any]]) -> str:
     some = several[0]
     machine, repeats = some["machine"], min(found["repeats"] for found in several)
     gap = max(found["largest_loss_difference"] for found in several)
+    works = [WORKLOADS[name] for name in dict.fromkeys(found["workload"] for found in several)]
+    described = "; ".join(
+        f"{w.name}: {w.samples} volumes of {' x '.join(map(str, w.image))} a client, batch {w.batch}, {w.depth} blocks of width {w.width}, "
+        f"LoRA of rank {w.rank} in {'all' if w.adapted == w.depth else f'the last {w.adapted}'}"
+        for w in works
+    )
     return (
+        f"{described}. Every client trains an epoch in every round. "
         f"Seconds a round after the first (in brackets: the share of the machine's own measured rate at the workload's matrix product that the "
         f"round's arithmetic comes to; what raylora keeps or leaves out is counted as if it were computed), medians of at least {repeats} "
         f"interleaved runs. Then how many times as fast raylora is, "
@@ -153,7 +161,7 @@ def picture(several: Sequence[dict[str, Any]], path: Path) -> None:
 
     panels = (
         ("Rounds a second, bare loop = 1", speed, "linear"),
-        ("Seconds to the end of the first round", lambda found, name: found["systems"][name]["seconds_to_first_round"], "log"),
+        ("Seconds to the end of the first round", lambda found, name: found["systems"][name]["seconds_to_first_round"], "linear"),
         ("Peak memory of all processes, GB", lambda found, name: found["systems"][name]["peak_pss_mb"] / 1e3, "linear"),
     )
     figure, axes = plt.subplots(1, len(panels), figsize=(15, 4.4), layout="constrained")
