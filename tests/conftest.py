@@ -13,8 +13,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that was sta
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first, then the slow ones, those that start Ray last: what is broken shows early."""
-    items.sort(key=lambda item: 2 if item.get_closest_marker("ray") else 1 if item.get_closest_marker("slow") else 0)
+    """Fast tests first, then the slow ones, those that start Ray last: what is broken shows early. Of the last ones those that may take
+    longest come first, or one of several processes would wait for another's at the end."""
+
+    def place(item: pytest.Item) -> tuple[int, float, bool]:
+        slow, timeout = item.get_closest_marker("slow") is not None, item.get_closest_marker("timeout")
+        if item.get_closest_marker("ray") is None:
+            return int(slow), 0.0, False
+        return 2, -float(timeout.args[0] if timeout else 0), not slow
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

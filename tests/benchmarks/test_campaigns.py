@@ -35,12 +35,14 @@ def test_killed_while_checkpoints_are_written(tmp_path, data):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_small_storm_on_three_nodes(tmp_path, data):
     found = campaign("storm", tmp_path, data, "--kills", "2", "--torn", "0")["cluster"]
     assert found["same"] and found["kills"] >= 1 and [run["victim"] for run in found["runs"]] == ["client", "driver"]
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("search", ["grid", "asha"])
 def test_a_sweep_that_is_killed_goes_on(tmp_path, data, search):
     found = campaign("sweep_storm", tmp_path, data, "--search", search, "--kills", "1", "--no-undisturbed", "--no-cluster")
@@ -50,6 +52,7 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path, data, search):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_sweep_on_two_nodes(tmp_path, data):
     found = campaign("sweep_storm", tmp_path, data, "--search")
     assert found["same"] and found["cluster"]["nodes_of_each_trial"] == [2] * 4
@@ -65,6 +68,7 @@ def test_a_trial_that_is_not_its_plain_run_is_named(tmp_path, data):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_small_soak(tmp_path, data):
     found = campaign("soak", tmp_path, data, "--rounds", "24", "--kills", "2")
     assert found["same"] and sum(found["kills"].values()) >= 1 and found["files"]["most"] < 60
