@@ -74,7 +74,7 @@ TINY = {"size": "w1", "image": (16, 16, 4), "patch": (16, 16, 4), "width": 384, 
 WORKLOADS: Mapping[str, Workload] = {
     work.name: work
     for work in (
-        Workload(name="W0", **TINY, samples=2, batch=2, clients=8, rounds=12),  # hardly any work, 1.5 MB to send: what a round itself costs
+        Workload(name="W0", **TINY, samples=2, batch=2, clients=8, rounds=6),  # hardly any work, 1.5 MB to send: what a round itself costs
         Workload(name="W1", **SMALL, samples=16, batch=8, clients=64, rounds=5),
         Workload(name="W1s", **SMALL, samples=4, batch=2, clients=64, rounds=5),
         Workload(name="W2", **LARGE, adapted=12, samples=16, batch=4, clients=8, rounds=3),
