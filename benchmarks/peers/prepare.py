@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.work import CHANNELS, RATE, SCALING, SEED, WORKLOADS, volume_of
+from benchmarks.peers.work import CHANNELS, SCALING, SEED, WORKLOADS, volume_of
 from raylora import config as configuration
 from raylora import planning
 from raylora.config import Config
@@ -56,7 +56,7 @@ def config(path: Path, workload: str, rounds: int, overrides: tuple[str, ...] = 
         },
         "lora": {"rank": work.rank, "alpha": SCALING * work.rank, "blocks": work.adapted},
         "strategy": {"name": "fedit"},
-        "training": {"rounds": rounds, "local_epochs": 1, "batch_size": work.batch, "lr": RATE},
+        "training": {"rounds": rounds, "local_epochs": 1, "batch_size": work.batch, "lr": work.rate},
         "evaluation": {"every": 0, "overlays": 0},
         "tracking": {"uri": None},
     }

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.work import RATE, Folder, Model, Report
+from benchmarks.peers.work import Folder, Model, Report
 
 
 def start(folder: Folder) -> None:
@@ -108,7 +108,7 @@ def work(folder: Folder) -> None:
         ),
         SimulatedBackend(Clients(), Clients(), postprocessors=[WeightByDatapoints()]),
         made,
-        NNTrainHyperParams(local_batch_size=folder.work.batch, local_num_epochs=1, local_learning_rate=RATE),
+        NNTrainHyperParams(local_batch_size=folder.work.batch, local_num_epochs=1, local_learning_rate=folder.work.rate),
         callbacks=[Reported()],
         send_metrics_to_platform=False,
     )

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from benchmarks.processes import cpu_seconds
 
-SCALING, RATE, CHANNELS, CLASSES, SEED = 2.0, 1e-3, 2, 5, 0
+SCALING, CHANNELS, CLASSES, SEED = 2.0, 2, 5, 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ class Workload:
     clients: int
     rounds: int
     rank: int = 4
+    rate: float = 1e-3  # of AdamW
     distinct: int | None = None  # volumes on disk, which clients share; None: each its own
 
     @property
@@ -74,7 +75,9 @@ TINY = {"size": "w1", "image": (16, 16, 4), "patch": (16, 16, 4), "width": 384, 
 WORKLOADS: Mapping[str, Workload] = {
     work.name: work
     for work in (
-        Workload(name="W0", **TINY, samples=2, batch=2, clients=8, rounds=6),  # hardly any work, 1.5 MB to send: what a round itself costs
+        Workload(
+            name="W0", **TINY, rate=1e-5, samples=2, batch=2, clients=8, rounds=20
+        ),  # hardly any work, 1.5 MB to send: what a round itself costs
         Workload(name="W1", **SMALL, samples=16, batch=8, clients=64, rounds=5),
         Workload(name="W1s", **SMALL, samples=4, batch=2, clients=64, rounds=5),
         Workload(name="W2", **LARGE, adapted=12, samples=16, batch=4, clients=8, rounds=3),
@@ -173,7 +176,7 @@ class Model:
 
     def __init__(self, folder: Folder) -> None:
         start = np.load(folder.path / "start.npz")
-        self.network = ViT(folder.work)
+        self.network, self.rate = ViT(folder.work), folder.work.rate
         state = {name: torch.from_numpy(start[name]) for name in start.files}
         self.network.load_state_dict({ours: state[ours.replace(".base.", ".")] for ours in self.network.state_dict()})
         trained = dict(sorted((n, p) for n, p in self.network.named_parameters() if p.requires_grad))
@@ -186,7 +189,7 @@ class Model:
     def local_epoch(self, received: Tensor, images: np.ndarray, labels: np.ndarray, batch: int) -> tuple[Tensor, float, int]:
         """Train one client on its samples, in their order, from what it received: what it sends, its mean loss, its steps."""
         self.flat.copy_(received)
-        optimiser = torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=0.0, fused=True)
+        optimiser = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=0.0, fused=True)
         losses = []
         for first in range(0, len(images), batch):
             loss = self.network.loss(torch.from_numpy(images[first : first + batch]), torch.from_numpy(labels[first : first + batch]))
