@@ -162,7 +162,7 @@ def picture(several: Sequence[dict[str, Any]], path: Path) -> None:
     panels = (
         ("Rounds a second, bare loop = 1", speed, "linear"),
         ("Seconds to the end of the first round", lambda found, name: found["systems"][name]["seconds_to_first_round"], "linear"),
-        ("Peak memory of all processes, GB", lambda found, name: found["systems"][name]["peak_pss_mb"] / 1e3, "linear"),
+        ("Peak memory of all processes, GB", lambda found, name: (found["systems"][name]["peak_pss_mb"] or float("nan")) / 1e3, "linear"),
     )
     figure, axes = plt.subplots(1, len(panels), figsize=(15, 4.4), layout="constrained")
     width = 0.8 / len(names)
