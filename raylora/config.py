@@ -213,9 +213,7 @@ class Training(Section):
     augment: Share = 0.0  # strength; 0: none
     threads: Threads = 1  # of torch in each actor; changes bits
     stack: Count | Literal["auto"] = 1  # clients trained in one pass; auto: measured once, written to the run's config.yaml
-    cache: Annotated[Literal["off", "auto", "fp32", "bf16"], BeforeValidator(_off)] = (
-        "auto"  # what precedes the first trained stage; auto: as computed, where it pays
-    )
+    cache: Kept = "auto"  # what precedes the first trained stage; auto: as computed, where it pays
     cached_views: Count | None = None  # with augment: so many random views of each sample are kept, and training draws from them
     cache_gb: Positive = 20.0  # of all kept features, in data.cache; the oldest make room
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
