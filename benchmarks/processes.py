@@ -51,8 +51,19 @@ def cpu_seconds(pid: int) -> float:
 
 def pss(pid: int) -> int:
     """The proportional set size of a process in bytes, 0 if it has ended."""
+    return _rolled_up(pid).get("Pss", 0)
+
+
+def held(pid: int) -> int:
+    """The part of `pss` that no file holds: unlike the pages of libraries it does not change with who else has them open."""
+    sizes = _rolled_up(pid)
+    return sizes.get("Pss_Anon", 0) + sizes.get("Pss_Shmem", 0)
+
+
+def _rolled_up(pid: int) -> dict[str, int]:
+    """What the kernel says of a process's memory, in bytes; empty if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+        return {}
+    return {name: 1024 * int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines[1:])}

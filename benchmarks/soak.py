@@ -4,9 +4,10 @@
     python -m benchmarks.soak --rounds 120 --kills 4
 
 One tiny federation (private adapters and a client sample, so that there is something to lose), its clients in two actors, on a Ray of its
-own. At random moments a client actor or the driver is killed; a run that ends is resumed. Every ten rounds the memory (PSS) of every process
-and the number and size of the run folder's files are noted. Flat: over the second half of the rounds, the slope of each kind of process,
-taken over the life of one process, adds less than 10 % in a thousand rounds. Writes benchmarks/results/soak.json.
+own. At random moments a client actor or the driver is killed; a run that ends is resumed. Every ten rounds the memory of every process (what
+is its own or shared, without the pages of files) and the number and size of the run folder's files are noted. Flat: over the second half of
+the rounds, the slope of each kind of process, taken over the life of one process, adds less than 10 % in a thousand rounds. Writes
+benchmarks/results/soak.json.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import small
-from benchmarks.processes import children, pss, title
+from benchmarks.processes import children, held, title
 from benchmarks.storm import record
 from raylora import launch
 from raylora.core.errors import MachineError
@@ -53,7 +54,7 @@ class Watch:
             files = [path for path in self.out.rglob("*") if path.is_file()]
             sizes = [path.stat().st_size for path in files if path.name != "rounds.jsonl" and path.exists()]
             self.seen.append(
-                {"round": t, "files": len(files), "bytes": sum(sizes), "memory": {p: pss(p) / 2**20 for p in self.processes()}}
+                {"round": t, "files": len(files), "bytes": sum(sizes), "memory": {p: held(p) / 2**20 for p in self.processes()}}
             )
         if (victim := self.due.pop(t, None)) is not None:
             there = [pid for pid, name in self.processes().items() if name == victim]

@@ -1,6 +1,7 @@
 """Short versions of the campaigns, and their arithmetic by hand."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_runs import GRID, tiny
 
-from benchmarks import audit, small, soak, sweep_storm
+from benchmarks import audit, processes, small, soak, sweep_storm
 
 
 @pytest.fixture
@@ -116,3 +117,14 @@ def test_losses_are_those_of_the_models_that_were_sent(tmp_path, prepared_folder
     for patient in ge.test:
         p, label = chosen[patient, "probability"], chosen[patient, "label"]
         assert found["shared"][patient] == pytest.approx(-np.log(p if label else 1 - p), rel=1e-6)
+
+
+def test_memory_that_is_held_is_not_that_of_open_files(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(64 << 20))
+    mapped = np.memmap(path, np.uint8, "r")
+    before, everything = processes.held(os.getpid()), processes.pss(os.getpid())
+    assert mapped.sum() == 0  # reads every page of it
+    assert processes.held(os.getpid()) - before < 16 << 20 and processes.pss(os.getpid()) - everything > 48 << 20
+    own = np.ones(64 << 20, np.uint8)
+    assert processes.held(os.getpid()) - before > 48 << 20 and own.all()
