@@ -58,6 +58,7 @@ class ClientActor:
         from raylora.federation import memory
         from raylora.federation.spec import build_host
 
+        self.host: Any = None  # that of an experiment before this one is not kept beside it
         if parcels is not None:
             spec = replace(spec, sets=tuple(str(travel.unpack(parcel, obtain.cache_folder(), ray.get)) for parcel in parcels))
         elif not all(travel.here(Path(folder), sha256) for folder, sha256 in zip(spec.sets, data, strict=True)):
@@ -114,9 +115,14 @@ class RayExecutor:
     the states of those that come are sent with the call.
     """
 
-    def __init__(self, spec: HostSpec, weights: Any, request: Request, timeout_s: float, ready: Sequence[Any] = ()) -> None:
-        """`weights`: the backbone's, as arrays, or as a reference to where Ray holds them already. `ready`: actors from `started`."""
-        self.ready = list(ready)
+    def __init__(
+        self, spec: HostSpec, weights: Any, request: Request, timeout_s: float, ready: list[Any] | None = None, *, keep: bool = False
+    ) -> None:
+        """`weights`: the backbone's, as arrays, or as a reference to where Ray holds them already. `ready`: actors from `started`, or of an
+        experiment before this one; those that are needed are taken from it. `keep`: at the end they come back to it, unless one of them
+        owes an answer."""
+        self.ready, self.keep = [] if ready is None else ready, keep
+        self.owed: set[Any] = set()  # answers that nobody has had yet
         self.spec, self.request, self.timeout_s, self.stack = spec, request, timeout_s, 1
         self.shared_spec = ray.put(spec)
         self.weights = (
@@ -145,7 +151,7 @@ class RayExecutor:
                 self._revive(index, error)
 
     def _start(self, index: int) -> tuple[Any, Any]:
-        actor = self.ready.pop() if self.ready else _actor(self.cpus[index], self.request.gpus)
+        actor = self.ready.pop(0) if self.ready else _actor(self.cpus[index], self.request.gpus)
         return actor, actor.open.remote(self.shared_spec, self.weights, self.data, self.request.gpus)
 
     def _send(self, index: int) -> Any:
@@ -212,10 +218,13 @@ class RayExecutor:
         self.home = {client: index for index, group in enumerate(self.request.groups) for client in group}
 
     def _ask(self, index: int, ask: Callable[[Any], Any]) -> Asked:
-        return Asked(index, self.actors[index], ask, ask(self.actors[index]))
+        asked = Asked(index, self.actors[index], ask, ask(self.actors[index]))
+        self.owed.add(asked.answer)
+        return asked
 
     def _again(self, asked: Asked, error: Exception) -> Asked:
         """The same, asked of the actor in the place of the one that was lost, which is started unless it has been."""
+        self.owed.discard(asked.answer)
         if self.actors[asked.index] is asked.actor:
             self._revive(asked.index, error)
         return self._ask(asked.index, asked.ask)
@@ -223,7 +232,9 @@ class RayExecutor:
     def _answer(self, asked: Asked, what: str) -> Any:
         while True:
             try:
-                return ray.get(asked.answer, timeout=self.timeout_s)
+                value = ray.get(asked.answer, timeout=self.timeout_s)
+                self.owed.discard(asked.answer)
+                return value
             except GetTimeoutError:
                 raise MachineError(f"{what}: no answer for {self.timeout_s:g} s (placement.timeout_s)") from None
             except LOST as error:
@@ -270,6 +281,7 @@ class RayExecutor:
             who = f"round {stack[0][1].task.round + 1}, client {', '.join(client for client, _ in stack)}"
             try:
                 outcomes: list[Outcome] = unpack(ray.get(ready[0]))
+                self.owed.discard(ready[0])
                 self.losses[asked.index] = 0
             except LOST as error:
                 under_way[number] = self._again(asked, error)
@@ -316,6 +328,9 @@ class RayExecutor:
         ]
 
     def close(self) -> None:
+        if self.keep and not self.owed:
+            self.ready += self.actors
+            return
         for actor in self.actors:
             with contextlib.suppress(Exception):  # if Ray itself has gone, so have its actors; what ended the run is told
                 ray.kill(actor)

@@ -56,12 +56,13 @@ class DriverActor(tune.Trainable):
         return tune.PlacementGroupFactory([driver, *[actor for _ in place.request.groups]], strategy="PACK")
 
     def setup(self, config: dict[str, Any]) -> None:
-        self.trial = _running(config["place"])
+        self.ready: list[Any] = []  # clients' actors while no trial has them
+        self.trial = _running(config["place"], self.ready)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The next trial in the same process."""
-        self.cleanup()
-        self.trial = _running(new_config["place"])
+        """The next trial in the same processes: Tune gives a driver only trials that need what the one before it needed."""
+        self._end()
+        self.trial = _running(new_config["place"], self.ready)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -81,7 +82,12 @@ class DriverActor(tune.Trainable):
         }
 
     def cleanup(self) -> None:
-        """Called for a trial that was stopped, and for one that has ended."""
+        """Called for a trial that was stopped, and for one that has ended, when no other is to follow here."""
+        self._end()
+        for actor in self.ready:
+            ray.kill(actor)
+
+    def _end(self) -> None:
         self.trial.prune()
         self.trial.close()
 
@@ -104,8 +110,11 @@ class Place:
         return f"trial {self.number}"  # Tune makes names of it
 
 
-def _running(place: Place) -> Any:
-    from raylora.cluster.client_actor import RayExecutor
+def _running(place: Place, ready: list[Any]) -> Any:
+    """The trial, its clients in the actors that are `ready`: those of the trial before it, if it has left them."""
+    from raylora.cluster.client_actor import RayExecutor, started
+
+    ready += [] if ready else started(place.request)
     from raylora.models.peft import hash_of
     from raylora.planning import Plan
     from raylora.sweep.trial import RunningTrial
@@ -114,7 +123,7 @@ def _running(place: Place) -> Any:
 
     def executor(plan: Plan) -> RayExecutor:
         weights = place.backbones.get(hash_of(plan.weights), plan.weights)
-        return RayExecutor(plan.spec, weights, place.request, plan.config.placement.timeout_s)
+        return RayExecutor(plan.spec, weights, place.request, plan.config.placement.timeout_s, ready, keep=True)
 
     me = {"driver": {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}}
     folder.mkdir(parents=True, exist_ok=True)

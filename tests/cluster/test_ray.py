@@ -51,6 +51,29 @@ def test_one_actor_for_all_clients(runs, prepared_folder, tmp_path):
     same_run(found, runs("disease", **RATE))
 
 
+def test_actors_that_are_kept_do_another_experiment_as_new_ones_would(runs, prepared_folder, tmp_path):
+    waiting, pids = [], []
+
+    class Kept(RayExecutor):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, waiting, keep=True)
+            assert not waiting
+            pids.append([actor["pid"] for actor in self.describe()])
+
+    for number, (task, overrides) in enumerate([("disease", RATE), ("segmentation", {}), ("disease", RATE)]):
+        found, _ = on_ray(tiny(prepared_folder, task, **overrides, placement={"clients_per_actor": 4}), tmp_path / str(number), Kept)
+        same_run(found, runs(task, **overrides))
+    assert pids[0] == pids[1] == pids[2]
+    ray.kill(waiting[0])  # lost while it waits: it is started again like any other
+    found, executor = on_ray(tiny(prepared_folder, "disease", **RATE, placement={"clients_per_actor": 4}), tmp_path / "lost", Kept)
+    assert found.hashes == runs("disease", **RATE).hashes and executor.describe()[0]["restarts"] == 1
+    executor.owed.add("an answer")
+    executor.close()
+    assert len(waiting) == 1, "one that owes an answer is not kept"
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(waiting[0].probe.remote(1))
+
+
 class Stopping(RayExecutor):
     """One actor stops in the second round (SIGSTOP): it lives, holds its memory and answers nothing."""
 

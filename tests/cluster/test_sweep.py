@@ -83,6 +83,13 @@ def test_trials_are_plain_runs_within_what_was_reserved(prepared_folder, tmp_pat
     assert len(alive()) == before
     assert not ray.util.placement_group_table() or all(g["state"] == "REMOVED" for g in ray.util.placement_group_table().values())
 
+    processes = {}  # of clients, by that of the driver they were with
+    for row in found["trials"]:
+        summary = summary_of(out / row["folder"])
+        processes.setdefault(summary["driver"]["pid"], []).append([actor["pid"] for actor in summary["actors"]])
+    assert len(processes) < 4, "a driver has more than one trial"
+    assert all(pids == first for first, *others in processes.values() for pids in others), "and so have its clients' actors"
+
     best = found["best"]
     means = {rank: sum(r["objective"] for r in found["trials"] if r["values"]["lora.rank"] == rank) / 2 for rank in (1, 2)}
     assert best["values"]["lora.rank"] == max(means, key=means.get)
