@@ -1,4 +1,4 @@
-"""A stress campaign as the command starts it: its experiments one after the other on one Ray, remembered in a ledger, ended with its page."""
+"""A stress campaign as the command starts it: planned as a whole, its experiments trials of Ray Tune behind a ledger, ended with its page."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from raylora.core.errors import InputError, RunError
 from raylora.report.stress import Ended, campaign, write_campaign
 from raylora.stress import Stress, Trial
 from raylora.sweep.ledger import Ledger, plain
+from raylora.sweep.needs import Needs
+from raylora.sweep.search import Listed
+from raylora.sweep.space import METRICS
+from raylora.sweep.state import summary_of
 from raylora.tracking.record import write_json
 
 OnEvent = Callable[[Mapping[str, Any]], None]
@@ -30,45 +34,103 @@ def stress(
     """Run a campaign, or go on with it; its folder and what came of it.
 
     An experiment that is refused (a strategy that cannot work so) or that fails is a result, with its reason on the page. Raises InputError
-    for a file that is wrong, or if every experiment is refused.
+    for a file that is wrong, if nothing fits the machine, or if every experiment is refused.
     """
-    from raylora.cluster import driver
+    from raylora.cluster import driver, resources
+    from raylora.cluster import sweep as tune
+    from raylora.cluster.mapper import ray_map
 
     settings = space.load(path, overrides)
     base = launch.absolute(configuration.from_dict(settings.base), Path.cwd())
     settings = settings.model_copy(update={"base": base.as_dict()})
     out = (out or Path("runs") / settings.name).resolve()
-    if not (out / "ledger.jsonl").exists():
-        launch.refuse_used(out)
     listed = space.trials(settings)
-    with contextlib.closing(Ledger(out, settings.sha256())) as ledger:
-        (out / "stress.yaml").write_text(configuration.dump(settings), encoding="utf-8")
-        left = [trial for trial in listed if trial.number not in ledger.of("end")]
-        with driver.session(address) if left else contextlib.nullcontext():
-            for trial in left:
-                on_event({"event": "note", "text": f"experiment {trial.number + 1} of {len(listed)}: {trial.said}"})
-                status, why = _conducted(settings, trial, out / "trials" / trial.folder, address, on_event)
-                ledger.append({"kind": "end", "number": trial.number, "status": status, "why": why})
+    with contextlib.ExitStack() as ending:
+        if (out / "ledger.jsonl").exists():
+            ledger = ending.enter_context(contextlib.closing(Ledger(out, settings.sha256())))
+        else:
+            launch.refuse_used(out)
+            ledger = None
+        left = [trial for trial in listed if ledger is None or trial.number not in ledger.of("end")]
+        if left:
+            mapper = ray_map(lambda: ending.enter_context(driver.session(address)))
+            if address is not None:
+                ending.enter_context(driver.session(address))
+            needs = Needs(settings.config, driver.available() if driver.connected() else resources.local(), mapper)
+            requests, refused = _planned(needs, left, on_event)
+            if len(refused) == len(listed):
+                raise InputError(f"{path}: every experiment was refused; the first: {next(iter(refused.values()))}")
+            concurrent = tune.at_once(list(requests.values()), needs.has, None) if requests else 0
+            if ledger is None:
+                ledger = ending.enter_context(contextlib.closing(Ledger(out, settings.sha256())))
+            (out / "stress.yaml").write_text(configuration.dump(settings), encoding="utf-8")
+            for number, why in refused.items():
+                ledger.append({"kind": "end", "number": number, "status": "refused", "why": why})
+            possible = [trial for trial in left if trial.number in requests]
+            ending.enter_context(driver.session(address))
+            _conduct(settings, listed, possible, ledger, out, needs, concurrent, on_event)
+        assert ledger is not None
         ends = ledger.of("end")
-    if all(end["status"] == "refused" for end in ends.values()):
-        raise InputError(f"{path}: every experiment was refused; the first: {ends[0]['why']}")
     on_event({"event": "phase", "text": "writing the page"})
     return out, _ended(settings, listed, ends, out)
 
 
-def _conducted(settings: Stress, trial: Trial, folder: Path, address: str | None, on_event: OnEvent) -> tuple[str, str]:
-    """(how it ended, and why if not well). A folder that an interruption left is gone on with."""
+def _planned(needs: Needs, left: Sequence[Trial], on_event: OnEvent) -> tuple[dict[int, Any], dict[int, str]]:
+    """({trial: its actors}, {trial: why it is refused})."""
+    requests, refused = {}, {}
+    for done, trial in enumerate(left, 1):
+        try:
+            requests[trial.number] = needs(trial)[1]
+        except InputError as error:
+            refused[trial.number] = str(error)
+        on_event({"event": "progress", "text": "checking experiments", "done": done, "total": len(left)})
+    return requests, refused
+
+
+def _conduct(
+    settings: Stress,
+    listed: Sequence[Trial],
+    left: Sequence[Trial],
+    ledger: Ledger,
+    out: Path,
+    needs: Needs,
+    concurrent: int,
+    on_event: OnEvent,
+) -> None:
+    """Run what is left, as many at once as fit."""
+    from raylora.cluster import sweep as tune
+
+    def told(what: str, trial: Any, result: Mapping[str, Any]) -> None:
+        if what not in ("finished", "failed"):
+            return
+        done = len(ledger.of("end"))
+        said = f"experiment {trial.number + 1} of {len(listed)} {what}: {trial.said}"
+        on_event({"event": "note", "text": said + (f": {result['error']}" if what == "failed" else "")})
+        on_event({"event": "progress", "text": "experiments", "done": done, "total": len(listed)})
+        if what == "finished" and settings.base["tracking"]["uri"] is not None:
+            _track(out / "trials" / trial.folder, on_event)
+
+    begun = ledger.of("trial")
+    on_event({"event": "progress", "text": "experiments", "done": len(listed) - len(left), "total": len(listed)})
+    tune.run(
+        ledger,
+        Listed([trial for trial in left if trial.number not in begun]),
+        [trial for trial in left if trial.number in begun],
+        out / "trials",
+        needs,
+        needs.backbones,
+        metric=METRICS[settings.base["task"]][0],
+        concurrent=concurrent,
+        told=told,
+    )
+
+
+def _track(folder: Path, on_event: OnEvent) -> None:
+    """An experiment into MLflow, as a run of its own; what cannot be reached ends no campaign."""
     try:
-        if (folder / "config.yaml").is_file():
-            if not (folder / "report.html").is_file():
-                launch.run(configuration.load(folder / "config.yaml"), folder, address=address, on_event=on_event, resume=True)
-        else:
-            launch.run(settings.config(trial), folder, address=address, on_event=on_event)
-    except InputError as error:
-        return "refused", str(error)
-    except RunError as error:
-        return "failed", str(error)
-    return "finished", ""
+        launch.upload(folder)
+    except (InputError, RunError) as error:
+        on_event({"event": "note", "text": f"{error}; `raylora upload {folder}` brings the record later"})
 
 
 def _ended(settings: Stress, listed: Sequence[Trial], ends: Mapping[int, Any], out: Path) -> Any:
@@ -80,7 +142,7 @@ def _ended(settings: Stress, listed: Sequence[Trial], ends: Mapping[int, Any], o
             levels=tuple(trial.levels.values()),
             seed=trial.seed,
             status=ends[trial.number]["status"],
-            why=ends[trial.number]["why"],
+            why=ends[trial.number].get("why") or str(summary_of(out / "trials" / trial.folder).get("error", "")),
             folder=out / "trials" / trial.folder,
         )
         for trial in listed

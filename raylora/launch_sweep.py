@@ -9,49 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from raylora import config as configuration
 from raylora import launch
 from raylora.config import Config
 from raylora.core.errors import InputError
 from raylora.sweep import space
 from raylora.sweep.ledger import Ledger, plain
+from raylora.sweep.needs import Needs
 from raylora.sweep.search import replayed
 from raylora.sweep.space import Sweep, Trial
 from raylora.sweep.state import state, summary_of
 from raylora.tracking.record import write_json
 
 OnEvent = Callable[[Mapping[str, Any]], None]
-
-
-class Needs:
-    """What each trial needs, found by planning it as `run` would; trials that differ in their seed alone are planned once."""
-
-    def __init__(self, sweep: Sweep, has: Any, mapper: Any) -> None:
-        self.sweep, self.has, self.mapper = sweep, has, mapper
-        self.backbones: dict[str, Mapping[str, np.ndarray]] = {}  # by hash
-        self.data: dict[int, str] = {}  # trial -> data_sha256
-        self._known: dict[str, tuple[Any, str]] = {}
-
-    def __call__(self, trial: Trial) -> tuple[Config, Any]:
-        """Configuration and actors of a trial. Raises InputError naming the trial."""
-        from raylora import planning
-        from raylora.cluster import driver, sweep
-        from raylora.models.peft import hash_of
-
-        config = self.sweep.config(trial.values, trial.seed, trial.number)
-        key = configuration.dump(config.model_copy(update={"seed": 0, "name": "trial"}))
-        if key not in self._known:
-            try:
-                plan = planning.make_plan(config, lambda what, done, total: None, self.mapper)
-                request = driver.request_of(plan, sweep.share(config, self.has, self.sweep.limits.concurrent))
-            except InputError as error:
-                raise InputError(f"trial {trial.number} ({space.said(trial.values)}): {error}") from None
-            self.backbones.setdefault(hash_of(plan.weights), plan.weights)
-            self._known[key] = request, plan.data_sha256
-        request, self.data[trial.number] = self._known[key]
-        return config, request
 
 
 def sweep(
@@ -80,11 +50,15 @@ def sweep(
         mapper = ray_map(lambda: ending.enter_context(driver.session(address)))
         if address is not None:
             ending.enter_context(driver.session(address))
-        needs = Needs(settings, driver.available() if driver.connected() else resources.local(), mapper)
+        has = driver.available() if driver.connected() else resources.local()
+        needs = Needs(lambda trial: settings.config(trial.values, trial.seed, trial.number), has, mapper, settings.limits.concurrent)
         listed = space.trials(settings) if settings.search.kind != "optuna" else []
         requests = []
         for number, trial in enumerate(listed, 1):
-            requests.append(needs(trial)[1])
+            try:
+                requests.append(needs(trial)[1])
+            except InputError as error:
+                raise InputError(f"trial {trial.number} ({space.said(trial.values)}): {error}") from None
             on_event({"event": "progress", "text": "checking trials", "done": number, "total": len(listed)})
         if not listed:  # the first suggestion stands for those to come
             requests.append(needs(Trial(0, space.example(settings), settings.repeats[0]))[1])
@@ -133,15 +107,15 @@ def _run(
         if len(ledger.of("end")) < total:
             show()
             tune.run(
-                settings,
                 ledger,
                 search,
                 unfinished,
                 out / "trials",
                 needs,
                 needs.backbones,
+                metric=settings.objective.metric,
+                judge=tune.scheduler(settings, rounds),
                 concurrent=concurrent,
-                max_rounds=rounds,
                 left_s=settings.limits.hours and settings.limits.hours * 3600,
                 told=told,
             )

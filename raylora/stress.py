@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +13,8 @@ from pydantic import Field
 from raylora import config as configuration
 from raylora.config import Config, Section
 from raylora.core.errors import InputError
-
-Values = Mapping[str, Any]
-"""Dotted key -> value."""
+from raylora.sweep.space import Trial as Overlaid
+from raylora.sweep.space import Values
 
 
 class Stress(Section):
@@ -36,22 +35,16 @@ class Stress(Section):
         """The experiment of one trial. Raises InputError."""
         origin = f"trial {trial.number} ({trial.said})"
         name = {"seed": trial.seed, "name": f"{self.name}-{trial.number:03d}"}
-        laid = configuration.laid_over(self.base, {**self.common, **self.strategies[trial.label], **trial.levels, **name}, origin)
+        laid = configuration.laid_over(self.base, {**trial.values, **name}, origin)
         return configuration.from_dict(laid, origin)
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One experiment."""
+class Trial(Overlaid):
+    """One experiment: what is common, its strategy and its levels are its values."""
 
-    number: int
     label: str  # of its strategy
     levels: Values  # dial -> level
-    seed: int
-
-    @property
-    def folder(self) -> str:
-        return f"{self.number:03d}"
 
     @property
     def said(self) -> str:
@@ -62,7 +55,10 @@ def trials(stress: Stress) -> list[Trial]:
     """All experiments: the levels of the dials outermost, then strategies, then seeds, so that what is compared is near in time."""
     levels = [dict(zip(stress.dials, values, strict=True)) for values in itertools.product(*stress.dials.values())]
     every = itertools.product(levels, stress.strategies, stress.seeds)
-    return [Trial(number, label, values, seed) for number, (values, label, seed) in enumerate(every)]
+    return [
+        Trial(number, {**stress.common, **stress.strategies[label], **values}, seed, label, values)
+        for number, (values, label, seed) in enumerate(every)
+    ]
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Stress:

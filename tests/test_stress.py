@@ -1,7 +1,5 @@
 """`raylora stress`: what a file expands into, what its page says, and a campaign that goes on where it was left."""
 
-import contextlib
-import json
 import math
 from pathlib import Path
 
@@ -9,14 +7,9 @@ import pytest
 import yaml
 from small_runs import settings
 
-from raylora import cli, experiment, launch_stress, planning, stress
 from raylora import config as configuration
-from raylora.cluster import driver
+from raylora import launch_stress, stress
 from raylora.core.errors import InputError
-from raylora.federation.executor import InProcess
-from raylora.federation.spec import build_host
-from raylora.report import html
-from raylora.report.runs import find_runs
 
 SHIPPED = sorted((Path(__file__).resolve().parent.parent / "configs" / "stress").glob("*.yaml"))
 STRATEGIES = {"mean": {"strategy": {"name": "fedit"}}, "median": {"strategy": {"name": "fedit", "reduce": "median"}}}
@@ -97,74 +90,11 @@ def test_the_shipped_ones_are_those_that_are_named():
 # ---- a campaign
 
 
-@pytest.fixture
-def no_ray(monkeypatch):
-    """Experiments in this process; {"runs": how many were started, "stop": raise after so many}."""
-    told = {"runs": 0, "stop": math.inf}
-
-    def drive(values, out, *, address, resume, notes, request):
-        told["runs"] += 1
-        plan = planning.make_plan(configuration.from_dict(values))
-        for event in experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes):
-            if event["event"] == "round" and told["runs"] > told["stop"]:
-                raise KeyboardInterrupt
-            yield event
-
-    monkeypatch.setattr(driver, "run", drive)
-    monkeypatch.setattr(driver, "session", lambda address: contextlib.nullcontext())
-    monkeypatch.setattr(driver, "request_of", lambda plan, has, resume: None)
-    monkeypatch.setattr(driver, "available", lambda: None)
-    monkeypatch.setattr(html, "write_report", lambda folder: (folder / "report.html").write_text("page"))
-    return told
-
-
-def call(*words: object) -> int:
-    return cli.guarded(lambda: cli.app([str(word) for word in words], standalone_mode=False))
-
-
-@pytest.mark.slow
-def test_a_campaign_from_the_command_line_to_its_page(no_ray, prepared_folder, tmp_path, monkeypatch, capsys):
-    """Interrupted in its third experiment, it goes on there; what a method cannot do is a gap with its reason."""
-    monkeypatch.chdir(tmp_path)
-    base = settings(prepared_folder, clients={"by": "iid", "count": 5}, training={"rounds": 1, "local_steps": 2, "lr": 0.02})
-    krum = {"strategy": {"name": "fedit", "reduce": {"name": "krum", "f": 1}}, "sampling": {"kind": "uniform", "fraction": 0.5}}
-    dials = {"faults.byzantine": [0.0, 0.2], "faults.dropout": [0.0, 0.5]}
-    common = {"faults.strength": 10.0, "network.step_s": 1.0}
-    written(tmp_path, base, strategies={**STRATEGIES, "Krum": krum}, dials=dials, common=common, name="two")
-    no_ray["stop"] = 2
-    assert call("stress", "stress.yaml", "--output", "out") == 130
-    assert no_ray["runs"] == 3 and "Traceback" not in capsys.readouterr().err
-    no_ray["stop"] = math.inf
-    assert call("stress", "stress.yaml", "--output", "out", "--json") == 0
-    out, err = capsys.readouterr()
-    assert no_ray["runs"] == 3 + 6 and "Traceback" not in err, "eight can run, one of them in two starts"
-    found = json.loads(out.splitlines()[-1], parse_constant=pytest.fail)
-    assert found == json.loads((tmp_path / "out" / "stress.json").read_text()) and "stress.html" in out
-    assert [e["status"] for e in found["experiments"]] == ["finished", "finished", "refused"] * 4, found["experiments"]
-    assert all("at least 5 clients in every round" in e["why"] for e in found["experiments"] if e["status"] == "refused")
-    by = {(c["strategy"], c["held"]): c for c in found["curves"]}
-    assert by["Krum", 0.0]["area"]["value"] is None and all(p["mean"] is None for p in by["Krum", 0.0]["points"])
-    for trial in find_runs([tmp_path / "out"]):
-        number = int(trial.folder.name)
-        point = by[("mean", "median")[number % 3], trial.config["faults"]["dropout"]]["points"][trial.config["faults"]["byzantine"] > 0]
-        own = trial.summary["final"]["dice"]
-        assert point["mean"]["value"] == pytest.approx(own["mean"]) and point["mean"]["n"] == own["n"]
-        assert point["worst"]["value"] == pytest.approx(min(own["per_client"].values()))
-        assert point["virtual_seconds"] == trial.summary["virtual_seconds"] == 2.0
-    for curve in found["curves"]:
-        ends = [p["mean"] and p["mean"]["value"] for p in curve["points"]]
-        assert curve["area"]["value"] == (None if None in ends else pytest.approx(sum(ends) / 2))
-    page = (tmp_path / "out" / "stress.html").read_text()
-    assert "Robustness to faults.byzantine" in page and "at least 5 clients" in page and "https:" not in page
-    before = no_ray["runs"]
-    assert call("stress", "stress.yaml", "--output", "out") == 0 and no_ray["runs"] == before, "nothing is left to do"
-    assert call("stress", "stress.yaml", "training.lr=0.03", "--output", "out") == 2 and "holds another" in capsys.readouterr().err
-
-
-def test_a_campaign_whose_experiments_are_all_refused_says_why(no_ray, prepared_folder, tmp_path):
+def test_a_campaign_whose_experiments_are_all_refused_says_why(prepared_folder, tmp_path):
     path = written(tmp_path, settings(prepared_folder), strategies={"a": {"strategy": {"name": "flora"}, "sampling.buffer": 4}})
     with pytest.raises(InputError, match="every experiment was refused; the first: sampling.buffer: flora cannot work asynchronously"):
         launch_stress.stress(path, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_page_on_dials_has_every_key():

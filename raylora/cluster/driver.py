@@ -102,6 +102,8 @@ def available() -> resources.Available:
 
 # glibc would give every large tensor's pages back and fault them in again at the next step: a tenth of a training step on a CPU
 KEEP_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_TOP_PAD_": str(1 << 26)}
+# of a Ray of our own, which has no dashboard to show them: every process would keep more of them round by round
+NO_TASK_EVENTS = {"RAY_task_events_report_interval_ms": "0"}
 
 
 @contextlib.contextmanager
@@ -118,7 +120,7 @@ def session(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     if address is None:  # what Ray's processes are started with
-        for name, value in KEEP_PAGES.items():
+        for name, value in (KEEP_PAGES | NO_TASK_EVENTS).items():
             os.environ.setdefault(name, value)
     try:
         with _own_sigterm():

@@ -184,11 +184,12 @@ class Seat:
 class Remembered(Unwritten, FIFOScheduler):
     """A scheduler of Tune's behind the ledger: every report and every pruning is written down before it takes effect."""
 
-    def __init__(self, sweep: Sweep, ledger: Ledger, max_rounds: int) -> None:
+    def __init__(self, inner: Any, ledger: Ledger) -> None:
+        """`inner`: from `scheduler`."""
         super().__init__()
         self.ledger = ledger
         self.known: set[int] = set()
-        self.inner = scheduler(sweep, max_rounds)
+        self.inner = inner
         self.reported: dict[
             tuple[int, int], str
         ] = {}  # (trial, round) -> what was decided: a trial that goes on reports its last round again
@@ -379,7 +380,6 @@ def at_once(requests: Sequence[Request], has: Available, limit: int | None) -> i
 
 
 def run(
-    sweep: Sweep,
     ledger: Ledger,
     search: Search,
     unfinished: Sequence[Trial],
@@ -387,14 +387,15 @@ def run(
     prepare: Callable[[Trial], tuple[Config, Request]],
     backbones: Mapping[str, Any],
     *,
+    metric: str,
+    judge: Any = None,
     concurrent: int,
-    max_rounds: int,
-    left_s: float | None,
+    left_s: float | None = None,
     told: Told,
 ) -> None:
     """Run what is left of a sweep on the Ray that is connected. `prepare` gives each trial's configuration and actors.
 
-    Raises RunError if Tune itself fails.
+    `metric`: what trials report of their validation patients; `judge`: from `scheduler`. Raises RunError if Tune itself fails.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -412,7 +413,7 @@ def run(
             config=config.as_dict(),
             config_sha256=config.sha256(),
             folder=str(folder / trial.folder),
-            metric=sweep.objective.metric,
+            metric=metric,
             until=pruned.get(trial.number),
             request=request,
             backbones=references,
@@ -429,7 +430,7 @@ def run(
         "on_step_end",
     )
     asked = trouble.watching(Asked(search, unfinished, ledger, place, folder), "suggest")
-    remembered = trouble.watching(Remembered(sweep, ledger, max_rounds), "on_trial_add", "on_trial_result", "on_trial_complete")
+    remembered = trouble.watching(Remembered(judge, ledger), "on_trial_add", "on_trial_result", "on_trial_complete")
     storage = Path(tempfile.mkdtemp(prefix="raylora-tune-"))
     try:
         tuner = tune.Tuner(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -20,10 +21,10 @@ class Search(Protocol):
 
 
 class Listed:
-    """A grid or a seeded random search: known in full before it starts."""
+    """A grid, a seeded random search, a campaign: known in full before it starts."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        self.trials = trials(sweep)
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        self.trials = trials
         self.given = 0
 
     def next(self) -> Trial | None:
@@ -96,7 +97,7 @@ def replayed(sweep: Sweep, ledger: Ledger) -> tuple[Search, list[Trial]]:
 
     The ledger's values hold: if the search would choose others today (another version of Optuna), the chosen trials stay as they are.
     """
-    search: Search = Suggested(sweep) if sweep.search.kind == "optuna" else Listed(sweep)
+    search: Search = Suggested(sweep) if sweep.search.kind == "optuna" else Listed(trials(sweep))
     known: dict[int, Trial] = {}
     for line in ledger.lines:
         if line["kind"] == "trial":

@@ -76,18 +76,33 @@ def test_a_small_soak(tmp_path, data):
 
 
 def test_growth_of_memory_is_that_of_one_process_once_it_has_settled():
-    def watched(*looks):
-        return SimpleNamespace(seen=[{"round": t, "memory": memory} for t, memory in looks])
+    def growth(*looks, kinds):
+        return soak.growth(SimpleNamespace(seen=[{"round": t, "memory": memory} for t, memory in looks], kinds=kinds))
 
-    flat = watched(*((t, {1: 100.0 if t >= 50 else t, 2: 200.0}) for t in range(0, 1000, 10)))
-    assert soak.growth(flat) == {"most_mib": 200.0, "processes": 2, "steepest_growth_in_1000_rounds": 0.0, "flat": True}
-    leaking = watched(*((t, {1: 1000.0 + t}) for t in range(0, 1000, 10)))
-    found = soak.growth(leaking)
-    assert not found["flat"] and found["steepest_growth_in_1000_rounds"] == pytest.approx(
-        1000 / 1545, abs=1e-3
-    )  # the mean from round 100 on
-    replaced = watched(*((t, {t // 300: 100.0 + t % 300}) for t in range(0, 900, 10)))
-    assert not soak.growth(replaced)["flat"], "a new process does not hide it"
+    kinds = {1: "driver", 2: "client"}
+    flat = growth(*((t, {1: 100.0 if t >= 50 else t + 1.0, 2: 200.0}) for t in range(0, 1000, 10)), kinds=kinds)
+    assert flat == {
+        "client": {"processes": 1, "most_mib": 200.0, "mib_in_1000_rounds": 0.0},
+        "driver": {"processes": 1, "most_mib": 100.0, "mib_in_1000_rounds": 0.0},
+        "flat": True,
+    }
+    leaking = growth(*((t, {1: 100.0 + t / 50, 2: 200.0}) for t in range(0, 1000, 10)), kinds=kinds)
+    assert not leaking["flat"] and leaking["driver"]["mib_in_1000_rounds"] == pytest.approx(20)
+    replaced = growth(*((t, {t // 300: 100.0 + t % 300}) for t in range(0, 900, 10)), kinds=dict.fromkeys(range(3), "client"))
+    assert not replaced["flat"] and replaced["client"]["mib_in_1000_rounds"] == pytest.approx(1000), "a new process does not hide it"
+    brief = growth((0, {1: 1.0}), (10, {1: 9.0}), kinds={1: "driver"})
+    assert brief["flat"] and brief["driver"]["mib_in_1000_rounds"] is None
+
+
+def test_memory_that_is_held_is_not_that_of_open_files(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(64 << 20))
+    mapped = np.memmap(path, np.uint8, "r")
+    before, everything = processes.held(os.getpid()), processes.pss(os.getpid())
+    assert mapped.sum() == 0  # reads every page of it
+    assert processes.held(os.getpid()) - before < 16 << 20 and processes.pss(os.getpid()) - everything > 48 << 20
+    own = np.ones(64 << 20, np.uint8)
+    assert processes.held(os.getpid()) - before > 48 << 20 and own.all()
 
 
 # ---- the audit
@@ -117,14 +132,3 @@ def test_losses_are_those_of_the_models_that_were_sent(tmp_path, prepared_folder
     for patient in ge.test:
         p, label = chosen[patient, "probability"], chosen[patient, "label"]
         assert found["shared"][patient] == pytest.approx(-np.log(p if label else 1 - p), rel=1e-6)
-
-
-def test_memory_that_is_held_is_not_that_of_open_files(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(bytes(64 << 20))
-    mapped = np.memmap(path, np.uint8, "r")
-    before, everything = processes.held(os.getpid()), processes.pss(os.getpid())
-    assert mapped.sum() == 0  # reads every page of it
-    assert processes.held(os.getpid()) - before < 16 << 20 and processes.pss(os.getpid()) - everything > 48 << 20
-    own = np.ones(64 << 20, np.uint8)
-    assert processes.held(os.getpid()) - before > 48 << 20 and own.all()

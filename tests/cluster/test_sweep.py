@@ -160,7 +160,7 @@ def test_a_trial_whose_driver_is_lost_too_often_has_failed(prepared_folder, tmp_
     config = settings.config(trial.values, trial.seed, trial.number)
     lost = SimpleNamespace(config={"place": SimpleNamespace(number=0, config=config.as_dict())})
     with contextlib.closing(Ledger(tmp_path / "out", settings.sha256())) as ledger:
-        Followed(Listed(settings), ledger, tmp_path, {0: trial}, lambda *said: None).on_trial_error(0, [], lost)
+        Followed(Listed([trial]), ledger, tmp_path, {0: trial}, lambda *said: None).on_trial_error(0, [], lost)
         assert ledger.of("end")[0]["status"] == "failed"
     found = summary_of(tmp_path / trial.folder)
     assert (found["error"], found["config_sha256"]) == ("its driver was lost 4 times", config.sha256())

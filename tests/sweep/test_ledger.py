@@ -143,9 +143,9 @@ def test_a_configuration_that_was_drawn_twice_counts_once():
 
 
 def remembered(settings, ledger):
-    from raylora.cluster.sweep import Remembered
+    from raylora.cluster.sweep import Remembered, scheduler
 
-    return Remembered(settings, ledger, 4)
+    return Remembered(scheduler(settings, 4), ledger)
 
 
 def reported(number, round):
