@@ -70,7 +70,11 @@ def stress(
             ending.enter_context(driver.session(address))
             _conduct(settings, listed, possible, ledger, out, needs, concurrent, on_event)
         assert ledger is not None
-        ends = ledger.of("end")
+        ends, tracked = ledger.of("end"), ledger.of("tracked")
+        if settings.base["tracking"]["uri"] is not None:  # also those of a start that was interrupted
+            for trial in listed:
+                if ends[trial.number]["status"] == "finished" and trial.number not in tracked:
+                    _track(trial, ledger, out, on_event)
     on_event({"event": "phase", "text": "writing the page"})
     return out, _ended(settings, listed, ends, out)
 
@@ -108,7 +112,7 @@ def _conduct(
         on_event({"event": "note", "text": said + (f": {result['error']}" if what == "failed" else "")})
         on_event({"event": "progress", "text": "experiments", "done": done, "total": len(listed)})
         if what == "finished" and settings.base["tracking"]["uri"] is not None:
-            _track(out / "trials" / trial.folder, on_event)
+            _track(trial, ledger, out, on_event)
 
     begun = ledger.of("trial")
     on_event({"event": "progress", "text": "experiments", "done": len(listed) - len(left), "total": len(listed)})
@@ -125,12 +129,14 @@ def _conduct(
     )
 
 
-def _track(folder: Path, on_event: OnEvent) -> None:
+def _track(trial: Trial, ledger: Ledger, out: Path, on_event: OnEvent) -> None:
     """An experiment into MLflow, as a run of its own; what cannot be reached ends no campaign."""
     try:
-        launch.upload(folder)
+        launch.upload(out / "trials" / trial.folder)
     except (InputError, RunError) as error:
-        on_event({"event": "note", "text": f"{error}; `raylora upload {folder}` brings the record later"})
+        on_event({"event": "note", "text": f"{error}; the same command, called again, brings the record of experiment {trial.number + 1}"})
+    else:
+        ledger.append({"kind": "tracked", "number": trial.number})
 
 
 def _ended(settings: Stress, listed: Sequence[Trial], ends: Mapping[int, Any], out: Path) -> Any:

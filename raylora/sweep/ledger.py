@@ -20,6 +20,9 @@ Line = Mapping[str, Any]
   {"kind": "pruned", "number", "round"}                                it is to end after that round
   {"kind": "end", "number", "status", "objective"}                     finished | pruned | failed
   {"kind": "mlflow", "parent", "trials"}                               run ids
+and, of a stress campaign,
+  {"kind": "end", "number", "status", "why"}                           refused
+  {"kind": "tracked", "number"}                                        it is in MLflow
 """
 
 
