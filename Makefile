@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check check-system notebooks peers storm sweep_storm soak fuzz audit clean
+.PHONY: demo test check check-system notebooks peers storm sweep_storm soak fuzz audit stress clean
 
 $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "raylora needs Python 3.11 or newer, this is " + sys.version.split()[0])'
@@ -36,6 +36,9 @@ peers: $(STAMP)
 
 storm sweep_storm soak fuzz audit: $(STAMP)
 	@$(BIN)/python -m benchmarks.$@
+
+stress: $(STAMP)
+	@$(BIN)/python -m benchmarks.stress_pages
 
 clean:
 	rm -rf .venv .peers build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -7,7 +7,9 @@ One run a strategy is enough: its bytes and its steps a round are known, and lin
 (`raylora.core.clock`): every round waits for its slowest client, both directions have the same rate, a message has 0.05 s of latency. The
 score is the mean Dice over clients on validation patients. The learning rate of fedavg_full is a tenth of the adapters', as in
 `benchmarks.strategies`. Writes benchmarks/results/time_to_dice.{json,md}; run folders stay in runs/time_to_dice/ and are not run again.
-What to expect: at 100 Mbit/s computing decides, at 1 Mbit/s the bytes do, and fedavg_full is then last by far.
+What to expect: fedavg_full needs the fewest rounds and is first where the line is fast; at 1 Mbit/s its bytes decide, and FedIT is. (The
+demo's U-Net is small: all its weights are three and a half times the adapters; in the papers 28 MB stand against 1.8 to 3.6 of the
+U-Net, and 358 MB against 0.8 of the ViT.)
 """
 
 from __future__ import annotations
