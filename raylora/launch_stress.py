@@ -10,11 +10,11 @@ from typing import Any
 from raylora import config as configuration
 from raylora import launch
 from raylora import stress as space
+from raylora.cluster.needs import Needs
 from raylora.core.errors import InputError, RunError
 from raylora.report.stress import Ended, campaign, write_campaign
 from raylora.stress import Stress, Trial
 from raylora.sweep.ledger import Ledger, plain
-from raylora.sweep.needs import Needs
 from raylora.sweep.search import Listed
 from raylora.sweep.space import METRICS
 from raylora.sweep.state import summary_of

@@ -11,11 +11,11 @@ from typing import Any
 
 from raylora import config as configuration
 from raylora import launch
+from raylora.cluster.needs import Needs
 from raylora.config import Config
 from raylora.core.errors import InputError
 from raylora.sweep import space
 from raylora.sweep.ledger import Ledger, plain
-from raylora.sweep.needs import Needs
 from raylora.sweep.search import replayed
 from raylora.sweep.space import Sweep, Trial
 from raylora.sweep.state import state, summary_of

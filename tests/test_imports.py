@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from small_runs import settings
 
 PACKAGE = Path(__file__).resolve().parent.parent / "raylora"
 ROWS = [  # each may import what stands above it, and nothing beside it
@@ -18,7 +20,8 @@ ROWS = [  # each may import what stands above it, and nothing beside it
     {"planning", "provenance"},
     {"ending"},
     {"experiment", "foundation"},
-    {"sweep", "stress"},
+    {"sweep"},
+    {"stress"},
     {"cluster"},
     {"plan", "export", "doctor"},
     {"launch"},
@@ -96,3 +99,14 @@ def test_what_an_actor_and_the_command_line_load_is_light():
         code = f"import {module}, sys; print(*[name for name in {forbidden!r} if name in sys.modules])"
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
         assert not found, f"{module} loads {found}"
+
+
+@pytest.mark.slow
+def test_planning_loads_what_it_uses(prepared_folder, tmp_path):
+    """Command, driver and every trial plan: what they do not compute with must not be loaded, torch's compiler above all."""
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings(prepared_folder)))
+    forbidden = ("torch._dynamo", "sympy", "scipy", "nibabel", "pandas", "matplotlib", "sklearn", "mlflow", "ray", "peft", "monai")
+    code = "import sys; from pathlib import Path; from raylora import config, planning; planning.make_plan(config.load(Path('c.yaml')));"
+    code += f"print(*[name for name in {forbidden!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout.split()
+    assert not found, f"planning loads {found}"

@@ -44,19 +44,12 @@ def test_a_small_storm_on_three_nodes(tmp_path, data):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("search", ["grid", "asha"])
-def test_a_sweep_that_is_killed_goes_on(tmp_path, data, search):
-    found = campaign("sweep_storm", tmp_path, data, "--search", search, "--kills", "1", "--no-undisturbed", "--no-cluster")
+def test_a_sweep_that_is_killed_goes_on(tmp_path, data):
+    """With ASHA: decisions are kept, and every trial is its plain run. (A grid through a preemption: `test_recipes`; on two nodes: `test_two_nodes`.)"""
+    found = campaign("sweep_storm", tmp_path, data, "--search", "asha", "--kills", "1", "--no-undisturbed", "--no-cluster")
     (sweep,) = found["sweeps"]
     assert found["same"] and len(sweep["kills"]) == 1 and sweep["counts"]["failed"] == sweep["counts"]["unfinished"] == 0
-    assert (sweep["counts"]["pruned"] > 0) == (search == "asha")
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_sweep_on_two_nodes(tmp_path, data):
-    found = campaign("sweep_storm", tmp_path, data, "--search")
-    assert found["same"] and found["cluster"]["nodes_of_each_trial"] == [2] * 4
+    assert sweep["counts"]["pruned"] > 0
 
 
 def test_a_trial_that_is_not_its_plain_run_is_named(tmp_path, data):
