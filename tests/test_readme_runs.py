@@ -65,7 +65,7 @@ def test_the_readmes_commands_run_as_they_stand(tmp_path, monkeypatch, empty_dat
     monkeypatch.setattr(driver, "run", here)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     shutil.copy(empty_database, tmp_path / "mlflow.db")
-    there = [f"raylora data phantom {layout} --layout {layout} --patients {patients}" for layout, patients in (("acdc", 25), ("mnms", 40))]
+    there = [f"raylora data phantom {layout} --layout {layout} --patients {patients}" for layout, patients in (("acdc", 15), ("mnms", 40))]
     every = [command for command in commands(ROOT / "README.md") if re.match(r"raylora (\S+ \S|doctor)|make demo", command)]
     assert len(every) >= 15
     wrong = {}
