@@ -13,7 +13,7 @@ from raylora.sweep.space import Trial
 
 
 class Needs:
-    """Plans trials as `run` would; those that differ in their seed alone are planned once."""
+    """Plans trials as `run` would, each once: with its seed, which may draw what makes it impossible."""
 
     def __init__(self, configured: Callable[[Any], Config], has: Any, mapper: Any, concurrent: int | None = None) -> None:
         """`has`: the machine or cluster, of which a trial may fill its part (see `cluster.sweep.share`); `mapper` spreads what planning prepares."""
@@ -29,7 +29,7 @@ class Needs:
         from raylora.models.peft import hash_of
 
         config = self.configured(trial)
-        key = configuration.dump(config.model_copy(update={"seed": 0, "name": "trial"}))
+        key = configuration.dump(config.model_copy(update={"name": "trial"}))
         if key not in self._known:
             plan = planning.make_plan(config, lambda what, done, total: None, self.mapper)
             request = driver.request_of(plan, sweep.share(config, self.has, self.concurrent))
