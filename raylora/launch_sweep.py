@@ -84,8 +84,11 @@ def _run(
     began = time.monotonic()
     before = len(ledger.of("end"))
 
+    rows: dict[int, Mapping[str, Any]] = {}  # of trials that have ended
+
     def show(over: bool = False) -> dict[str, Any]:
-        found = state(settings, ledger, out, over=over, total=total)
+        found = state(settings, ledger, out, over=over, total=total, known=rows)
+        rows.update((row["number"], row) for row in found["trials"] if row["status"] != "unfinished")
         ended = sum(found["counts"][status] for status in ("finished", "pruned", "failed"))
         per_trial = (time.monotonic() - began) / (ended - before) if ended > before else None
         left_s = None if per_trial is None else per_trial * (total - ended)
@@ -153,8 +156,8 @@ class Following:
         from raylora.provenance import code_sha256
         from raylora.tracking.mlflow import SweepTracker, sweep_key
 
-        known = next((line for line in reversed(ledger.lines) if line["kind"] == "mlflow"), {})
-        trials = {int(number): id for number, id in known.get("trials", {}).items()}
+        told = [line for line in ledger.lines if line["kind"] == "mlflow"]
+        trials = {int(number): id for line in told for number, id in line["trials"].items()}
         self.settings, self.ledger, self.needs = settings, ledger, needs
         self.passed_on: dict[int, int] = {}  # trial -> rounds, by this process: one before it may have died before MLflow had them
         self.where = {"tracking_uri": tracking.uri, "experiment": tracking.experiment}
@@ -169,7 +172,7 @@ class Following:
             tags,
             tracking.client_runs,
             known=trials,
-            parent=known.get("parent"),
+            parent=told[-1]["parent"] if told else None,
         )
         self.written = self.ids()
 
@@ -197,7 +200,8 @@ class Following:
         elif what in ("pruned", "failed"):
             self.tracker.fail(trial.number, what.upper(), summary_of(folder))
         if (ids := self.ids()) != self.written and ids["parent"] is not None:
-            self.ledger.append({"kind": "mlflow", **ids})
+            new = {number: id for number, id in ids["trials"].items() if self.written["trials"].get(number) != id}
+            self.ledger.append({"kind": "mlflow", "parent": ids["parent"], "trials": new})
             self.written = ids
 
     def placed(self, number: int, folder: Path) -> dict[str, Any]:

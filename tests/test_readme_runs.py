@@ -20,7 +20,7 @@ COARSE = "data.spacing_mm=[8,8,10] data.size=[16,16,4] data.fractions=[0.25,0.25
 QUICK = "training.rounds=1 training.local_steps=1 training.batch_size=2 evaluation.bootstrap=50 evaluation.overlays=0"
 VENDORS = f"{COARSE} {QUICK} data.phantom.patients=40"
 VIT = "clients.by=iid clients.count=2 data.size=[72,72,12] training.local_epochs=null"  # the grid that the shipped weights know how to read
-SETS = "[{dataset: phantom, phantom: {layout: acdc, patients: 14}}, {dataset: phantom, phantom: {layout: mnms2, patients: 20}}]"
+SETS = "[{dataset: phantom, phantom: {layout: acdc, patients: 8}}, {dataset: phantom, phantom: {layout: mnms2, patients: 8}}]"
 ADDED = {  # to what a command begins with; the longest beginning counts
     "run configs/demo_segmentation": VENDORS,
     "run configs/demo_disease": f"{VENDORS} {VIT}",

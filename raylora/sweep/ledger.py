@@ -19,7 +19,7 @@ Line = Mapping[str, Any]
   {"kind": "report", "number", "round", "objective"}                   after so many rounds
   {"kind": "pruned", "number", "round"}                                it is to end after that round
   {"kind": "end", "number", "status", "objective"}                     finished | pruned | failed
-  {"kind": "mlflow", "parent", "trials"}                               run ids
+  {"kind": "mlflow", "parent", "trials"}                               run ids, of trials those that are new
 and, of a stress campaign,
   {"kind": "end", "number", "status", "why"}                           refused
   {"kind": "tracked", "number"}                                        it is in MLflow

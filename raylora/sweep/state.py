@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from raylora.config import Config
@@ -17,14 +18,26 @@ from raylora.sweep.space import Sweep, Trial
 from raylora.tracking.record import write_json
 
 
-def state(sweep: Sweep, ledger: Ledger, folder: Path, *, over: bool, total: int | None) -> dict[str, Any]:
+def state(
+    sweep: Sweep,
+    ledger: Ledger,
+    folder: Path,
+    *,
+    over: bool,
+    total: int | None,
+    known: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
+) -> dict[str, Any]:
     """What `sweep.json` holds: every trial, how many configurations were tried, the best one with its validation and its test score.
 
+    `known`: rows of trials that had ended when it was last asked for; their files are not read again.
     A configuration's objective is the mean over its seeds; only one that has finished with each of them can be the best.
     """
     ends, chosen, reports = ledger.of("end"), ledger.of("trial"), ledger.of("report")
     rows = []
     for number, line in sorted(chosen.items()):
+        if number in known:
+            rows.append(dict(known[number]))
+            continue
         trial = Trial(number, line["values"], line["seed"])
         last = reports.get(number, {})
         end = ends.get(number)

@@ -46,7 +46,7 @@ def slurm(tmp_path, prepared_folder):
         (fake / name).chmod(0o755)
     placement = {"cpus_per_client": 1.0, "clients_per_actor": 2}  # two actors: one on each node
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings(prepared_folder, placement=placement, training__rounds=3)))
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"name": "s", "base": "base.yaml", "space": {"lora.rank": {"grid": [1, 2]}}}))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"name": "s", "base": "base.yaml", "space": {"lora.rank": {"grid": [2]}}}))
     job = str(os.getpid())
     given = {"SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "[one-two]", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "1"}
     return {**os.environ, **given, "STEPS": str(tmp_path / "steps"), "PATH": f"{fake}:{BIN}:{os.environ['PATH']}"}
@@ -78,7 +78,7 @@ def test_slurm_preempted_it_requeues_itself_and_goes_on(slurm, tmp_path):
         assert second.wait(280) == 0, log.read_text()
     assert len(ledger.read_text().splitlines()) > before
     found = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert [row["status"] for row in found["trials"]] == ["finished"] * 2
+    assert [row["status"] for row in found["trials"]] == ["finished"]
     steps = (tmp_path / "steps").read_text()
     starts = [line for line in steps.splitlines() if "ray start" in line]
     assert len(starts) == 4 and all("--num-cpus=1 --num-gpus=0" in line for line in starts)
@@ -106,7 +106,7 @@ def test_a_sweep_submitted_as_a_job_takes_the_users_module_along(prepared_folder
     (work / "my_module.py").write_text(MODULE)
     base = settings(prepared_folder, strategy={"name": "my_module:mine"}, placement={"cpus_per_client": 0.5, "clients_per_actor": 2})
     (work / "base.yaml").write_text(yaml.safe_dump(base))
-    (work / "sweep.yaml").write_text(yaml.safe_dump({"name": "job", "base": "base.yaml", "space": {"lora.rank": {"grid": [1, 2]}}}))
+    (work / "sweep.yaml").write_text(yaml.safe_dump({"name": "job", "base": "base.yaml", "space": {"lora.rank": {"grid": [2]}}}))
     port, dashboard, agent = free_ports(3)
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "PATH": f"{BIN}:{os.environ['PATH']}"}
     ray = {"env": {**os.environ, **own}, "cwd": tmp_path, "text": True}
@@ -128,7 +128,7 @@ def test_a_sweep_submitted_as_a_job_takes_the_users_module_along(prepared_folder
         head.wait(60)
         shutil.rmtree(temp, ignore_errors=True)
     found = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert [row["status"] for row in found["trials"]] == ["finished"] * 2
+    assert [row["status"] for row in found["trials"]] == ["finished"]
     for row in found["trials"]:
         values = {**yaml.safe_load((tmp_path / "out" / row["folder"] / "config.yaml").read_text()), "strategy": {"name": "fedit"}}
         assert row["adapter_sha256"] == run(configuration.from_dict(values), tmp_path / "plain" / str(row["number"])).hashes

@@ -95,6 +95,9 @@ def test_trials_are_plain_runs_within_what_was_reserved(prepared_folder, tmp_pat
     assert best["values"]["lora.rank"] == max(means, key=means.get)
     assert "<html" in (out / "comparison.html").read_text()
 
+    ledger = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
+    told = [number for line in ledger if line["kind"] == "mlflow" for number in line["trials"]]
+    assert sorted(told) == ["0", "1", "2", "3"], "each trial's run id once"
     client = MlflowClient(mlflow_uri)
     runs = client.search_runs([client.get_experiment_by_name("sweeps").experiment_id])
     parent = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]

@@ -128,6 +128,10 @@ def test_the_best_is_chosen_over_all_seeds_of_a_configuration(tmp_path):
     assert found["best"]["objective"] == pytest.approx(0.55)
     assert found["counts"] == {"finished": 5, "pruned": 0, "failed": 0, "unfinished": 1}
     assert found["configurations_tried"] == 3
+    known = {row["number"]: {**row, "error": "as it was"} for row in found["trials"] if row["status"] != "unfinished"}
+    again = state(settings, ledger, tmp_path / "sweep", over=False, total=6, known=known)
+    assert [row["error"] for row in again["trials"]] == ["as it was"] * 5 + [None], "what had ended is not read again"
+    assert {**again, "trials": 0} == {**found, "trials": 0}
     ledger.close()
 
 
