@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,8 @@ class ClientActor:
     def __init__(self) -> None:
         from raylora.federation import spec  # noqa: F401  (torch is loaded while whoever started this does something else)
 
+        self.host: Any = None
+
     def open(
         self,
         spec: HostSpec,
@@ -58,7 +61,9 @@ class ClientActor:
         from raylora.federation import memory
         from raylora.federation.spec import build_host
 
-        self.host: Any = None  # that of an experiment before this one is not kept beside it
+        if self.host is not None:  # of an experiment before this one: not to be kept beside it
+            self.host = None
+            gc.collect()
         if parcels is not None:
             spec = replace(spec, sets=tuple(str(travel.unpack(parcel, obtain.cache_folder(), ray.get)) for parcel in parcels))
         elif not all(travel.here(Path(folder), sha256) for folder, sha256 in zip(spec.sets, data, strict=True)):
