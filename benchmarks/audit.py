@@ -32,10 +32,12 @@ from raylora import experiment, planning
 from raylora.config import Config
 from raylora.core.types import Tree
 from raylora.federation import checkpoint
-from raylora.federation.client import compose
+from raylora.federation.answers import Scored
+from raylora.federation.build import build_host, build_model
 from raylora.federation.executor import InProcess
-from raylora.federation.host import Host, Scored
-from raylora.federation.spec import build_host, build_model, protocol_of
+from raylora.federation.host import Host
+from raylora.federation.protocol import compose
+from raylora.federation.spec import protocol_of
 from raylora.method import make_strategy
 
 FALSE_POSITIVES = 0.01
@@ -109,7 +111,7 @@ def losses(plan: planning.Plan, models: Mapping[str, tuple[Tree, tuple[str, ...]
     model, protocol = build_model(plan.spec.model, plan.weights), protocol_of(plan.spec)
     found: dict[str, dict[str, float]] = {}
     for name, (adapter, clients) in models.items():
-        tree = compose(model, protocol, plan.clients[0].id, plan.clients[0].rank, None, adapter)
+        tree = compose(model.outline, protocol, plan.clients[0].id, plan.clients[0].rank, None, adapter)
         rows = host.evaluate([Scored(model_of=name, tree=tree, data_of=clients)], "test", full=True)
         by: dict[str, dict[str, float]] = {"probability": {}, "label": {}}
         for _, _, patient, _, _, metric, value in rows:

@@ -52,7 +52,7 @@ def measure(threads: int, repeats: int) -> dict:
     backbone = draw_weights(cinema.classifier(**sizes, n_frames=2, out=OUT), torch.Generator().manual_seed(0))
     modules = adapted_modules(backbone, TARGETS, BLOCKS)
     model = StackedModel(backbone, modules=modules, plain=backbone.head_names)
-    model.load([model.initial(generator(0, "shared"), generator(0, "private"), RANK)], [ALPHA])
+    model.load([model.outline.initial(generator(0, "shared"), generator(0, "private"), RANK)], [ALPHA])
     trained = model.begin(Phase(trains=("*",)), set(model.parameters))
     stages = model.backbone.stages()
     first = first_trained(stages, trained)

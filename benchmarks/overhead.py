@@ -35,16 +35,17 @@ from raylora.cluster import driver, resources
 from raylora.cluster.client_actor import ClientActor, RayExecutor
 from raylora.core.types import Broadcast, Client, ClientState, ClientUpdate, State, Strategy, Tree
 from raylora.federation import checkpoint
+from raylora.federation.answers import Outcome
 from raylora.federation.border import Checked
-from raylora.federation.client import Protocol, Shard, Site, initial_tree
-from raylora.federation.host import Host, Outcome
+from raylora.federation.client import Shard, Site
+from raylora.federation.host import Host
+from raylora.federation.protocol import Protocol, initial_tree
 from raylora.federation.rounds import Progress, receive, run_round
 from raylora.models.stacked import StackedModel, adapted_modules
 from raylora.models.vit import ViTClassifier
 from raylora.strategies import create
 from raylora.tracking.record import Record
-from raylora.training.local import Settings
-from raylora.training.losses import LOSSES
+from raylora.training.settings import Settings
 
 RESULTS = Path(__file__).parent / "results"
 PATIENTS, BATCH = 4, 2  # training samples of a client, and of a step
@@ -133,7 +134,6 @@ def host_of(work: Work) -> Host:
         alpha=8.0,
         max_rank=work.rank,
         settings=Settings(lr=1e-3, rounds=1000, batch_size=BATCH, local_epochs=None, local_steps=1),
-        loss=LOSSES["disease"],
         depth=8,
         eval_batch=4,
     )
@@ -179,7 +179,7 @@ class _NoData:
 def first_tree(work: Work) -> Tree:
     if work.idle_mb is None:
         host = host_of(replace(work, clients=1))
-        return initial_tree(host.model, host.protocol, "c0000", work.rank)
+        return initial_tree(host.model.outline, host.protocol, "c0000", work.rank)
     side = round(work.idle_mb * 1e6 / 4 / 50 / work.rank)
     rng = np.random.default_rng(0)
     return {

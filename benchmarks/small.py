@@ -10,8 +10,8 @@ from typing import Any
 from raylora import config as configuration
 from raylora import experiment, planning
 from raylora.config import Config
+from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
-from raylora.federation.spec import build_host
 
 DATA: Mapping[str, Any] = {
     "dataset": "phantom",

@@ -32,8 +32,8 @@ from raylora import experiment, planning
 from raylora.cli import guarded
 from raylora.config import Config
 from raylora.core.errors import InputError, RunError
+from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
-from raylora.federation.spec import build_host
 from raylora.models.peft import hash_of
 from raylora.strategies import STRATEGIES
 

@@ -31,8 +31,8 @@ from raylora import experiment, planning
 from raylora.cli import guarded
 from raylora.config import Config
 from raylora.core.clock import Line, Trip
+from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
-from raylora.federation.spec import build_host
 from raylora.report.table import Table, rich_table, seconds, terminal, to_markdown, whole, words
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from typing import Any
 
 import numpy as np
-import torch
 
 from raylora.core import lowrank
 from raylora.core.types import Broadcast, Strategy, Tree
-from raylora.federation.client import compose, initial_tree
-from raylora.federation.host import EvalRow, Scored
+from raylora.federation.answers import EvalRow, Scored
+from raylora.federation.protocol import compose, initial_tree
 from raylora.federation.rounds import Executor, Progress, Rows
 from raylora.federation.spec import protocol_of
 from raylora.method import epsilon
@@ -21,9 +21,8 @@ from raylora.metrics import matrix
 from raylora.metrics.classification import choose_threshold
 from raylora.metrics.rows import CaseRow
 from raylora.models import peft
-from raylora.models.stacked import StackedModel
-from raylora.models.weights import write_arrays
-from raylora.planning import Plan
+from raylora.models.arrays import write_arrays
+from raylora.planned import Plan
 from raylora.provenance import environment, versions
 from raylora.tracking.record import Record, finite, write_json
 
@@ -34,7 +33,6 @@ class Standing:
 
     plan: Plan
     strategy: Strategy
-    model: StackedModel
     progress: Progress
     broadcasts: Mapping[str, Broadcast]  # client -> what it is sent next
     executor: Executor
@@ -49,15 +47,15 @@ class Standing:
 def _models(standing: Standing) -> dict[str, Tree]:
     """{"global": ..., client id: ...} as each would be used now. The global one is what a newcomer is sent, with private parts as they start.
     Clients whose model is the global one are left out."""
-    plan, strategy, model, progress = standing.plan, standing.strategy, standing.model, standing.progress
-    protocol = protocol_of(plan.spec)
+    plan, strategy, progress = standing.plan, standing.strategy, standing.progress
+    outline, protocol = plan.outline, protocol_of(plan.spec)
     largest = max(plan.clients, key=lambda c: c.rank)
     newcomer = strategy.broadcast(progress.server, replace(largest, id="newcomer")).adapter
-    trees: dict[str, Tree] = {"global": compose(model, protocol, largest.id, largest.rank, None, newcomer)}
+    trees: dict[str, Tree] = {"global": compose(outline, protocol, largest.id, largest.rank, None, newcomer)}
     if not strategy.pools_data:
         for client in plan.clients:
             sent = standing.broadcasts[client.id].adapter
-            tree = compose(model, protocol, client.id, client.rank, progress.states.get(client.id), sent)
+            tree = compose(outline, protocol, client.id, client.rank, progress.states.get(client.id), sent)
             if not _same_model(tree, trees["global"], strategy):
                 trees[client.id] = tree
     return trees
@@ -169,7 +167,7 @@ def _tested(standing: Standing, trees: Mapping[str, Tree], t: int) -> list[CaseR
     everyone = (*plan.homes, *plan.held_out)
     test = executor.evaluate(_requests(trees, standing.strategy.gates, dict.fromkeys(trees, everyone)), "test", full=True)()
     executor.set_base({})
-    untrained = initial_tree(standing.model, protocol_of(plan.spec), plan.clients[0].id, plan.spec.max_rank)
+    untrained = initial_tree(plan.outline, protocol_of(plan.spec), plan.clients[0].id, plan.spec.max_rank)
     frozen = Scored(model_of="frozen", tree=untrained, data_of=everyone)
     test += executor.evaluate([frozen], "test", full=True)()
     validation = executor.evaluate([replace(frozen, data_of=plan.homes)], "validation", full=False)()
@@ -224,7 +222,7 @@ def _about(standing: Standing) -> dict[str, Any]:
             "dtype": config.training.dtype,
             "stack": config.training.stack,
             "cache": _kept(plan),
-            "torch": torch.__version__,
+            "torch": metadata.version("torch"),
         },
         "versions": versions(),
         "config_sha256": config.sha256(),
@@ -241,14 +239,14 @@ def _kept(plan: Plan) -> dict[str, Any]:
 
 def _write_adapters(standing: Standing, trees: Mapping[str, Tree]) -> dict[str, str]:
     """One folder a model: everything that was added to the original base. Returns their hashes."""
-    plan, strategy, model = standing.plan, standing.strategy, standing.model
+    plan, strategy, outline = standing.plan, standing.strategy, standing.plan.outline
     folder = standing.record.folder / "adapters"
-    kernels = {path: tuple(layer.base.kernel_size) for path, layer in model.layers.items() if hasattr(layer.base, "kernel_size")}
+    kernels = {path: layer.kernel for path, layer in outline.layers.items() if layer.kernel}
     about = {"base": plan.config.model.weights or ""}
     hashes = {}
     for name in ("global", *([] if strategy.pools_data else [c.id for c in plan.clients])):
         tree = trees.get(name, trees["global"])
-        plain = {n: v for n, v in tree.items() if n in model.plain}
+        plain = {n: v for n, v in tree.items() if n in outline.plain}
         factors = {a: lowrank.pairs(tree, a) for a in strategy.adapters}
         scalings = {a: plan.config.lora.alpha / len(next(iter(pairs.values()))[0]) for a, pairs in factors.items()}
         if strategy.router:

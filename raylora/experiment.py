@@ -18,13 +18,12 @@ from raylora.ending import Standing, end_early, finish, validate, validation_sco
 from raylora.federation import checkpoint, stacking
 from raylora.federation.border import Checked
 from raylora.federation.buffered import end_buffered
-from raylora.federation.client import initial_tree
 from raylora.federation.lines import round_lines
+from raylora.federation.protocol import initial_tree
 from raylora.federation.rounds import Executor, Progress, RoundReport, Rows, begin_round, end_round, receive
-from raylora.federation.spec import build_model, protocol_of
+from raylora.federation.spec import protocol_of
 from raylora.method import epsilon, make_strategy
-from raylora.models.stacked import StackedModel
-from raylora.planning import Plan, opening
+from raylora.planned import Plan, opening
 from raylora.tracking.record import Record, write_json, write_text
 
 Event = Mapping[str, Any]
@@ -52,10 +51,9 @@ def run_experiment(
     threadpool_limits(1, user_api="blas")  # of the server's sums and decompositions: other counts of threads give other last bits
     config, clients = plan.config, plan.clients
     strategy = make_strategy(config, len(clients))
-    model = build_model(plan.spec.model, plan.weights)
     record = Record(out)
     write_json(out / "patients.json", {"patients": plan.cohort.patients(), "left_out": dict(plan.left_out)})
-    progress, rows = Progress(round=0, server=opening(strategy, model, plan.spec, clients)), 0
+    progress, rows = Progress(round=0, server=opening(strategy, plan.outline, plan.spec, clients)), 0
     if resume:
         found, words = checkpoint.latest(out / CHECKPOINTS)
         progress, rows = found or (progress, rows)
@@ -74,7 +72,7 @@ def run_experiment(
     if (cache := plan.spec.cache) is not None:
         views = "" if cache.views is None else f", {cache.views} views of each sample"
         yield {"event": "note", "text": f"computed once for each image: up to {cache.stage} ({cache.dtype}{views}; in {cache.folder})"}
-    executor = Checked(make_executor(plan), clients, _shapes(model, plan), config.faults.malformed)
+    executor = Checked(make_executor(plan), clients, _shapes(plan), config.faults.malformed)
     try:
         if config.training.stack == "auto":  # once: what was chosen is part of the run from now on
             config, chosen = _measured(config, executor, len(clients))
@@ -84,9 +82,7 @@ def run_experiment(
         stack = int(config.training.stack)
         executor.arrange(stack)
         executor.restore(progress.states)
-        standing = partial(
-            Standing, plan=plan, strategy=strategy, model=model, executor=executor, record=record, started=started, notes=notes or {}
-        )
+        standing = partial(Standing, plan=plan, strategy=strategy, executor=executor, record=record, started=started, notes=notes or {})
         progress, broadcasts = receive(progress, strategy, clients, plan.weights)
         executor.set_base(progress.base)
         closing: Events | None = None  # of the round before: what waits for its validation
@@ -164,10 +160,10 @@ def _stopwatch() -> Callable[[], float]:
     return lap
 
 
-def _shapes(model: StackedModel, plan: Plan) -> dict[str, Tree]:
+def _shapes(plan: Plan) -> dict[str, Tree]:
     """Client -> its model's names and shapes as it starts, without values."""
     protocol = protocol_of(plan.spec)
-    of_rank = {rank: initial_tree(model, protocol, plan.clients[0].id, rank) for rank in {client.rank for client in plan.clients}}
+    of_rank = {rank: initial_tree(plan.outline, protocol, plan.clients[0].id, rank) for rank in {client.rank for client in plan.clients}}
     hollow = {rank: {n: np.broadcast_to(np.float32(0), v.shape) for n, v in tree.items()} for rank, tree in of_rank.items()}
     return {client.id: hollow[client.rank] for client in plan.clients}
 

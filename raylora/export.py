@@ -18,7 +18,7 @@ from raylora import config as configuration
 from raylora.config import Config
 from raylora.core.errors import InputError, RunError
 from raylora.core.files import require_writable
-from raylora.models import peft, zoo
+from raylora.models import files, peft, zoo
 from raylora.models.seen import Seen
 from raylora.report.card import card
 from raylora.report.runs import Run, read_run
@@ -88,7 +88,7 @@ def base_model(folder: Path | str, weights: str | None = None) -> nn.Module:
         raise InputError(f"{path}: expected the description of an exported adapter ({error})") from None
     network = zoo.build(base.name, base.task, base.size, base.image_size, base.sizes, base.seed)
     if base.weights is not None:
-        file = zoo.find(weights or base.weights, None, base.name)
+        file = files.find(weights or base.weights, None, base.name)
         if _sha256(file) != base.weights_sha256:
             raise InputError(f"{file}: not the weights that the adapter was trained on (SHA-256 {base.weights_sha256})")
         zoo.load_weights(dict(network.named_parameters()), network.head_names, file)
@@ -128,7 +128,7 @@ def _base_of(config: Config) -> tuple[Base, nn.Module, Seen]:
     network = zoo.build(model.name, config.task, model.size, config.data.size, model.sizes, config.seed)
     seen, file = Seen(), None
     if model.weights is not None:
-        file = zoo.find(model.weights, model.weights_folder, model.name)
+        file = files.find(model.weights, model.weights_folder, model.name)
         seen = zoo.load_weights(dict(network.named_parameters()), network.head_names, file)
     base = Base(
         name=model.name,

@@ -14,8 +14,10 @@ from raylora import config as configuration
 from raylora.config import Config
 from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.files import read_json_object, require_writable
+from raylora.data import obtain
 from raylora.data.manifest import Manifest, PrepareOptions
 from raylora.method import make_strategy
+from raylora.plan_apart import Planner
 
 if TYPE_CHECKING:
     from raylora.tracking.mlflow import Finished, Uploaded
@@ -81,11 +83,11 @@ def absolute(config: Config, here: Path) -> Config:
     if data["cache"] is not None:
         data["cache"] = str((here / Path(data["cache"]).expanduser()).resolve())
     if model["weights"] is not None:
-        from raylora.models import zoo
+        from raylora.models import files
 
         with contextlib.suppress(InputError):  # what is missing is said where it is needed
-            found = zoo.find(model["weights"], model["weights_folder"], model["name"])
-            if found.parent != zoo.SHIPPED:
+            found = files.find(model["weights"], model["weights_folder"], model["name"])
+            if found.parent != files.SHIPPED:
                 model["weights"] = str((here / found).resolve())
     if tracking["uri"] is not None:
         from raylora.tracking.mlflow import resolved
@@ -102,14 +104,16 @@ def run(
     if not resume:
         refuse_used(out)
         config = absolute(config, Path.cwd())
-    from raylora import planning
-    from raylora.cluster import driver, resources
-    from raylora.cluster.mapper import ray_map
-
-    with contextlib.ExitStack() as ending:  # Ray starts once, for what is to be prepared or for the run
+    with contextlib.ExitStack() as ending:
         if resume:
             ending.enter_context(alone(out))
-        plan = planning.make_plan(config, _told(on_event), ray_map(lambda: ending.enter_context(driver.session(address))))
+        planner = ending.enter_context(contextlib.closing(Planner(config)))
+        from raylora.cluster import driver, resources  # while torch is loaded over there
+        from raylora.cluster.mapper import ray_map
+
+        if address is not None:  # what is not prepared yet is prepared all over the cluster
+            obtain.prepared(config.data, _told(on_event), ray_map(lambda: ending.enter_context(driver.session(address))))
+        plan = planner.result(_told(on_event))
         if address is None and not driver.connected():
             driver.request_of(plan, resources.local(), resume)  # before Ray is started: that takes seconds
         ending.enter_context(driver.session(address))
@@ -146,7 +150,7 @@ def _run(
     status = "FAILED"
     try:
         summary: dict[str, Any] | None = None
-        for event in driver.run(config.as_dict(), out, address=address, resume=resume, notes={}, request=request):
+        for event in driver.run(plan, out, address=address, resume=resume, notes={}, request=request):
             if tracker is not None and event["event"] == "start" and event["round"]:  # what was told before may never have arrived
                 tracker.rounds(lines_before(out, event["round"]))
             if tracker is not None and event["event"] == "round":
@@ -211,8 +215,6 @@ def prepare(
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Manifest:
     """Prepare a download into the folder `out`, over Ray if anything is to be done. Raises InputError."""
-    from raylora.data import obtain
-
     options = PrepareOptions(spacing_mm=spacing_mm, size=size, crop=crop)
     with contextlib.ExitStack() as ending:
 

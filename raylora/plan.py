@@ -15,15 +15,17 @@ from raylora.core import sampling
 from raylora.core.errors import InputError
 from raylora.data.obtain import Say
 from raylora.data.prepare import Mapper
-from raylora.federation.client import initial_tree
+from raylora.federation.build import build_model
+from raylora.federation.protocol import initial_tree
 from raylora.federation.rehearsal import Rehearsal
 from raylora.federation.rounds import Progress, receive, run_round
-from raylora.federation.spec import build_model, protocol_of
+from raylora.federation.spec import protocol_of
 from raylora.method import make_strategy
-from raylora.models import zoo
+from raylora.models import files
 from raylora.models.stacked import StackedModel
 from raylora.models.stages import Stage, first_trained, run_stages
-from raylora.planning import Plan, make_plan, opening
+from raylora.planned import Plan, opening
+from raylora.planning import make_plan
 
 TORCH_BYTES = 250 << 20  # a process with torch imported, as measured
 REHEARSED = 2  # rounds: from the second on, methods that fold into the base send more
@@ -38,9 +40,9 @@ def describe(config: Config, say: Say = lambda what, done, total: None, mapper: 
     weights, (config, missing) = config.model.weights, _without_absent_weights(config)
     plan = make_plan(config, say, mapper)
     model = build_model(plan.spec.model, plan.weights)
-    first = initial_tree(model, protocol_of(plan.spec), plan.clients[0].id, plan.spec.max_rank)
+    first = initial_tree(plan.outline, protocol_of(plan.spec), plan.clients[0].id, plan.spec.max_rank)
     rows, cohort = plan.cohort.rows.values(), plan.cohort
-    bytes_of_rounds, memory = traffic(plan, model), actor_bytes(plan, model, first)
+    bytes_of_rounds, memory = traffic(plan), actor_bytes(plan, model, first)
     return {
         "name": config.name,
         "task": config.task,
@@ -71,7 +73,7 @@ def _without_absent_weights(config: Config) -> tuple[Config, str | None]:
     if config.model.weights is None:
         return config, None
     try:
-        zoo.find(config.model.weights, config.model.weights_folder, config.model.name)
+        files.find(config.model.weights, config.model.weights_folder, config.model.name)
     except InputError as error:
         return config.model_copy(update={"model": config.model.model_copy(update={"weights": None})}), str(error)
     return config, None
@@ -88,12 +90,12 @@ def _clients(plan: Plan) -> dict[str, dict[str, Any]]:
     return table
 
 
-def traffic(plan: Plan, model: StackedModel) -> list[dict[str, int]]:
+def traffic(plan: Plan) -> list[dict[str, int]]:
     """{"up", "down"} bytes of the first rounds, over all clients. Counted where a run counts, on messages of clients that only pretend to train."""
     strategy = make_strategy(plan.config, len(plan.clients))
-    executor = Rehearsal(model, protocol_of(plan.spec), plan.clients)
+    executor = Rehearsal(plan.outline, protocol_of(plan.spec), plan.clients)
     rounds, sampled = [], plan.config.sampling
-    progress = Progress(round=0, server=opening(strategy, model, plan.spec, plan.clients))
+    progress = Progress(round=0, server=opening(strategy, plan.outline, plan.spec, plan.clients))
     progress, broadcasts = receive(progress, strategy, plan.clients, plan.weights)
     for t in range(min(REHEARSED, plan.config.training.rounds)):
         cohort = [c.id for c in sampling.cohort(plan.clients, sampled.kind, sampled.fraction, plan.config.seed, t)]

@@ -2,54 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from raylora.cohort import Cohort, gather
+from raylora.cohort import gather
 from raylora.config import Config
 from raylora.core import sampling
 from raylora.core.errors import InputError
-from raylora.core.types import Client, State, Strategy
+from raylora.core.types import Client, Strategy
 from raylora.data import obtain, partition
 from raylora.data.damage import Damage
 from raylora.data.features import FOLDER
 from raylora.data.prepare import Mapper
 from raylora.data.transforms import Augmentation
 from raylora.dials import Dials, attacks, damages, make_dials, ranks, require_asynchronous
-from raylora.federation.client import initial_tree
-from raylora.federation.spec import HostSpec, ModelSpec, SiteSpec, build_model, protocol_of
+from raylora.federation.build import build_model
+from raylora.federation.protocol import initial_tree
+from raylora.federation.spec import HostSpec, ModelSpec, SiteSpec, protocol_of
 from raylora.method import epsilon, make_strategy, require_cohort, require_compressible, scheme
-from raylora.models import zoo
-from raylora.models.cinema_weights import without_decoder
+from raylora.models import files, zoo
+from raylora.models.outline import Outline
 from raylora.models.seen import Seen
 from raylora.models.stacked import StackedModel
+from raylora.planned import Plan, opening
 from raylora.training import features
-from raylora.training.local import Settings
+from raylora.training.settings import CacheSpec, Settings
 
 POOL = "pooled"  # the one client of a strategy that pools all data
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Everything that a run needs and that can be known before it starts."""
-
-    config: Config
-    spec: HostSpec
-    clients: tuple[Client, ...]  # those that train
-    homes: tuple[str, ...]  # clients whose patients are scored in-client
-    held_out: tuple[str, ...]
-    weights: Mapping[str, np.ndarray]  # of the frozen backbone
-    seen_cases: tuple[str, ...]  # validation, rating and test cases that the weights have seen; empty unless overridden
-    data_sha256: str
-    splits: Mapping[str, Mapping[str, Sequence[str]]]  # client -> part -> study ids
-    left_out: Mapping[str, str]  # study id -> why it is in no client
-    cohort: Cohort
-    dials: Dials
-    no_cache: str = ""  # why no features are kept
 
 
 def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, mapper: Mapper | None = None) -> Plan:
@@ -90,6 +72,8 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         training = (POOL,)
     seen = Seen() if weights_file is None else zoo.load_weights(model.weights, model.backbone.head_names, weights_file)
     weights = {name: value.detach().numpy().copy() for name, value in model.weights.items()}
+    for array in weights.values():
+        array.flags.writeable = False
     refused = cohort.seen_by(seen)
     if refused and not config.data.allow_seen:
         raise InputError(
@@ -110,6 +94,7 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         eval_batch=config.evaluation.batch_size,
         augmentation=Augmentation(strength=config.training.augment) if config.training.augment else None,
         threads=config.training.threads,
+        dtype=config.training.dtype,
         device=_device(config),
     )
     cache, no_cache = _cache(config, model, spec)
@@ -120,7 +105,8 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         for c in training
     )
     dials = make_dials(config, {client: by_site[client].training for client in training}, damaged)
-    _rehearse(config, model, spec, clients, dials)
+    outline = replace(model.outline, plain={name: weights[name] for name in model.plain})
+    _rehearse(config, outline, spec, clients, dials)
     return Plan(
         config=config,
         spec=spec,
@@ -128,6 +114,7 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         homes=homes,
         held_out=held_out,
         weights=weights,
+        outline=outline,
         seen_cases=tuple(refused),
         data_sha256=obtain.digest(folders),
         splits={client: {part: getattr(split, part) for part in partition.PARTS} for client, split in splits.items()},
@@ -142,14 +129,7 @@ def _harmful(studies: Sequence[str], damage: Damage) -> dict[str, Damage]:
     return dict.fromkeys(studies, damage) if damage.harmful else {}
 
 
-def opening(strategy: Strategy, model: StackedModel, spec: HostSpec, clients: Sequence[Client]) -> State:
-    """The server's state before the first round."""
-    first = initial_tree(model, protocol_of(spec), clients[0].id, spec.max_rank)
-    private = tuple(f"{adapter}." for adapter in strategy.adapters if adapter)
-    return strategy.init({name: value for name, value in first.items() if not name.startswith(private)})
-
-
-def _rehearse(config: Config, model: StackedModel, spec: HostSpec, clients: Sequence[Client], dials: Dials) -> None:
+def _rehearse(config: Config, outline: Outline, spec: HostSpec, clients: Sequence[Client], dials: Dials) -> None:
     """Let the strategy speak to every client once, so that what it refuses (mixed ranks) or lacks (rating cases) is known before a run starts.
 
     Raises InputError.
@@ -158,9 +138,9 @@ def _rehearse(config: Config, model: StackedModel, spec: HostSpec, clients: Sequ
     epsilon(config, 1, len(clients))
     sampling.cohort(clients, config.sampling.kind, config.sampling.fraction, config.seed, 0)
     require_cohort(config, dials.fewest(clients))
-    server = opening(strategy, model, spec, clients)
+    server = opening(strategy, outline, spec, clients)
     if config.sampling.buffer is not None:
-        require_asynchronous(strategy, server, clients, tuple(initial_tree(model, protocol_of(spec), clients[0].id, spec.max_rank)))
+        require_asynchronous(strategy, server, clients, tuple(initial_tree(outline, protocol_of(spec), clients[0].id, spec.max_rank)))
     rating = {site.id: site.rating for site in spec.sites}
     for client in clients:
         task = strategy.broadcast(server, client).task
@@ -176,8 +156,8 @@ def _weights_file(config: Config, model: StackedModel) -> Path | None:
     """The file with the configured weights, None for weights drawn from the seed. Raises InputError."""
     if config.model.weights is None:
         return None
-    path = zoo.find(config.model.weights, config.model.weights_folder, config.model.name)
-    if config.model.decoder == "frozen" and not model.full and model.backbone.decoder_names and without_decoder(path):
+    path = files.find(config.model.weights, config.model.weights_folder, config.model.name)
+    if config.model.decoder == "frozen" and not model.full and model.backbone.decoder_names and files.without_decoder(path):
         raise InputError(f"model.decoder: {path} is a pre-training checkpoint without a decoder: expected full or lora, found frozen")
     return path
 
@@ -247,15 +227,14 @@ def _settings(config: Config) -> Settings:
         weight_decay=t.weight_decay,
         schedule=t.schedule,
         clip=t.clip,
-        dtype=getattr(torch, t.dtype),
     )
 
 
-def _cache(config: Config, model: StackedModel, spec: HostSpec) -> tuple[features.CacheSpec | None, str]:
+def _cache(config: Config, model: StackedModel, spec: HostSpec) -> tuple[CacheSpec | None, str]:
     """Which features of the frozen prefix are kept, or why none are. Raises InputError."""
     t, m = config.training, spec.model
     channels, frames = zoo.CHANNELS[config.task], 2 if config.task == "segmentation" else 1
-    found = [] if m.full or t.cache == "off" else features.cuts(model.backbone, sorted(model.names), (channels, *m.image_size))
+    found = [] if m.full or t.cache == "off" else features.cuts(model.backbone, sorted(model.outline.names), (channels, *m.image_size))
     dtype = {"fp32": "float32", "bf16": "bfloat16"}.get(t.cache, t.dtype)
     trained = sum(len(site.training) for site in spec.sites) * (t.cached_views or 1)
     scored = sum(len(site.validation) + len(site.rating) + len(site.test) for site in spec.sites)
@@ -269,7 +248,7 @@ def _cache(config: Config, model: StackedModel, spec: HostSpec) -> tuple[feature
     )
     if cut is None:
         return None, why
-    return features.CacheSpec(
+    return CacheSpec(
         folder=str(obtain.cache_folder(config.data.cache) / FOLDER),
         bound_bytes=int(t.cache_gb * 1e9),
         first=cut.first,

@@ -10,10 +10,10 @@ from raylora import config as configuration
 from raylora import experiment, planning
 from raylora.config import Config
 from raylora.core.types import Broadcast, ClientUpdate
+from raylora.federation.answers import Outcome
+from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
-from raylora.federation.host import Outcome
 from raylora.federation.rounds import Stack
-from raylora.federation.spec import build_host
 
 GRID = {"spacing_mm": [2.25, 2.25, 10.0], "size": [16, 16, 4]}
 UNET = {"channels": [4, 6, 8], "kernels": [[3, 3, 1], [3, 3, 1], [3, 3, 3]], "strides": [[1, 1, 1], [2, 2, 1], [2, 2, 1]]}

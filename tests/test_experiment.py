@@ -13,7 +13,7 @@ from raylora import config as configuration
 from raylora import experiment, planning
 from raylora.core.errors import InputError, RunError
 from raylora.data.shards import PreparedSet
-from raylora.federation.spec import build_host
+from raylora.federation.build import build_host
 from raylora.models import zoo
 from raylora.models.seen import Seen
 from raylora.tracking.record import CASES

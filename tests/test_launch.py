@@ -14,12 +14,11 @@ import yaml
 from mlflow import MlflowClient
 from small_runs import settings, tiny
 
-from raylora import cli, experiment, launch, planning
-from raylora import config as configuration
+from raylora import cli, experiment, launch
 from raylora.cluster import driver
 from raylora.core.errors import InputError, RunError
+from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
-from raylora.federation.spec import build_host
 from raylora.report import html
 from raylora.tracking import mlflow as tracking
 from raylora.tracking import store, writer
@@ -30,8 +29,7 @@ def no_ray(request, monkeypatch):
     """Drive in this process. `stop` is called with every event and may raise."""
     hooks = {"stop": lambda event: None}
 
-    def drive(values, out, *, address, resume, notes, request):
-        plan = planning.make_plan(configuration.from_dict(values))
+    def drive(plan, out, *, address, resume, notes, request):
         for event in experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes):
             hooks["stop"](event)
             yield event

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from small_runs import tiny
 
-from raylora import cli, experiment, launch, planning
+from raylora import cli, experiment, launch
 from raylora import config as configuration
 from raylora.cluster import driver
 from raylora.core.errors import InputError, MachineError, RunError
+from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
-from raylora.federation.spec import build_host
 from raylora.report import html
 
 APART = multiprocessing.get_context("spawn")  # not forkserver: there is one a process, and it must not be older than the Ray of other tests
@@ -30,8 +30,7 @@ LONG = {"training__rounds": 12, "training__local_steps": 1, "evaluation__every":
 def without_ray() -> None:
     """Drive in this process."""
 
-    def drive(values, out, *, address, resume, notes, request):
-        plan = planning.make_plan(configuration.from_dict(values))
+    def drive(plan, out, *, address, resume, notes, request):
         yield from experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes)
 
     driver.run = drive

@@ -12,8 +12,7 @@ from small_runs import InProcess, build_host
 from test_readme import ROOT, commands
 
 from benchmarks import demo
-from raylora import cli, experiment, planning
-from raylora import config as configuration
+from raylora import cli, experiment
 from raylora.cluster import driver
 
 COARSE = "data.spacing_mm=[8,8,10] data.size=[16,16,4] data.fractions=[0.25,0.25,0.25,0.25]"
@@ -50,9 +49,8 @@ def typed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return cli.guarded(lambda: cli.app(words, standalone_mode=False))
 
 
-def here(values, out, *, address, resume, notes, request):
+def here(plan, out, *, address, resume, notes, request):
     """`driver.run` without actors."""
-    plan = planning.make_plan(configuration.from_dict(values))
     yield from experiment.run_experiment(plan, out, lambda plan: InProcess(build_host(plan.spec, plan.weights)), resume=resume, notes=notes)
 
 

@@ -12,7 +12,7 @@ from small_runs import Watched
 from raylora import config as configuration
 from raylora import experiment, launch, planning
 from raylora.data.partition import PARTS
-from raylora.federation.spec import build_host
+from raylora.federation.build import build_host
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "three_layouts.yaml"
 CINEMA = {"patch": [4, 4, 1], "scale": [2, 2, 1], "conv_chans": [4, 6], "conv_n_blocks": 1, "embed": 12, "depth": 3, "heads": 2}

@@ -23,8 +23,8 @@ from raylora.data import manifest, shards
 from raylora.data.grid import Geometry
 from raylora.data.manifest import Manifest, PrepareOptions, Row, Source
 from raylora.data.preprocess import PreparedFrame
-from raylora.federation.spec import build_model
 from raylora.method import make_strategy
+from raylora.planned import opening
 
 SPACING = (1.5, 1.5, 10.0)
 
@@ -78,8 +78,7 @@ def write(path: Path, workload: str, clients: int, rounds: int, workers: int) ->
     ]
     np.save(path / "order.npy", np.array(order))
     plan = planning.make_plan(config(path, workload, rounds))
-    model = build_model(plan.spec.model, plan.weights)
-    first = planning.opening(make_strategy(plan.config), model, plan.spec, plan.clients).trees["adapter"]
+    first = opening(make_strategy(plan.config), plan.outline, plan.spec, plan.clients).trees["adapter"]
     np.savez(path / "start.npz", **{**plan.weights, **first})  # type: ignore[arg-type]
     (path / "about.json").write_text(json.dumps({"workload": workload, "clients": clients, "rounds": rounds, "workers": workers}))
 

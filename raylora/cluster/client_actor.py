@@ -23,7 +23,7 @@ from raylora.data import obtain, travel
 from raylora.data.manifest import read_manifest
 
 if TYPE_CHECKING:  # with torch: whoever starts actors has them load it while it does so itself
-    from raylora.federation.host import EvalRow, Outcome, Scored
+    from raylora.federation.answers import EvalRow, Outcome, Scored
     from raylora.federation.rounds import Rows, Stack
     from raylora.federation.spec import HostSpec
     from raylora.federation.stacking import Probe
@@ -42,7 +42,7 @@ class ClientActor:
     """Clients in a process of their own: any of them, though each has its home. Nothing in it is worth testing: it calls the host."""
 
     def __init__(self) -> None:
-        from raylora.federation import spec  # noqa: F401  (torch is loaded while whoever started this does something else)
+        from raylora.federation import build  # noqa: F401  (torch is loaded while whoever started this does something else)
 
         self.host: Any = None
 
@@ -59,7 +59,7 @@ class ClientActor:
         `data` are the hashes of the prepared sets: where this machine does not have them the answer is None, and `parcels` are sent.
         """
         from raylora.federation import memory
-        from raylora.federation.spec import build_host
+        from raylora.federation.build import build_host
 
         if self.host is not None:  # of an experiment before this one: not to be kept beside it
             self.host = None

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ from ray.exceptions import RayError, RayTaskError
 from raylora.cluster import resources
 from raylora.core.errors import InputError, MachineError, RunError
 
-if TYPE_CHECKING:  # a client process that only starts Ray need not import torch
+if TYPE_CHECKING:
     from raylora.config import Training
     from raylora.federation.spec import SiteSpec
+    from raylora.planned import Plan
 
 Event = Mapping[str, Any]
 
@@ -27,21 +28,23 @@ class DriverActor:
     """Owns the strategy, the rounds and the run folder of one experiment; its clients are actors that it starts and ends."""
 
     def run(
-        self, values: Mapping[str, Any], out: str, resume: bool, notes: Mapping[str, Any], request: resources.Request
+        self, plan: Plan, weights: Sequence[Any], out: str, resume: bool, notes: Mapping[str, Any], request: resources.Request
     ) -> Iterator[Event]:
-        """Stream the events of `experiment.run_experiment`. `request`: what the plan's clients need, as whoever checked it found."""
+        """Stream the events of `experiment.run_experiment`. `request`: what the plan's clients need, as whoever checked it found.
+
+        The plan was made where the command runs, `weights` is where Ray holds its own: this process computes with numpy alone and never
+        loads torch.
+        """
         from raylora.cluster.client_actor import RayExecutor, started
 
         ready = started(request)
-        from raylora import config as configuration
-        from raylora import experiment, planning
+        from raylora import experiment
 
-        config = configuration.from_dict(values)
-        plan = planning.make_plan(config)
-        place = config.placement
+        plan = plan.with_weights(ray.get(weights[0]))
+        timeout_s = plan.config.placement.timeout_s
 
-        def executor(plan: planning.Plan) -> RayExecutor:
-            return RayExecutor(plan.spec, plan.weights, request, place.timeout_s, ready)
+        def executor(plan: Plan) -> RayExecutor:
+            return RayExecutor(plan.spec, weights[0], request, timeout_s, ready)
 
         me = {"driver": {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}}
         yield from experiment.run_experiment(plan, Path(out), executor, resume=resume, notes={**me, **notes})
@@ -161,7 +164,7 @@ def _store_bytes(most: int = 1 << 30) -> int:
 
 
 def run(
-    values: Mapping[str, Any], out: Path, *, address: str | None, resume: bool, notes: Mapping[str, Any], request: resources.Request
+    plan: Plan, out: Path, *, address: str | None, resume: bool, notes: Mapping[str, Any], request: resources.Request
 ) -> Iterator[Event]:
     """Run one experiment in a driver actor, its clients in the actors of `request`, and stream its events. Raises InputError or RunError as
     the experiment did."""
@@ -172,8 +175,10 @@ def run(
             node_id=here, soft=False
         )  # the run folder is on this machine
         driver = kind.options(scheduling_strategy=strategy).remote()
+        weights = [ray.put(dict(plan.weights))]  # once: in a list it is handed on as a reference
         try:
-            for reference in driver.run.options(num_returns="streaming").remote(values, str(out), resume, notes, request):
+            stream = driver.run.options(num_returns="streaming")
+            for reference in stream.remote(plan.with_weights({}), weights, str(out), resume, notes, request):
                 yield ray.get(reference)
         except RayTaskError as error:
             raise _own(error.cause, out) from error

@@ -116,7 +116,7 @@ def _running(place: Place, ready: list[Any]) -> Any:
 
     ready += [] if ready else started(place.request)
     from raylora.models.peft import hash_of
-    from raylora.planning import Plan
+    from raylora.planned import Plan
     from raylora.sweep.trial import RunningTrial
 
     config, folder = configuration.from_dict(place.config), Path(place.folder)

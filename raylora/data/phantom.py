@@ -9,14 +9,13 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 from raylora.core.errors import InputError, RunError
 from raylora.core.files import require_writable
 from raylora.data.phantom_layouts import LAYOUTS, Placed
 from raylora.data.phantom_study import PhantomStudy, assign, study
+from raylora.data.pool import processes
 
 __all__ = ["PhantomStudy", "Placed", "assign", "study", "write_cohort"]
 
@@ -72,7 +71,7 @@ def write_cohort(
                 done.append(_write(job))
                 _tell(progress, len(done), patients)
         else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            with processes(workers) as pool:
                 for place in pool.map(_write, jobs, chunksize=2):
                     done.append(place)
                     _tell(progress, len(done), patients)

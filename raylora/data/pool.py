@@ -1,8 +1,10 @@
-"""A mapper over processes of this machine, for `prepare` where there is no cluster."""
+"""Worker processes of this machine, for what is made where there is no cluster."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -10,6 +12,22 @@ from concurrent.futures.process import BrokenProcessPool
 from raylora.core.errors import RunError
 
 AHEAD = 2  # items under way for each worker: bounds the memory
+
+
+def processes(workers: int) -> ProcessPoolExecutor:
+    """``workers`` fresh processes that end with this one, also where this one is killed: a pool's own would wait for ever."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def process_map(workers: int) -> Callable[[Callable, Iterable], Iterator]:
@@ -21,7 +39,7 @@ def process_map(workers: int) -> Callable[[Callable, Iterable], Iterator]:
     def mapper(function: Callable, items: Iterable) -> Iterator:
         waiting: set[Future] = set()
         try:
-            with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            with processes(workers) as pool:
                 for item in items:
                     waiting.add(pool.submit(function, item))
                     if len(waiting) >= AHEAD * workers:

@@ -14,7 +14,7 @@ from raylora.core import lowrank
 from raylora.core.errors import RunError
 from raylora.core.tree import match
 from raylora.core.types import Broadcast, Client, ClientUpdate, Task, Tree
-from raylora.federation.host import Outcome
+from raylora.federation.answers import Outcome
 from raylora.federation.rounds import Executor, Stack
 
 SPARE_METRICS = 16  # numbers beside the scores that were asked for

@@ -16,7 +16,7 @@ from raylora.core import payload
 from raylora.core import tree as trees
 from raylora.core.clock import NEUTRAL, Conditions, freshness
 from raylora.core.types import Broadcast, Client, ClientUpdate, State, Strategy, Tree
-from raylora.federation.host import Outcome
+from raylora.federation.answers import Outcome
 from raylora.federation.rounds import ClientReport, Executor, Progress, RoundReport, after_round, by_client, bytes_down
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from raylora.core import lowrank
 from raylora.core.byzantine import Attack
-from raylora.core.compress import UNCOMPRESSED, Scheme, compressed
+from raylora.core.compress import compressed
 from raylora.core.errors import RunError
 from raylora.core.seeds import generator
 from raylora.core.tree import freeze, match
 from raylora.core.types import Broadcast, ClientState, ClientUpdate, Tree
+from raylora.federation.protocol import Protocol, compose, initial_tree
 from raylora.models.stacked import StackedModel
 from raylora.training.inference import EvalCase, rating_scores
-from raylora.training.local import Job, Loss, Settings, train
+from raylora.training.local import Job, train
+from raylora.training.losses import LOSSES
 from raylora.training.samples import Samples
 
 
@@ -41,49 +43,6 @@ class Site:
     attack: Attack | None = None  # of a byzantine client: how it lies about what it has learnt
 
 
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What all clients of an experiment have in common."""
-
-    task: str  # segmentation | disease
-    seed: int
-    alpha: float
-    max_rank: int  # over the clients: the initial global A is drawn at this rank and cut to the client's
-    settings: Settings
-    loss: Loss
-    depth: int  # slices after padding
-    eval_batch: int
-    gates: Mapping[str, float] = field(default_factory=dict)  # factors on the adapters' outputs in a client's full model
-    compress: Scheme = UNCOMPRESSED  # of what is uploaded
-
-
-def initial_tree(model: StackedModel, protocol: Protocol, client: str, rank: int) -> dict[str, np.ndarray]:
-    """A client's tree before the first broadcast: the global part is everybody's, private adapters are drawn from (seed, client)."""
-    tree = model.initial(generator(protocol.seed, "initial"), generator(protocol.seed, "initial", client=client), protocol.max_rank)
-    for adapter, own_rank in model.adapters.items():
-        if own_rank is None:  # drawn at the largest rank, so that everybody's first rows are the same
-            pairs = {m: (a[:rank], b[:, :rank]) for m, (a, b) in lowrank.pairs(tree, adapter).items()}
-            tree |= lowrank.named(pairs, adapter)
-    return tree
-
-
-def compose(
-    model: StackedModel, protocol: Protocol, site_id: str, rank: int, state: ClientState | None, adapter: Tree
-) -> dict[str, np.ndarray]:
-    """A client's model: its initial tree, overlaid by what it kept, overlaid by what it was sent.
-
-    Raises ValueError for a broadcast name that the model does not have.
-    """
-    kept = state.trees.get("private", {}) if state is not None else {}
-    given = {**kept, **adapter}
-    unknown = sorted(set(given) - set(model.names))
-    if unknown:
-        raise ValueError(f"client {site_id} was sent names that its model does not have: {unknown[:5]}")
-    if len(given) < len(model.names):  # drawn where something is missing only: it takes longer than a small client's step
-        given = {**initial_tree(model, protocol, site_id, rank), **given}
-    return dict(sorted(given.items()))
-
-
 def work(
     model: StackedModel,
     protocol: Protocol,
@@ -96,7 +55,7 @@ def work(
     The base must already be at the broadcasts' version. Raises RunError for a loss or a result that is not finite.
     """
     trees = [
-        compose(model, protocol, site.id, site.rank, state, broadcast.adapter)
+        compose(model.outline, protocol, site.id, site.rank, state, broadcast.adapter)
         for site, state, broadcast in zip(sites, states, broadcasts, strict=True)
     ]
     task = broadcasts[0].task
@@ -118,7 +77,7 @@ def work(
             Job(client=site.id, samples=site.shard.training, tree=tree, alpha=protocol.alpha, extra=extra)
             for site, tree, extra in zip(sites, trees, controls, strict=True)
         ]
-        results = train(model, jobs, task.phases, protocol.settings, protocol.loss, seed=protocol.seed, round=task.round)
+        results = train(model, jobs, task.phases, protocol.settings, LOSSES[protocol.task], seed=protocol.seed, round=task.round)
         after = [freeze(result.tree) for result in results]  # whatever it was trained in, a tree is float32
         for own, result in zip(metrics, results, strict=True):
             own.update(result.metrics)
@@ -189,10 +148,10 @@ def parted(
 def _shown(model: StackedModel, protocol: Protocol, site: Site, other: Tree) -> float:
     """The score of what this client was shown: the base with another client's pairs of unit scale, and its plain parts."""
     rank = next(len(value) for name, value in other.items() if name.endswith(".lora_A"))
-    tree = initial_tree(model, protocol, site.id, min(rank, protocol.max_rank))
+    tree = initial_tree(model.outline, protocol, site.id, min(rank, protocol.max_rank))
     own_scale = np.float32(rank / protocol.alpha)  # the model multiplies by alpha / rank
     tree |= {name: value * own_scale if name.endswith(".lora_B") else value for name, value in other.items()}
-    model.load([tree], [protocol.alpha], protocol.settings.dtype)
+    model.load([tree], [protocol.alpha])
     model.gate({})
     return rating_scores(model, [site.shard.rating], protocol.task, protocol.depth, protocol.eval_batch)[0]
 
@@ -208,7 +167,7 @@ def _score(
 ) -> None:
     able = [k for k, site in enumerate(sites) if site.shard.rating]
     if able:
-        model.load([trees[k] for k in able], [protocol.alpha] * len(able), protocol.settings.dtype)
+        model.load([trees[k] for k in able], [protocol.alpha] * len(able))
         model.gate(gates)
         cases = [sites[k].shard.rating for k in able]
         for k, score in zip(able, rating_scores(model, cases, protocol.task, protocol.depth, protocol.eval_batch), strict=True):

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from raylora.core.types import ClientState
-from raylora.federation.host import Host, Outcome, Scored
+from raylora.federation.answers import Outcome, Scored
+from raylora.federation.host import Host
 from raylora.federation.rounds import Rows, Stack
 from raylora.federation.stacking import Probe
 

@@ -5,44 +5,23 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
-from raylora.core.types import Broadcast, ClientState, ClientUpdate, Phase, Tree
+from raylora.core.types import Broadcast, ClientState, Phase
 from raylora.federation import memory
-from raylora.federation.client import Protocol, Site, initial_tree, work
+from raylora.federation.answers import EvalRow, Outcome, Scored
+from raylora.federation.client import Site, work
+from raylora.federation.protocol import Protocol, initial_tree
 from raylora.federation.stacking import Probe
 from raylora.models.stacked import StackedModel
 from raylora.training.features import Prefix
 from raylora.training.inference import evaluate, segment
 from raylora.training.local import Job, train
+from raylora.training.losses import LOSSES
 
 PROBE_STEPS, PROBE_LR = 2, 1e-12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """A client's round, as the driver gets it: only `update` is traffic."""
-
-    update: ClientUpdate
-    state: ClientState
-    seconds: float
-    refused: str | None = None  # why the server does not take the update
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """One model to be scored on some clients' patients."""
-
-    model_of: str
-    tree: Tree
-    gates: Mapping[str, float] = field(default_factory=dict)
-    data_of: tuple[str, ...] = ()
-
-
-EvalRow = tuple[str, str, str, str, str, str, float]
-"""model_of, data_of, patient, frame, structure, metric, value"""
 
 
 class Host:
@@ -80,7 +59,7 @@ class Host:
         """What a training step costs with the first `stack` clients in one pass. Nothing of it is kept."""
         training = (site for site in map(self.sites.__getitem__, sorted(self.sites)) if len(site.shard.training))
         chosen = list(itertools.islice(training, stack))
-        trees = [initial_tree(self.model, self.protocol, site.id, site.rank) for site in chosen]
+        trees = [initial_tree(self.model.outline, self.protocol, site.id, site.rank) for site in chosen]
         jobs = [
             Job(client=site.id, samples=site.shard.training, tree=tree, alpha=self.protocol.alpha)
             for site, tree in zip(chosen, trees, strict=True)
@@ -88,7 +67,7 @@ class Host:
 
         def steps(count: int) -> None:
             settings = replace(self.protocol.settings, local_epochs=None, local_steps=count, lr=PROBE_LR)
-            train(self.model, jobs, (Phase(trains=("*",)),), settings, self.protocol.loss, seed=self.protocol.seed, round=0)
+            train(self.model, jobs, (Phase(trains=("*",)),), settings, LOSSES[self.protocol.task], seed=self.protocol.seed, round=0)
 
         with memory.Peak(self.device) as peak:
             steps(1)  # also what is slow only once
@@ -127,7 +106,7 @@ class Host:
             here = [client for client in together[0].data_of if clients is None or client in clients]
             if not here:
                 continue
-            self.model.load([r.tree for r in together], [self.protocol.alpha] * len(together), self.protocol.settings.dtype)
+            self.model.load([r.tree for r in together], [self.protocol.alpha] * len(together))
             self.model.gate(together[0].gates)
             for client in here:
                 cases = getattr(self.sites[client].shard, split)
@@ -138,7 +117,7 @@ class Host:
     def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
         """image, prediction and truth of a test patient on the prepared grid, for pictures: names "<frame>/<image|pred|truth>"."""
         case = next(case for case in self.sites[client].shard.test if case.patient == patient)
-        self.model.load([request.tree], [self.protocol.alpha], self.protocol.settings.dtype)
+        self.model.load([request.tree], [self.protocol.alpha])
         self.model.gate(request.gates)
         arrays: dict[str, np.ndarray] = {}
         for frame, pred in segment(self.model, case, self.protocol.depth).items():

@@ -9,11 +9,12 @@ import numpy as np
 from raylora.core.seeds import generator
 from raylora.core.tree import match
 from raylora.core.types import Broadcast, Client, ClientState
-from raylora.federation.client import Protocol, Shard, Site, compose, parted
-from raylora.federation.host import Outcome, Scored
+from raylora.federation.answers import Outcome, Scored
+from raylora.federation.client import Shard, Site, parted
+from raylora.federation.protocol import Protocol, compose
 from raylora.federation.rounds import Rows, Stack
 from raylora.federation.stacking import Probe
-from raylora.models.stacked import StackedModel
+from raylora.models.outline import Outline
 
 SCORE, LOSS = 0.5, 1.0  # what a client claims where it would measure
 MOVE = 1e-3  # standard deviation of what training would change: products get their full rank
@@ -32,8 +33,8 @@ class NoData:
 class Rehearsal:
     """An `Executor` whose clients neither train nor score. Only the sizes of what crosses mean anything."""
 
-    def __init__(self, model: StackedModel, protocol: Protocol, clients: Sequence[Client]) -> None:
-        self.model, self.protocol = model, protocol
+    def __init__(self, outline: Outline, protocol: Protocol, clients: Sequence[Client]) -> None:
+        self.outline, self.protocol = outline, protocol
         self.sites = {c.id: Site(id=c.id, rank=c.rank, shard=Shard(training=NoData(), patients=c.num_examples)) for c in clients}
         self.states: dict[str, ClientState] = {}
 
@@ -44,7 +45,7 @@ class Rehearsal:
 
     def _answer(self, site: Site, broadcast: Broadcast) -> Outcome:
         state, task = self.states.get(site.id), broadcast.task
-        received = compose(self.model, self.protocol, site.id, site.rank, state, broadcast.adapter)
+        received = compose(self.outline, self.protocol, site.id, site.rank, state, broadcast.adapter)
         moved: dict[str, np.ndarray] = dict(received)
         draw = generator(0, "rehearsal", task.round, site.id)
         for phase in task.phases:

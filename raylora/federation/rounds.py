@@ -11,7 +11,7 @@ import numpy as np
 from raylora.core import lowrank, payload
 from raylora.core.clock import NEUTRAL, Conditions, close, exchange_s
 from raylora.core.types import Broadcast, Client, ClientState, ClientUpdate, State, Strategy, Tree
-from raylora.federation.host import EvalRow, Outcome, Scored
+from raylora.federation.answers import EvalRow, Outcome, Scored
 from raylora.federation.stacking import Probe
 
 Stack = Sequence[tuple[str, Broadcast]]

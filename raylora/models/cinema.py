@@ -10,7 +10,8 @@ from raylora.core.errors import InputError
 from raylora.models.cinema_decoder import Decoder, ResBlock, levels_without_skip
 from raylora.models.cinema_encoder import Encoder
 from raylora.models.cinema_stem import Fusion, Stem, Triple, channels_first
-from raylora.models.cinema_weights import find_weights, load_pretrained
+from raylora.models.cinema_weights import load_pretrained
+from raylora.models.files import find_weights
 from raylora.models.stages import Stage, run_stages
 
 __all__ = ["SIZES", "Classifier", "Segmenter", "classifier", "find_weights", "load_pretrained", "segmenter"]

@@ -1,57 +1,16 @@
-"""CineMA's published weights: where they are found, and how the pre-training checkpoint becomes a classifier or a segmenter."""
+"""CineMA's published weights: how the pre-training checkpoint becomes a classifier or a segmenter."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from raylora.core.errors import InputError
-from raylora.models.weights import check_tensors, read_names, read_tensors
-
-PUBLISHER = "huggingface.co/mathpluscode/CineMA"
-PRETRAINED = "pretrained/cinema.safetensors"
+from raylora.models.weights import check_tensors, read_tensors
 
 _NOT_TAKEN = re.compile(r"mask|decoder|_head|dec_linear|pos_embed|_dict\.(?!sax\.)")  # the last: other views
 _TAKEN_BY_MODEL = re.compile(r"(enc_down_dict|enc_fusion_dict|encoder)\.(?!.*pos_embed)")
-_OF_PRETRAINING = re.compile(r"dec_linear\.|decoder\.|.*\.mask_token$")  # in no fine-tuned file, whose decoder is `decoder_dict`
 _FIRST_CONV = "enc_down_dict.sax.conv_blocks.0.patch_embed.conv.weight"
-_SHORT = re.compile(r"(?P<task>\w+)/(?P<model>\w+_(?:sax|lax_\w+))_(?P<seed>\d+)")
-
-
-def find_weights(name: str, folder: str | Path | None = None) -> Path:
-    """The weights file that a name means.
-
-    A path to a file; a path inside `folder`; ``cinema`` for the pre-trained checkpoint; ``<task>/<data>_<view>_<seed>`` for a fine-tuned
-    one, such as ``segmentation/acdc_sax_0``. Files are looked for under their published names, then by file name alone.
-    Raises InputError that says where the file was looked for and where it is published.
-    """
-    published = _published_name(name)
-    candidates = [Path(name).expanduser()]
-    if folder is not None:
-        candidates += [Path(folder) / name, Path(folder) / published, Path(folder) / Path(published).name]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    where = f"in {folder}" if folder is not None else "and no weights folder is set"
-    raise InputError(f"model.weights: no file {name} {where}; CineMA publishes {published} at {PUBLISHER}")
-
-
-def _published_name(name: str) -> str:
-    short = _SHORT.fullmatch(name)
-    if short:
-        return f"finetuned/{short['task']}/{short['model']}/{short['model']}_{short['seed']}.safetensors"
-    return PRETRAINED if name in ("cinema", "pretrained") else name
-
-
-def is_pretraining(names: Iterable[str]) -> bool:
-    """Whether a file with these tensors is CineMA's pre-training checkpoint rather than a fine-tuned model."""
-    return any(_OF_PRETRAINING.match(name) for name in names)
-
-
-def without_decoder(path: str | Path) -> bool:
-    """Whether a segmenter that starts from this file has a decoder that has learnt nothing. Reads the header only."""
-    return is_pretraining(read_names(path))
 
 
 def pretrained_tensors(own: Mapping[str, Tensor], given: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import numpy as np
 from raylora.core import lowrank
 from raylora.core.files import read_json_object
 from raylora.core.types import Tree
-from raylora.models.weights import read_arrays, write_arrays
+from raylora.models.arrays import read_arrays, write_arrays
 
 PREFIX = "base_model.model."
 

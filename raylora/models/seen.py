@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raylora.core.errors import InputError
-from raylora.models.weights import read_header
+from raylora.models.arrays import read_header
 
 _PUBLISHED = re.compile(r"(?P<data>[a-z0-9]+)_(?:sax|lax_\w+)_\d+\.safetensors")
 

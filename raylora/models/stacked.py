@@ -15,17 +15,13 @@ from torch import Tensor, nn
 from raylora.core.errors import InputError
 from raylora.core.types import Phase, Tree
 from raylora.models.lora import CONVOLUTIONS, Adapted, PerClient
+from raylora.models.outline import Layer, Outline, prefixed
 from raylora.models.stages import first_trained, run_stages
 
 
 def kept_in(dtype: torch.dtype) -> torch.dtype:
     """What trained tensors are kept in where the computation is in `dtype`: bfloat16 has too few digits to add small steps up."""
     return torch.float32 if dtype == torch.bfloat16 else dtype
-
-
-def prefixed(adapter: str, name: str) -> str:
-    """The tree's name of an adapter's tensor: the global adapter's names are bare, others stand behind ``<adapter>.``."""
-    return f"{adapter}.{name}" if adapter else name
 
 
 def adapted_modules(backbone: nn.Module, targets: Sequence[str] | None, blocks: str | int | Sequence[int]) -> tuple[str, ...]:
@@ -106,6 +102,7 @@ class StackedModel:
         self.ranks: list[dict[str, int]] = []  # per client, per adapter
         self.layers: dict[str, Adapted] = {}
         self.owned: dict[str, PerClient] = {}
+        self._outline: Outline | None = None
         if full:
             self.plain = tuple(name for name in self.weights if name not in fixed)
             self.owned[""] = PerClient(backbone)
@@ -121,36 +118,39 @@ class StackedModel:
 
     # ---- trees
 
-    def initial(self, shared: np.random.Generator, private: np.random.Generator, rank: int) -> dict[str, np.ndarray]:
-        """A client's first tree: A uniform in +-1/sqrt(fan in) (peft's default), B zero, plain parts and router from the base and zero.
-
-        The global adapter and the plain parts follow from `shared`, the others from `private`.
-        """
-        tree: dict[str, np.ndarray] = {name: _numpy(self.weights[name]).astype(np.float32, copy=False) for name in self.plain}
-        for adapter, own_rank in self.adapters.items():
-            r = rank if own_rank is None else own_rank
-            rng = private if adapter else shared
+    @property
+    def outline(self) -> Outline:
+        """What a server knows of this model, with the plain parts as the base has them now."""
+        if self._outline is None:
+            plain = {name: self.weights[name].detach().cpu().float().numpy().view() for name in self.plain}  # of a float32 base no copies
+            for array in plain.values():
+                array.flags.writeable = False
+            layers = {}
             for path, layer in self.layers.items():
-                columns, rows = _sides(layer.base)
-                bound = columns**-0.5
-                tree[prefixed(adapter, f"{path}.lora_A")] = rng.uniform(-bound, bound, size=(r, columns)).astype(np.float32)
-                tree[prefixed(adapter, f"{path}.lora_B")] = np.zeros((rows, r), np.float32)
-        if self.router:
-            for path, layer in self.layers.items():
-                tree[f"router.{path}.weight"] = np.zeros((len(self.adapters), _sides(layer.base)[0]), np.float32)
-        return dict(sorted(tree.items()))
+                inputs, outputs = _sides(layer.base)
+                layers[path] = Layer(inputs=inputs, outputs=outputs, kernel=tuple(getattr(layer.base, "kernel_size", ())))
+            self._outline = Outline(plain=plain, layers=layers, adapters=self.adapters, router=self.router)
+        return self._outline
 
-    def load(self, trees: Sequence[Tree], alphas: Sequence[float], dtype: torch.dtype = torch.float32) -> None:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the computation."""
+        return next(iter(self.weights.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.weights.values())).device
+
+    def load(self, trees: Sequence[Tree], alphas: Sequence[float]) -> None:
         """Take K clients' trees. Different ranks are padded with zeros: a padded direction has no output and no gradient.
 
-        An adapter's scaling is alpha over its own rank. `dtype` is the computation's. Raises ValueError if a tree's names are not exactly the model's.
+        An adapter's scaling is alpha over its own rank. Raises ValueError if a tree's names are not exactly the model's.
         """
-        expected = self.names
+        expected = self.outline.names
         for tree in trees:
             if set(tree) != expected:
                 missing, extra = sorted(expected - set(tree)), sorted(set(tree) - expected)
                 raise ValueError(f"adapter names do not match the model: missing {missing[:5]}, unexpected {extra[:5]}")
-        device = next(iter(self.weights.values())).device
         self.parameters = {}
         for name in sorted(expected):
             arrays = [tree[name] for tree in trees]
@@ -158,7 +158,7 @@ class StackedModel:
             stacked = np.zeros((len(arrays), *shape), arrays[0].dtype)
             for k, array in enumerate(arrays):
                 stacked[(k, *map(slice, array.shape))] = array
-            self.parameters[name] = torch.from_numpy(stacked).to(device=device, dtype=kept_in(dtype))
+            self.parameters[name] = torch.from_numpy(stacked).to(device=self.device, dtype=kept_in(self.dtype))
         first = next(iter(self.layers), None)
         self.ranks = [
             {adapter: len(tree[prefixed(adapter, f"{first}.lora_A")]) for adapter in self.adapters} if first is not None else {}
@@ -187,14 +187,6 @@ class StackedModel:
         self.ranks = [self.ranks[k] for k in clients]
         self._alphas = [self._alphas[k] for k in clients]
         self._connect()
-
-    @property
-    def names(self) -> set[str]:
-        """Of every tensor that a client's tree holds."""
-        names = set(self.plain)
-        for adapter in self.adapters:
-            names |= {prefixed(adapter, f"{path}.lora_{side}") for path in self.layers for side in "AB"}
-        return names | ({f"router.{path}.weight" for path in self.layers} if self.router else set())
 
     def _connect(self) -> None:
         """Hand the stacked tensors to the layers."""
@@ -246,6 +238,8 @@ class StackedModel:
                 value = torch.as_tensor(array)
             weight = self.weights[name]
             weight.data = value.to(device=weight.device, dtype=weight.dtype)
+        if any(name in self.plain for name in weights):
+            self._outline = None
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         """Logits (K b, ...) of images (K b, c, x, y, z), client after client; with a prefix, of what it makes of them."""
@@ -266,7 +260,7 @@ class StackedModel:
             return self(*(tensor.repeat(self.clients, *(1,) * (tensor.dim() - 1)) for tensor in tensors))
         stages = self.backbone.stages()
         start = 0 if self.prefix is None else self.prefix.first
-        cut = first_trained(stages, self.names)
+        cut = first_trained(stages, self.outline.names)
         tensors = run_stages(stages[start:cut], tensors)
         return run_stages(stages[cut:], tuple(tensor.repeat(self.clients, *(1,) * (tensor.dim() - 1)) for tensor in tensors))[0]
 

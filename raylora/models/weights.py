@@ -3,55 +3,18 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-import safetensors.numpy
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from raylora.core.errors import InputError
-from raylora.core.files import replacing
+from raylora.models.arrays import opened
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, floating ones in float32. Raises InputError if it is missing or none."""
-    with _opened(path, "pt") as file:
+    with opened(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     return {name: value.to(torch.float32) if value.is_floating_point() else value for name, value in tensors.items()}
-
-
-def read_names(path: str | Path) -> list[str]:
-    """The tensors' names in a safetensors file; nothing else is read. Raises InputError if it is missing or none."""
-    with _opened(path, "np") as file:
-        return list(file.keys())
-
-
-def read_header(path: str | Path) -> dict[str, str]:
-    """The free-text entries in a safetensors file's header. Raises InputError if it is missing or none."""
-    with _opened(path, "np") as file:
-        return dict(file.metadata() or {})
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file as they are. Raises InputError if it is missing or none (torn, altered)."""
-    try:
-        return dict(safetensors.numpy.load_file(path))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path}: expected a safetensors file ({' '.join(str(error).split())})") from None
-
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, whole or not there, with the modes of any other file (safetensors' own is its owner's alone)."""
-    content = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata)
-    with replacing(path) as partial:
-        partial.write_bytes(content)
-
-
-def _opened(path: str | Path, framework: str) -> safe_open:
-    try:
-        return safe_open(path, framework)
-    except Exception as error:  # safetensors' own error for a bad file, OSError for a missing one
-        raise InputError(f"{path}: expected a safetensors file ({error})") from None
 
 
 def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor], path: str | Path) -> None:

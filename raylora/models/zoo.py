@@ -5,9 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import json
-import os
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,12 @@ from torch import nn
 from raylora.core.errors import InputError
 from raylora.core.seeds import seed_of
 from raylora.models import unet, vit
-from raylora.models.cinema_weights import find_weights, is_pretraining, pretrained_tensors
+from raylora.models.arrays import write_arrays
+from raylora.models.cinema_weights import pretrained_tensors
 from raylora.models.draw import draw_weights
+from raylora.models.files import find, is_pretraining
 from raylora.models.seen import Seen, read_seen
-from raylora.models.weights import check_tensors, read_tensors, write_arrays
+from raylora.models.weights import check_tensors, read_tensors
 
 DEFAULT_TARGETS = {"unet": ("conv",), "vit": ("qkv", "out_proj"), "cinema": ("q", "kv")}
 """Adapter targets where the config names none. Attention for transformers, as in Med-DualLoRA; every convolution for a U-Net."""
@@ -82,31 +82,6 @@ def _tuples(value: Any) -> Any:
 def weights_of(backbone: nn.Module) -> dict[str, np.ndarray]:
     """Every parameter by name, as copies in float32."""
     return {name: value.detach().to(torch.float32).numpy().copy() for name, value in backbone.named_parameters()}
-
-
-SHIPPED = Path(str(resources.files("raylora.models"))) / "shipped"
-
-
-def find(weights: str, folder: str | None = None, model: str = "") -> Path:
-    """The file that `model.weights` means: the name of weights that come with the package, a path, or a name in the weights folder.
-
-    `folder` defaults to the environment's RAYLORA_WEIGHTS. For CineMA the names under which its files are published count too (see
-    `cinema_weights.find_weights`). Raises InputError that says where it was looked for and, if it can be had somewhere, where.
-    """
-    ours = SHIPPED / f"{weights}.safetensors"
-    if "/" not in weights and ours.is_file():
-        return ours
-    folder = folder or os.environ.get("RAYLORA_WEIGHTS") or None
-    if folder is not None and not Path(folder).expanduser().is_dir():
-        raise InputError(f"model.weights_folder (or RAYLORA_WEIGHTS): {folder}: no such folder")
-    if model == "cinema":
-        return find_weights(weights, folder and Path(folder).expanduser())
-    for path in (Path(weights), *([Path(folder) / weights, Path(folder) / f"{weights}.safetensors"] if folder else [])):
-        if path.expanduser().is_file():
-            return path.expanduser()
-    names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.safetensors"))) or "none"
-    where = f", nor one in {folder}" if folder else ""
-    raise InputError(f"model.weights: {weights}: no such file{where}, and not the name of shipped weights ({names})")
 
 
 def load_weights(own: Mapping[str, torch.Tensor], head_names: Sequence[str], weights: str | Path) -> Seen:

@@ -25,6 +25,7 @@ from raylora.data.features import FeatureFolder
 from raylora.models.stacked import StackedModel
 from raylora.models.stages import Stage, first_trained, run_stages
 from raylora.training.samples import Samples
+from raylora.training.settings import CacheSpec
 
 Features = tuple[np.ndarray, ...]
 """What enters the first stage that is not cached, of one image: float32 or float64, bfloat16 as the uint16 of its bits."""
@@ -42,19 +43,6 @@ class Cut:
     stage: str  # the last of them
     elements: int  # numbers of one image that pass it
     share: float  # of the multiplications in the pass's layers that lie before it
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheSpec:
-    """Which features are kept, and where."""
-
-    folder: str
-    bound_bytes: int
-    first: int
-    stage: str
-    dtype: str  # in which they are kept: float32, float64, bfloat16
-    function: str  # what the network is beside its weights
-    views: int | None = None  # random augmentations of an image that are kept; None: the image as it is
 
 
 @torch.no_grad()

@@ -21,26 +21,7 @@ from raylora.core.types import Phase, Tree
 from raylora.models.stacked import StackedModel, kept_in
 from raylora.training.optim import OPTIMISERS, clip_per_client
 from raylora.training.samples import Batch, Samples
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a local step needs to know."""
-
-    lr: float
-    rounds: int
-    batch_size: int
-    local_epochs: int | None = 1
-    local_steps: int | None = None
-    optimiser: str = "adamw"
-    weight_decay: float = 0.0
-    schedule: str = "constant"
-    clip: float | None = None
-    dtype: torch.dtype = torch.float32
-
-    def rate(self, round: int) -> float:
-        """The learning rate of a round: constant, or a half cosine from `lr` towards zero."""
-        return self.lr if self.schedule == "constant" else self.lr * 0.5 * (1 + math.cos(math.pi * round / self.rounds))
+from raylora.training.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +88,10 @@ def _phase(
 ) -> list[Mapping[str, np.ndarray]]:
     """One stretch of local training with one set of trained names; returns the clients' trees afterwards."""
     trained = set(match(trees[0], phase.trains))
-    model.load(trees, [job.alpha for job in jobs], settings.dtype)
+    model.load(trees, [job.alpha for job in jobs])
     streams = [torch.Generator().manual_seed(seed_of(seed, f"dropout/{number}", round, job.client) % 2**63) for job in jobs]
     parameters = model.begin(phase, trained, streams)
-    kept = kept_in(settings.dtype)
+    kept, device = kept_in(model.dtype), model.device
     terms = _Terms(phase, jobs, parameters, model, kept)
     optimiser = OPTIMISERS[settings.optimiser](weight_decay=settings.weight_decay)
     active = list(range(len(jobs)))
@@ -131,8 +112,7 @@ def _phase(
             active = staying
         inputs, targets, weights = _stack([jobs[k].samples.batch(plans[k][step], draws[k]) for k in active])
         model.present([len(plans[k][step]) for k in active])
-        device = next(iter(model.weights.values())).device
-        logits = model(*(tensor.to(device, settings.dtype) for tensor in inputs))
+        logits = model(*(tensor.to(device, model.dtype) for tensor in inputs))
         per_client = loss(logits.to(kept), targets.to(device), weights.to(device, kept))
         values = per_client.detach().tolist()
         for k, value in zip(active, values, strict=True):

@@ -308,6 +308,7 @@ def test_a_driver_that_is_killed_ends_the_run_with_a_word_and_resume_goes_on(run
         if event["event"] == "round" and event["round"] == 1:
             mine = [p for p in psutil.process_iter() if " ".join(p.cmdline()).startswith("ray::DriverActor") and ours(p)]
             assert len(mine) == 1
+            assert not [m.path for m in mine[0].memory_maps() if "libtorch" in m.path], "the driver keeps the books; only actors compute"
             mine[0].kill()
 
     with pytest.raises(MachineError, match=rf"^the driver was lost: .*; `raylora resume {tmp_path / 'run'}` goes on") as caught:

@@ -11,11 +11,11 @@ from small_runs import run, tiny
 from raylora.core import lowrank
 from raylora.core.errors import RunError
 from raylora.core.types import Broadcast, Client, ClientState, ClientUpdate, Phase, State, Strategy, Task
+from raylora.federation.answers import Outcome
 from raylora.federation.border import Checked, refusal
+from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
-from raylora.federation.host import Outcome
 from raylora.federation.rounds import Progress, run_round
-from raylora.federation.spec import build_host
 from raylora.strategies import STRATEGIES, toy
 
 MODEL = {"a.lora_A": np.zeros((2, 4)), "a.lora_B": np.zeros((3, 2)), "head.bias": np.zeros(3), "local.a.lora_A": np.zeros((2, 4))}

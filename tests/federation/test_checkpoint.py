@@ -10,9 +10,9 @@ from small_runs import run, tiny
 from raylora import experiment, planning
 from raylora.core.types import ClientState, State
 from raylora.federation import checkpoint
+from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
 from raylora.federation.rounds import Progress
-from raylora.federation.spec import build_host
 
 
 def tree(seed: int, *names: str) -> dict[str, np.ndarray]:

@@ -11,10 +11,11 @@ from raylora.core import lowrank
 from raylora.core.errors import RunError
 from raylora.core.tree import freeze
 from raylora.core.types import Broadcast, ClientState, Phase, Task
-from raylora.federation.client import compose, initial_tree
-from raylora.federation.host import Host, Scored
+from raylora.federation.answers import Scored
+from raylora.federation.build import build_host
+from raylora.federation.host import Host
+from raylora.federation.protocol import compose, initial_tree
 from raylora.federation.rounds import Progress, receive
-from raylora.federation.spec import build_host
 from raylora.strategies import create
 from raylora.training.inference import rating_scores
 
@@ -34,7 +35,7 @@ def host_of(plan: planning.Plan, **protocol) -> Host:
 
 def first_tree(host: Host) -> dict[str, np.ndarray]:
     """What a server would send first: the shared names."""
-    tree = initial_tree(host.model, host.protocol, "GE", 1)
+    tree = initial_tree(host.model.outline, host.protocol, "GE", 1)
     return {name: value for name, value in tree.items() if not name.startswith("local.")}
 
 
@@ -91,18 +92,18 @@ def test_company_changes_no_bit(plan):
 
 def test_a_model_is_the_initial_one_then_what_was_kept_then_what_was_sent(plan):
     host = host_of(plan)
-    own = initial_tree(host.model, host.protocol, "GE", 1)
+    own = initial_tree(host.model.outline, host.protocol, "GE", 1)
     name, head = "local.blocks.0.attn.qkv.lora_B", "classification_head.bias"
     state = ClientState(trees={"private": {name: own[name] + 1, head: own[head] + 1}})
-    found = compose(host.model, host.protocol, "GE", 1, state, {head: own[head] + 2})
+    found = compose(host.model.outline, host.protocol, "GE", 1, state, {head: own[head] + 2})
     assert found[name][0, 0] == 1 and (found[head] == own[head] + 2).all() and found.keys() == own.keys()
     with pytest.raises(ValueError, match=r"client GE was sent names that its model does not have: \['nonsense'\]"):
-        compose(host.model, host.protocol, "GE", 1, None, {"nonsense": own[head]})
+        compose(host.model.outline, host.protocol, "GE", 1, None, {"nonsense": own[head]})
 
 
 def test_private_adapters_start_differently_and_the_rest_alike(plan):
     host = host_of(plan)
-    here, there = (initial_tree(host.model, host.protocol, client, 1) for client in ("GE", "Canon"))
+    here, there = (initial_tree(host.model.outline, host.protocol, client, 1) for client in ("GE", "Canon"))
     assert {name for name in here if bits(here)[name] != bits(there)[name]} == {
         n for n in here if n.startswith("local.") and n.endswith("A")
     }
@@ -110,7 +111,7 @@ def test_private_adapters_start_differently_and_the_rest_alike(plan):
 
 def test_a_smaller_rank_starts_with_the_first_rows(plan):
     host = host_of(plan, max_rank=3)
-    whole, part = (initial_tree(host.model, host.protocol, "GE", rank) for rank in (3, 2))
+    whole, part = (initial_tree(host.model.outline, host.protocol, "GE", rank) for rank in (3, 2))
     name = "blocks.0.attn.qkv.lora_A"
     assert part[name].shape == (2, 16) and np.array_equal(part[name], whole[name][:2])
 
@@ -124,7 +125,7 @@ def test_scores_are_of_the_model_received_and_of_the_one_trained(plan):
         host.model.load([tree], [protocol.alpha])
         return rating_scores(host.model, [cases], "disease", protocol.depth, protocol.eval_batch)[0]
 
-    received = score(initial_tree(host.model, protocol, "GE", 1))
+    received = score(initial_tree(host.model.outline, protocol, "GE", 1))
     trained = score({**outcome.update.adapter, **outcome.state.trees["private"]})
     assert [outcome.update.metrics[key] for key in ("score_received", "score_trained")] == [received, trained] and received != trained
 
@@ -137,7 +138,10 @@ def test_a_peer_is_scored_as_it_would_be_used(prepared_folder, rank):
     )
     host = build_host(plan.spec, plan.weights)
     rng = np.random.default_rng(0)
-    peer = {name: value + rng.normal(0, 0.3, value.shape) for name, value in initial_tree(host.model, host.protocol, "Canon", rank).items()}
+    peer = {
+        name: value + rng.normal(0, 0.3, value.shape)
+        for name, value in initial_tree(host.model.outline, host.protocol, "Canon", rank).items()
+    }
     unit = freeze(lowrank.to_unit(peer, 2.0 / rank))
     asked = Broadcast(adapter={}, extra={"peer:Canon": unit}, task=Task(round=0, scores=("peer:Canon",)))
     (outcome,) = host.train(["GE"], [asked])
@@ -199,7 +203,7 @@ def first_sent(run):
 def test_the_base_goes_back_to_the_original(plan):
     host = host_of(plan)
     name = "blocks.0.attn.qkv.weight"
-    tree = initial_tree(host.model, host.protocol, "GE", 1)
+    tree = initial_tree(host.model.outline, host.protocol, "GE", 1)
     request = [Scored(model_of="x", tree=tree, data_of=("GE",))]
     before = host.evaluate(request, "test", full=True)
     host.set_base({name: plan.weights[name] + 1})

@@ -12,8 +12,8 @@ from raylora.core.errors import InputError
 from raylora.core.reduce import by_client
 from raylora.federation import checkpoint
 from raylora.federation.buffered import packed, unpacked
+from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
-from raylora.federation.spec import build_host
 
 VENDORS = sorted(COHORT)
 SLOW_LINE = {"up_mbit": 0.01, "down_mbit": 0.02, "latency_s": 0.5, "step_s": 2.0}

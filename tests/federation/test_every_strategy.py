@@ -12,7 +12,7 @@ from small_runs import Finished, tiny
 from raylora import planning
 from raylora.core import lowrank
 from raylora.core.errors import InputError
-from raylora.federation.spec import build_host
+from raylora.federation.build import build_host
 from raylora.models import zoo
 from raylora.models.stacked import StackedModel
 from raylora.strategies import STRATEGIES

@@ -9,9 +9,10 @@ from small_runs import tiny
 
 from raylora import planning
 from raylora.core.types import Task
-from raylora.federation.client import initial_tree
-from raylora.federation.host import Host, Scored
-from raylora.federation.spec import build_host
+from raylora.federation.answers import Scored
+from raylora.federation.build import build_host
+from raylora.federation.host import Host
+from raylora.federation.protocol import initial_tree
 from raylora.models.stacked import StackedModel
 from raylora.training.inference import rating_scores
 
@@ -31,7 +32,7 @@ def trees(host: Host, count: int = 5, rank: int | None = None):
     for k in range(count):
         host.protocol = replace(host.protocol, max_rank=2)
         rng = np.random.default_rng(k)
-        first = initial_tree(host.model, host.protocol, "GE", rank or (2 if k == 1 else 1))
+        first = initial_tree(host.model.outline, host.protocol, "GE", rank or (2 if k == 1 else 1))
         found.append({name: value + rng.normal(0, 0.3, value.shape).astype(np.float32) for name, value in first.items()})
     return found
 
@@ -79,7 +80,7 @@ def test_the_common_part_of_a_pass_is_computed_once(host, monkeypatch):
         return [replace(found[0], run=run), *found[1:]]
 
     monkeypatch.setattr(network, "stages", counted)
-    host.model.load(trees(host, 3, rank=1), [2.0] * 3, torch.float64)
+    host.model.load(trees(host, 3, rank=1), [2.0] * 3)
     channels = 1 if host.protocol.task == "segmentation" else 2
     host.model.compared(torch.rand(2, channels, 16, 16, 4, dtype=torch.float64))
     assert before == [2] and set(seen) == {6}
@@ -92,9 +93,9 @@ def test_each_model_on_its_own_patients(host):
     models, p = trees(host, 3, rank=1), host.protocol
     alone = []
     for tree, own in zip(models, cases, strict=True):
-        host.model.load([tree], [p.alpha], torch.float64)
+        host.model.load([tree], [p.alpha])
         alone += rating_scores(host.model, [own], p.task, p.depth, p.eval_batch)
-    host.model.load(models, [p.alpha] * 3, torch.float64)
+    host.model.load(models, [p.alpha] * 3)
     assert rating_scores(host.model, cases, p.task, p.depth, p.eval_batch) == pytest.approx(alone, abs=1e-9)
 
 

@@ -14,10 +14,11 @@ from small_runs import tiny
 from raylora import planning
 from raylora.core import sampling
 from raylora.core.types import Tree
+from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
 from raylora.federation.rounds import Progress, receive, run_round
-from raylora.federation.spec import build_host, build_model
 from raylora.method import make_strategy
+from raylora.planned import opening
 from raylora.strategies import STRATEGIES, create
 
 ROUNDS = 5
@@ -50,8 +51,7 @@ def after_five_rounds(prepared_folder, task: str, name: str, stack: int, dtype: 
     }
     plan = planning.make_plan(tiny(prepared_folder, task, **values))
     strategy, executor = make_strategy(plan.config, len(plan.clients)), InProcess(build_host(plan.spec, plan.weights))
-    model = build_model(plan.spec.model, plan.weights)
-    progress = Progress(round=0, server=planning.opening(strategy, model, plan.spec, plan.clients))
+    progress = Progress(round=0, server=opening(strategy, plan.outline, plan.spec, plan.clients))
     progress, broadcasts = receive(progress, strategy, plan.clients, plan.weights)
     for t in range(ROUNDS):
         sampled = plan.config.sampling

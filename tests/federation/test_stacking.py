@@ -6,7 +6,7 @@ from small_runs import run, tiny
 from raylora import config as configuration
 from raylora import planning
 from raylora.federation import memory
-from raylora.federation.spec import build_host
+from raylora.federation.build import build_host
 from raylora.federation.stacking import Probe, candidates, choose, in_words, measure, most_per_pass
 
 MB = 1_000_000

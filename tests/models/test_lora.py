@@ -48,7 +48,7 @@ def stacked(adapters=None, **options) -> StackedModel:
 
 def tree(model: StackedModel, seed: int, rank: int = RANK) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=value.shape) for name, value in model.initial(rng, rng, rank).items()}
+    return {name: rng.normal(size=value.shape) for name, value in model.outline.initial(rng, rng, rank).items()}
 
 
 def images(count: int, seed: int = 0) -> torch.Tensor:
@@ -89,7 +89,7 @@ def split(whole: dict[str, np.ndarray], adapters: tuple[str, ...]) -> tuple[dict
 def test_logits_and_gradients_are_pefts(adapters):
     model = stacked(dict.fromkeys(adapters))
     whole = tree(model, 1)
-    model.load([whole], [ALPHA], torch.float64)
+    model.load([whole], [ALPHA])
     trained = model.begin(Phase(trains=("*",)), set(model.parameters))
     x = images(4)
     ours = model(x)
@@ -120,13 +120,13 @@ def test_stacked_clients_are_the_separate_ones(monkeypatch, merged):
     xs = [images(2, k) for k in range(3)]
     separate, gradients = [], []
     for x, one in zip(xs, trees, strict=True):
-        model.load([one], [ALPHA], torch.float64)
+        model.load([one], [ALPHA])
         trained = model.begin(Phase(trains=("*",)), set(model.parameters))
         y = model(x)
         y.square().sum().backward()
         separate.append(y.detach())
         gradients.append({name: value.grad[0] for name, value in trained.items()})
-    model.load(trees, [ALPHA] * 3, torch.float64)
+    model.load(trees, [ALPHA] * 3)
     trained = model.begin(Phase(trains=("*",)), set(model.parameters))
     together = model(torch.cat(xs))
     together.square().sum().backward()
@@ -143,7 +143,7 @@ def test_stacked_clients_are_the_separate_ones(monkeypatch, merged):
 def test_merging_the_factors_into_a_convolution_changes_rounding_only(monkeypatch):
     model = stacked()
     trees = [tree(model, k) for k in range(2)]
-    model.load(trees, [ALPHA] * 2, torch.float64)
+    model.load(trees, [ALPHA] * 2)
     merged = model(images(4))
     monkeypatch.setattr("raylora.models.lora.Adapted._mergeable", lambda self: False)
     torch.testing.assert_close(merged, model(images(4)), rtol=1e-11, atol=1e-11)
@@ -153,14 +153,14 @@ def test_a_fresh_adapter_changes_nothing_and_zero_gate_silences_one():
     model = stacked({"": None, "local": None})
     x = images(2)
     rng = np.random.default_rng(0)
-    fresh = model.initial(rng, rng, RANK)
-    model.load([fresh], [ALPHA], torch.float64)
+    fresh = model.outline.initial(rng, rng, RANK)
+    model.load([fresh], [ALPHA])
     torch.testing.assert_close(model(x), network()(x))
     whole = tree(model, 3)
     quiet = {**whole, **{name: np.zeros_like(value) for name, value in whole.items() if name.startswith("local.") and name.endswith("_B")}}
-    model.load([quiet], [ALPHA], torch.float64)
+    model.load([quiet], [ALPHA])
     expected = model(x)
-    model.load([whole], [ALPHA], torch.float64)
+    model.load([whole], [ALPHA])
     model.gate({"local": 0.0})
     torch.testing.assert_close(model(x), expected)
 
@@ -168,7 +168,7 @@ def test_a_fresh_adapter_changes_nothing_and_zero_gate_silences_one():
 def test_a_stop_gradient_leaves_the_value_and_takes_the_gradient():
     model = stacked({"": None, "local": None})
     whole = tree(model, 4)
-    model.load([whole], [ALPHA], torch.float64)
+    model.load([whole], [ALPHA])
     expected = model(images(2))
     trained = model.begin(Phase(trains=("*",), detached=("local",)), set(model.parameters))
     y = model(images(2))
@@ -181,7 +181,7 @@ def test_a_stop_gradient_leaves_the_value_and_takes_the_gradient():
 def test_a_client_that_leaves_the_stack_disturbs_nobody():
     model = stacked()
     trees = [tree(model, k, rank) for k, rank in enumerate((2, 3, 1))]
-    model.load(trees, [ALPHA] * 3, torch.float64)
+    model.load(trees, [ALPHA] * 3)
     model.keep([0, 2])
     for position, k in enumerate((0, 2)):
         for name, value in model.read(position).items():
@@ -190,7 +190,7 @@ def test_a_client_that_leaves_the_stack_disturbs_nobody():
     alone = []
     for k, part in zip((0, 2), x.chunk(2), strict=True):
         other = stacked()
-        other.load([trees[k]], [ALPHA], torch.float64)
+        other.load([trees[k]], [ALPHA])
         alone.append(other(part))
     torch.testing.assert_close(model(x), torch.cat(alone), rtol=1e-11, atol=1e-11)
 
@@ -200,7 +200,7 @@ def test_dropout_follows_each_clients_own_stream():
     trees = [tree(model, k) for k in range(2)]
 
     def output(clients, xs):
-        model.load([trees[k] for k in clients], [ALPHA] * len(clients), torch.float64)
+        model.load([trees[k] for k in clients], [ALPHA] * len(clients))
         model.begin(Phase(trains=("*",)), set(), [torch.Generator().manual_seed(10 + k) for k in clients])
         return model(torch.cat(xs))
 
@@ -230,7 +230,7 @@ def test_the_base_is_replaced_and_never_written():
     copy = frozen.copy()
     model.set_base({"fc1.weight": frozen})
     whole = tree(model, 0)
-    model.load([whole], [ALPHA], torch.float64)
+    model.load([whole], [ALPHA])
     trained = model.begin(Phase(trains=("*",)), set(model.parameters))
     model(images(2)).sum().backward()
     assert trained["fc1.lora_A"].grad.any() and model.weights["fc1.weight"].grad is None
@@ -245,9 +245,9 @@ def test_a_router_of_zeros_takes_the_mean_of_the_adapters():
     model = routed()
     whole = tree(model, 6)
     even = {**whole, **{name: np.zeros_like(value) for name, value in whole.items() if name.startswith("router.")}}
-    model.load([even], [ALPHA], torch.float64)
+    model.load([even], [ALPHA])
     plain = stacked(adapters={"": None, "rest": None})
-    plain.load([{n: v for n, v in whole.items() if not n.startswith("router.")}], [ALPHA], torch.float64)
+    plain.load([{n: v for n, v in whole.items() if not n.startswith("router.")}], [ALPHA])
     plain.gate({"": 0.5, "rest": 0.5})
     torch.testing.assert_close(model(images(2)), plain(images(2)))
 
@@ -256,7 +256,7 @@ def test_a_router_mixes_token_by_token_and_place_by_place():
     """A linear layer's token is its input; a convolution's is what the kernel sees at one place, cut out here by hand."""
     model = routed()
     trees = [tree(model, seed) for seed in (7, 8)]
-    model.load(trees, [ALPHA, ALPHA], torch.float64)
+    model.load(trees, [ALPHA, ALPHA])
     x, linear_x = images(4), torch.randn(4, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     padded = torch.nn.functional.pad(x, (0, 0, 1, 1, 1, 1))
     patches = padded.unfold(2, 3, 2).unfold(3, 3, 1).unfold(4, 1, 1)  # (b, in, *places, 3, 3, 1)

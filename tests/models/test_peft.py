@@ -11,9 +11,10 @@ from small_runs import Finished
 from torch import nn
 
 from raylora.federation import checkpoint
-from raylora.federation.client import compose
+from raylora.federation.build import build_model
+from raylora.federation.protocol import compose
 from raylora.federation.rounds import receive
-from raylora.federation.spec import build_model, protocol_of
+from raylora.federation.spec import protocol_of
 from raylora.models import peft as ours
 from raylora.models import zoo
 from raylora.strategies import create
@@ -60,7 +61,7 @@ def by_us(run: Finished, name: str):
     model.set_base(progress.base)
     client = next(c for c in plan.clients if c.id == name) if name != "global" else max(plan.clients, key=lambda c: c.rank)
     state = progress.states[name] if name != "global" else None
-    model.load([compose(model, protocol, client.id, client.rank, state, broadcasts[client.id].adapter)], [protocol.alpha])
+    model.load([compose(model.outline, protocol, client.id, client.rank, state, broadcasts[client.id].adapter)], [protocol.alpha])
     model.gate(strategy.gates if name != "global" else {})
     return model
 

@@ -72,8 +72,8 @@ def dual(net=None) -> StackedModel:
 def test_the_first_tree_is_the_head_random_a_and_zero_b():
     model = dual()
     rng = np.random.default_rng
-    tree = model.initial(rng(1), rng(2), 2)
-    other = model.initial(rng(1), rng(3), 2)
+    tree = model.outline.initial(rng(1), rng(2), 2)
+    other = model.outline.initial(rng(1), rng(3), 2)
     assert tree["blocks.0.attn.qkv.lora_A"].shape == (2, 16) and tree["local.blocks.0.attn.qkv.lora_B"].shape == (48, 3)
     assert all(value.dtype == np.float32 for value in tree.values())
     assert not any(value.any() for name, value in tree.items() if name.endswith("lora_B"))
@@ -87,7 +87,7 @@ def test_the_first_tree_is_the_head_random_a_and_zero_b():
 def test_heads_are_each_client_s_own():
     model = dual()
     rng = np.random.default_rng
-    trees = [model.initial(rng(1), rng(k), 2) | {"classification_head.bias": np.array([k, -k], np.float32)} for k in range(2)]
+    trees = [model.outline.initial(rng(1), rng(k), 2) | {"classification_head.bias": np.array([k, -k], np.float32)} for k in range(2)]
     model.load(trees, [4.0, 4.0])
     x = torch.rand(4, 2, 16, 16, 4)
     together = model(x)
@@ -100,7 +100,7 @@ def test_the_whole_model_can_be_each_client_s_own():
     net = unet()
     model = StackedModel(net, modules=(), adapters={}, full=True)
     rng = np.random.default_rng(0)
-    first = model.initial(rng, rng, 1)
+    first = model.outline.initial(rng, rng, 1)
     assert set(first) == {name for name, _ in net.named_parameters()}
     second = {name: value + rng.normal(0, 0.1, value.shape).astype(np.float32) for name, value in first.items()}
     model.load([first, second], [1.0, 1.0])
@@ -127,7 +127,7 @@ def test_frozen_parts_stay_in_evaluation_mode():
 
     model = StackedModel(Noisy().train(), modules=("fc",))
     rng = np.random.default_rng(0)
-    model.load([model.initial(rng, rng, 1)], [1.0])
+    model.load([model.outline.initial(rng, rng, 1)], [1.0])
     model.begin(Phase(trains=("*",)), {"fc.lora_B"})
     x = torch.rand(8, 4)
     assert torch.equal(model(x), model(x)) and not model.backbone.norm.running_mean.any()
@@ -139,9 +139,9 @@ def test_trees_go_through_every_precision(dtype):
     net = vit().to(dtype)
     model = dual(net)
     rng = np.random.default_rng
-    tree = model.initial(rng(1), rng(2), 2)
+    tree = model.outline.initial(rng(1), rng(2), 2)
     assert {value.dtype for value in tree.values()} == {np.dtype(np.float32)}
-    model.load([tree], [4.0], dtype)
+    model.load([tree], [4.0])
     assert model(torch.rand(1, 2, 16, 16, 4, dtype=dtype)).dtype == dtype
     for name, value in model.read(0).items():
         np.testing.assert_allclose(value, tree[name], rtol=0 if dtype != torch.bfloat16 else 2**-8)

@@ -11,12 +11,13 @@ from small_runs import VIT, run, tiny
 from raylora import planning
 from raylora.core.errors import InputError
 from raylora.data.features import cache_report
-from raylora.federation.spec import build_host
+from raylora.federation.build import build_host
 from raylora.models import zoo
 from raylora.models.stacked import StackedModel, adapted_modules
 from raylora.strategies import STRATEGIES
 from raylora.training import features
-from raylora.training.features import Cached, CacheSpec, Cut, Prefix, choose, cuts, entering, together
+from raylora.training.features import Cached, Cut, Prefix, choose, cuts, entering, together
+from raylora.training.settings import CacheSpec
 
 UNET_LAST = {"lora__blocks": 1}
 VIT_LAST = {"lora__blocks": 1}
@@ -31,7 +32,7 @@ def adapted(name="vit", blocks=1, dtype=torch.float32, **options) -> StackedMode
 
 
 def spec(folder, model, image, dtype="float32", **options) -> CacheSpec:
-    cut = cuts(model.backbone, sorted(model.names), image)[-1]
+    cut = cuts(model.backbone, sorted(model.outline.names), image)[-1]
     return CacheSpec(folder=str(folder), bound_bytes=1 << 30, first=cut.first, stage=cut.stage, dtype=dtype, function="test", **options)
 
 
@@ -54,20 +55,20 @@ def test_cuts_lie_before_the_first_trained_stage():
 
 def test_a_large_network_is_measured_without_storage(monkeypatch):
     model = adapted()
-    expected = cuts(model.backbone, sorted(model.names), (2, 16, 16, 4))
+    expected = cuts(model.backbone, sorted(model.outline.names), (2, 16, 16, 4))
     monkeypatch.setattr("raylora.training.features.LARGE", 0)
     monkeypatch.setattr(
         torch, "zeros", lambda *size, device, dtype: torch.empty(*size, device=device, dtype=dtype) if str(device) == "meta" else 1 / 0
     )
-    assert cuts(model.backbone, sorted(model.names), (2, 16, 16, 4)) == expected
+    assert cuts(model.backbone, sorted(model.outline.names), (2, 16, 16, 4)) == expected
     assert all(weight.device.type == "cpu" for weight in model.weights.values())
 
 
 def test_what_is_trained_from_the_first_stage_on_has_no_prefix():
     model = adapted("unet", "all")
-    assert cuts(model.backbone, sorted(model.names), (1, 32, 32, 4)) == []
+    assert cuts(model.backbone, sorted(model.outline.names), (1, 32, 32, 4)) == []
     model = adapted("vit", "all", adapters={"": None, "local": 2}, router=True)
-    assert [cut.stage for cut in cuts(model.backbone, sorted(model.names), (2, 16, 16, 4))] == ["patch_embedding"]
+    assert [cut.stage for cut in cuts(model.backbone, sorted(model.outline.names), (2, 16, 16, 4))] == ["patch_embedding"]
 
 
 FOUND = [
@@ -119,8 +120,8 @@ def test_cached_equals_recomputed_bit_for_bit(tmp_path, name, channels, size, dt
     sizes = {"image_size": size, "embed": 24, "depth": 2, "heads": 2, "conv_chans": [4, 8], "dec_chans": [4, 4, 8, 8, 8]}
     model = adapted(name, 1, dtype, **({"sizes": {k: v for k, v in sizes.items() if k != "image_size"}} if name == "cinema" else {}))
     rng = np.random.default_rng(1)
-    tree = {n: rng.normal(0, 0.1, v.shape).astype(np.float32) for n, v in model.initial(rng, rng, 2).items()}
-    model.load([tree], [4.0], dtype)
+    tree = {n: rng.normal(0, 0.1, v.shape).astype(np.float32) for n, v in model.outline.initial(rng, rng, 2).items()}
+    model.load([tree], [4.0])
     every = images(3, channels, size)
     with torch.no_grad():
         alone = [model(torch.from_numpy(image)[None].to(dtype)) for image in every]
@@ -311,10 +312,10 @@ def test_random_augmentation_has_a_number_of_views_or_no_cache(prepared_folder, 
 def test_what_is_wide_inside_is_measured_without_storage(monkeypatch):
     """A small image and few parameters can still make large tensors: nothing of it is kept in memory before a run has begun."""
     model = adapted("unet", 1)
-    expected = cuts(model.backbone, sorted(model.names), (1, 32, 32, 4))
+    expected = cuts(model.backbone, sorted(model.outline.names), (1, 32, 32, 4))
     devices = []
     for stage in ("input_block", "bottleneck"):
         model.backbone.get_submodule(stage).register_forward_hook(lambda module, inputs, output: devices.append(output.device.type))
     monkeypatch.setattr(features._passed, "__defaults__", (8 * 32 * 32 * 4 - 1,))
-    assert cuts(model.backbone, sorted(model.names), (1, 32, 32, 4)) == expected
+    assert cuts(model.backbone, sorted(model.outline.names), (1, 32, 32, 4)) == expected
     assert devices == ["cpu", "meta", "meta"], "it was given up after the first stage"

@@ -13,12 +13,13 @@ from raylora.core.errors import RunError
 from raylora.core.types import Phase
 from raylora.models import zoo
 from raylora.models.stacked import StackedModel, adapted_modules
-from raylora.training.local import Job, Settings, train
+from raylora.training.local import Job, train
 from raylora.training.losses import dice_and_cross_entropy, weighted_cross_entropy
+from raylora.training.settings import Settings
 
 ALPHA = 4.0
 EVERYTHING = (Phase(trains=("*",)),)
-PLAIN_SGD = Settings(lr=0.1, rounds=10, batch_size=64, local_epochs=None, local_steps=1, optimiser="sgd", dtype=torch.float64)
+PLAIN_SGD = Settings(lr=0.1, rounds=10, batch_size=64, local_epochs=None, local_steps=1, optimiser="sgd")
 
 
 class Net(nn.Module):
@@ -66,7 +67,7 @@ def toy(adapters=None, **options) -> StackedModel:
 def filled(model: StackedModel, seed: int, rank: int = 2) -> dict[str, np.ndarray]:
     """A tree without zeros: every factor has a gradient."""
     rng = np.random.default_rng(seed)
-    return {name: 0.5 * rng.normal(size=value.shape) for name, value in model.initial(rng, rng, rank).items()}
+    return {name: 0.5 * rng.normal(size=value.shape) for name, value in model.outline.initial(rng, rng, rank).items()}
 
 
 def job(model: StackedModel, client: str = "a", count: int = 10, seed: int = 1, rank: int = 2, **options) -> Job:
@@ -237,7 +238,7 @@ def test_an_unknown_term_is_refused():
 def test_a_shared_and_a_private_pair_train_as_the_two_concatenated():
     """One client of Med-DualLoRA is centralised LoRA with A = [A_g; A_l], B = [B_g B_l] and the same scaling alpha / r: same start, same
     streams, AdamW (element by element), its state fresh each round."""
-    settings = Settings(lr=0.02, rounds=3, batch_size=4, local_epochs=2, dtype=torch.float64)
+    settings = Settings(lr=0.02, rounds=3, batch_size=4, local_epochs=2)
     dual, single = toy({"": 2, "local": 2}), toy({"": 4})
     two = job(dual)
 
@@ -327,7 +328,7 @@ def test_stacked_clients_are_the_separate_ones(case, clients):
     """Unequal sizes, ranks, steps and partial batches; AdamW with decay and a clip that acts; two phases, one with a prox term."""
     build, samples, loss = CASES[case]
     model = build()
-    settings = Settings(lr=0.02, rounds=4, batch_size=3, local_epochs=2, weight_decay=0.1, clip=0.3, schedule="cosine", dtype=torch.float64)
+    settings = Settings(lr=0.02, rounds=4, batch_size=3, local_epochs=2, weight_decay=0.1, clip=0.3, schedule="cosine")
     jobs = [
         Job(client=name, samples=samples(count, k), tree=filled(model, k, rank), alpha=ALPHA)
         for k, (name, count, rank) in enumerate([("a", 4, 1), ("b", 7, 3), ("c", 3, 2)][:clients])

@@ -1,0 +1,75 @@
+"""Which weights file a name means. No torch: a command finds out before anything is built."""
+
+import os
+import re
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+from raylora.core.errors import InputError
+from raylora.models.arrays import read_names
+
+PUBLISHER = "huggingface.co/mathpluscode/CineMA"
+PRETRAINED = "pretrained/cinema.safetensors"
+
+_OF_PRETRAINING = re.compile(r"dec_linear\.|decoder\.|.*\.mask_token$")  # in no fine-tuned file, whose decoder is `decoder_dict`
+_SHORT = re.compile(r"(?P<task>\w+)/(?P<model>\w+_(?:sax|lax_\w+))_(?P<seed>\d+)")
+
+SHIPPED = Path(str(resources.files("raylora.models"))) / "shipped"
+
+
+def find(weights: str, folder: str | None = None, model: str = "") -> Path:
+    """The file that `model.weights` means: the name of weights that come with the package, a path, or a name in the weights folder.
+
+    `folder` defaults to the environment's RAYLORA_WEIGHTS. For CineMA the names under which its files are published count too (see
+    `find_weights`). Raises InputError that says where it was looked for and, if it can be had somewhere, where.
+    """
+    ours = SHIPPED / f"{weights}.safetensors"
+    if "/" not in weights and ours.is_file():
+        return ours
+    folder = folder or os.environ.get("RAYLORA_WEIGHTS") or None
+    if folder is not None and not Path(folder).expanduser().is_dir():
+        raise InputError(f"model.weights_folder (or RAYLORA_WEIGHTS): {folder}: no such folder")
+    if model == "cinema":
+        return find_weights(weights, folder and Path(folder).expanduser())
+    for path in (Path(weights), *([Path(folder) / weights, Path(folder) / f"{weights}.safetensors"] if folder else [])):
+        if path.expanduser().is_file():
+            return path.expanduser()
+    names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.safetensors"))) or "none"
+    where = f", nor one in {folder}" if folder else ""
+    raise InputError(f"model.weights: {weights}: no such file{where}, and not the name of shipped weights ({names})")
+
+
+def find_weights(name: str, folder: str | Path | None = None) -> Path:
+    """The weights file that a name means.
+
+    A path to a file; a path inside `folder`; ``cinema`` for the pre-trained checkpoint; ``<task>/<data>_<view>_<seed>`` for a fine-tuned
+    one, such as ``segmentation/acdc_sax_0``. Files are looked for under their published names, then by file name alone.
+    Raises InputError that says where the file was looked for and where it is published.
+    """
+    published = _published_name(name)
+    candidates = [Path(name).expanduser()]
+    if folder is not None:
+        candidates += [Path(folder) / name, Path(folder) / published, Path(folder) / Path(published).name]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    where = f"in {folder}" if folder is not None else "and no weights folder is set"
+    raise InputError(f"model.weights: no file {name} {where}; CineMA publishes {published} at {PUBLISHER}")
+
+
+def _published_name(name: str) -> str:
+    short = _SHORT.fullmatch(name)
+    if short:
+        return f"finetuned/{short['task']}/{short['model']}/{short['model']}_{short['seed']}.safetensors"
+    return PRETRAINED if name in ("cinema", "pretrained") else name
+
+
+def is_pretraining(names: Iterable[str]) -> bool:
+    """Whether a file with these tensors is CineMA's pre-training checkpoint rather than a fine-tuned model."""
+    return any(_OF_PRETRAINING.match(name) for name in names)
+
+
+def without_decoder(path: str | Path) -> bool:
+    """Whether a segmenter that starts from this file has a decoder that has learnt nothing. Reads the header only."""
+    return is_pretraining(read_names(path))

@@ -1,0 +1,90 @@
+"""A plan from another process: the same, the same errors, and nothing left of whoever makes it."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+from small_runs import settings
+
+from raylora import config as configuration
+from raylora import planning
+from raylora.models.peft import hash_of
+
+CODE = """
+import pickle, sys
+from pathlib import Path
+from raylora import config
+from raylora.core.errors import InputError, RunError
+from raylora.plan_apart import Planner
+planner = Planner(config.load(Path("c.yaml")))
+print(planner.process.pid, file=sys.stderr, flush=True)
+said = []
+try:
+    found = planner.result(lambda *progress: said.append(progress))
+    Path("plan.pickle").write_bytes(pickle.dumps((found, said)))
+except (InputError, RunError) as error:
+    print(type(error).__name__, error)
+print("torch" in sys.modules)
+"""
+
+
+def apart(folder, values) -> tuple[list[str], int]:
+    """What a process without torch says of the plan, and the planner's process id."""
+    (folder / "c.yaml").write_text(yaml.safe_dump(values))
+    done = subprocess.run([sys.executable, "-c", CODE], cwd=folder, capture_output=True, text=True, check=True)
+    first, *more = done.stderr.splitlines()
+    assert not more
+    return done.stdout.splitlines(), int(first)
+
+
+@pytest.mark.slow
+def test_it_is_the_plan_that_would_be_made_here_and_its_maker_has_gone(prepared_folder, tmp_path):
+    values = settings(prepared_folder)
+    said, pid = apart(tmp_path, values)
+    assert said == ["False"] and not psutil.pid_exists(pid)
+    found, progress = pickle.loads((tmp_path / "plan.pickle").read_bytes())
+    here = planning.make_plan(configuration.from_dict(values))
+    assert hash_of(found.weights) == hash_of(here.weights) and found.outline.names == here.outline.names
+    assert (found.spec, found.clients, found.splits, found.data_sha256) == (here.spec, here.clients, here.splits, here.data_sha256)
+    assert progress == []
+    bare = found.with_weights({})
+    assert not bare.weights and all(value.size == 0 for value in bare.outline.plain.values())
+    again = bare.with_weights(found.weights)
+    assert all(np.array_equal(value, here.outline.plain[name]) for name, value in again.outline.plain.items())
+
+
+@pytest.mark.slow
+def test_bad_input_and_a_lost_planner_are_one_line(prepared_folder, tmp_path):
+    said, _ = apart(tmp_path, settings(prepared_folder, lora__rank=4000))
+    assert said[0].startswith("InputError lora.rank: expected at most") and len(said) == 2
+    (tmp_path / "plan.pickle").unlink(missing_ok=True)
+    running = subprocess.Popen([sys.executable, "-c", CODE], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None and running.stdout is not None
+    os.kill(int(running.stderr.readline()), signal.SIGKILL)
+    assert running.stdout.read().splitlines() == ["MachineError the process that plans was lost (exit code -9)", "False"]
+    running.communicate()
+
+
+@pytest.mark.slow
+def test_it_ends_with_whoever_asked(prepared_folder, tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        yaml.safe_dump({**settings(prepared_folder), "data": {"dataset": "phantom", "cache": str(tmp_path / "cache")}})
+    )
+    running = subprocess.Popen([sys.executable, "-c", CODE], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    planner = psutil.Process(int(running.stderr.readline()))
+    until = time.monotonic() + 60
+    while not (making := [child for child in planner.children() if "spawn_main" in " ".join(child.cmdline())]):
+        assert time.monotonic() < until and planner.is_running()
+        time.sleep(0.1)
+    running.kill()
+    running.communicate()
+    _, left = psutil.wait_procs([planner, *making], timeout=20)
+    assert not left, [process.cmdline() for process in left]
