@@ -44,7 +44,7 @@ def images(count, channels=2, size=(16, 16, 4)):
 
 
 def test_cuts_lie_before_the_first_trained_stage():
-    found = cuts(adapted(blocks=1).backbone, sorted(adapted(blocks=1).names), (2, 16, 16, 4))
+    found = cuts(adapted(blocks=1).backbone, sorted(adapted(blocks=1).outline.names), (2, 16, 16, 4))
     assert [(cut.first, cut.stage, cut.elements) for cut in found] == [(1, "patch_embedding", 9 * 16), (2, "blocks.0", 9 * 16)]
     tokens, width = 8, 16
     patches = tokens * width * 2 * 8 * 8 * 2
