@@ -20,13 +20,14 @@ QUICK = "training.rounds=1 training.local_steps=1 training.batch_size=2 evaluati
 VENDORS = f"{COARSE} {QUICK} data.phantom.patients=40"
 VIT = "clients.by=iid clients.count=2 data.size=[72,72,12] training.local_epochs=null"  # the grid that the shipped weights know how to read
 SETS = "[{dataset: phantom, phantom: {layout: acdc, patients: 8}}, {dataset: phantom, phantom: {layout: mnms2, patients: 8}}]"
+TWO = "{mean: {strategy: {name: fedit}}, median: {strategy: {name: fedit, reduce: median}}}"
 ADDED = {  # to what a command begins with; the longest beginning counts
     "run configs/demo_segmentation": VENDORS,
     "run configs/demo_disease": f"{VENDORS} {VIT}",
     "run configs/acdc_segmentation": f"{COARSE} {QUICK} data.fractions=[0.4,0.2,0,0.4]",
     "run configs/three_layouts": f"clients.by=iid clients.count=2 data.dataset='{SETS}'",
     "sweep": f"{VENDORS} limits.trials=2 placement.clients_per_actor=4",
-    "stress": f"{VENDORS} seeds=[0] placement.clients_per_actor=5",
+    "stress": f"{VENDORS} seeds=[0] 'strategies={TWO}' placement.clients_per_actor=5",
     "make demo": f"{VENDORS} {VIT} placement.clients_per_actor=2",
     "pretrain": "data.phantom.patients=8 data.size=[32,32,12] steps=2",
 }
