@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from raylora.core.errors import InputError, RunError
@@ -79,6 +80,8 @@ def write_cohort(
     except BaseException as error:
         for left in [missing[0]] if missing else out.iterdir():  # the folder was empty or absent before
             shutil.rmtree(left, ignore_errors=True)
+        if isinstance(error, BrokenProcessPool):
+            raise RunError("a worker process died (killed, or out of memory) while phantoms were made: start again") from None
         if isinstance(error, OSError):  # nibabel's of a full disk has no name
             raise RunError(f"{error.filename or out}: {error.strerror or error}") from error
         raise

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 from raylora.core.errors import InputError, RunError
@@ -153,3 +154,15 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
         with pytest.raises(RunError, match=f"{out}: No space left on device"):
             write_cohort(tmp_path / out, patients=1, workers=1, progress=full)
     assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_an_error_and_leaves_nothing_behind(tmp_path):
+    def kill(done, total):
+        for child in psutil.Process().children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+
+    with pytest.raises(RunError, match=r"^a worker process died .* while phantoms were made: start again$"):
+        write_cohort(tmp_path / "cohort", patients=12, workers=2, progress=kill)
+    assert not (tmp_path / "cohort").exists()
