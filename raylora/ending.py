@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -222,7 +221,7 @@ def _about(standing: Standing) -> dict[str, Any]:
             "dtype": config.training.dtype,
             "stack": config.training.stack,
             "cache": _kept(plan),
-            "torch": metadata.version("torch"),
+            "torch": versions()["torch"],
         },
         "versions": versions(),
         "config_sha256": config.sha256(),

@@ -22,7 +22,7 @@ from raylora.core.types import ClientState
 from raylora.data import obtain, travel
 from raylora.data.manifest import read_manifest
 
-if TYPE_CHECKING:  # with torch: whoever starts actors has them load it while it does so itself
+if TYPE_CHECKING:
     from raylora.federation.answers import EvalRow, Outcome, Scored
     from raylora.federation.rounds import Rows, Stack
     from raylora.federation.spec import HostSpec

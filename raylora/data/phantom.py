@@ -45,6 +45,7 @@ def write_cohort(
 
     Raises:
         InputError: an unknown layout or vendor, no patients, too many for the layout, or a folder that is not empty.
+        RunError: a full disk, or a worker that was killed. Nothing is left behind.
     """
     out = Path(out)
     if layout not in LAYOUTS:

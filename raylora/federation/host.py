@@ -82,7 +82,7 @@ class Host:
 
     @property
     def device(self) -> str:
-        return next(iter(self.model.weights.values())).device.type
+        return self.model.device.type
 
     def set_base(self, weights: Mapping[str, np.ndarray]) -> None:
         """The base from now on: the original, with these weights in place of its own."""

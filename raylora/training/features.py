@@ -130,8 +130,7 @@ class Prefix:
         self.spec, self.first = spec, spec.first
         self.stages: list[Stage] = model.backbone.stages()[: spec.first]
         held = {name: weight for name, weight in model.weights.items() if self.holds([name])}
-        example = next(iter(model.weights.values()))
-        self.device, self.dtype = example.device, example.dtype
+        self.device, self.dtype = model.device, model.dtype
         self.key = _key(spec, held, self.device, self.dtype)
         self.computed = 0  # images, by this object
         self._kept = getattr(torch, spec.dtype)

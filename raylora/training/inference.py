@@ -42,8 +42,7 @@ def _both_frames(case: EvalCase, depth: int) -> Named:
 
 
 def _placed(model: StackedModel, images: Sequence[Named]) -> tuple[torch.Tensor, ...]:
-    weight = next(iter(model.weights.values()))
-    return tuple(tensor.to(weight.device, weight.dtype) for tensor in entering(model, images))
+    return tuple(tensor.to(model.device, model.dtype) for tensor in entering(model, images))
 
 
 def _of_all(model: StackedModel, images: Sequence[Named], batch_size: int) -> Iterator[torch.Tensor]:
