@@ -17,8 +17,9 @@ sweep=${1:?expected a sweep file}
 output=${2:?expected an output folder}
 shift 2
 
-port=$((20000 + (UID * 131 + SLURM_JOB_ID) % 20000)) # another user's or job's Ray on the same node has another one
-temp="/tmp/rl-$UID-$SLURM_JOB_ID"                   # Ray's sockets lie below it: a long path breaks them
+# Another user's or job's Ray on the same node has another port; from 32768 on they are the kernel's to give away.
+port=$((20000 + (UID * 131 + SLURM_JOB_ID) % 12000))
+temp="/tmp/rl-$UID-$SLURM_JOB_ID" # Ray's sockets lie below it: a long path breaks them
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 
