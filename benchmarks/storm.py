@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,14 +163,14 @@ def length(settings: configuration.Config, out: Path) -> float:
     return at["round"] - at["start"]
 
 
-def storm(kills: int, seed: int, folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
+def storm(kills: int, seed: int, folder: Path, data: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
     """Kills in turn over the kinds of strategy and the kinds of victim."""
     nodes, draw = Nodes(), np.random.default_rng(seed)
     expected, lengths = {}, {}
     results = []
     try:
         for number in range(kills):
-            kind, victim = list(small.KINDS)[number % len(small.KINDS)], VICTIMS[(number // len(small.KINDS) + number) % len(VICTIMS)]
+            kind, victim = kinds[number % len(kinds)], VICTIMS[(number // len(kinds) + number % len(kinds)) % len(VICTIMS)]
             settings = small.config(kind, ROUNDS, data)
             if kind not in expected:
                 expected[kind] = record(folder / kind, small.run_here(settings, folder / kind))
@@ -276,6 +276,7 @@ def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, help="on the cluster")
+    parser.add_argument("--kinds", choices=small.KINDS, nargs="+", default=list(small.KINDS), help="of strategy, on the cluster")
     parser.add_argument("--torn", type=int, default=50, help="while a checkpoint is written")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=json.loads, default=small.DATA, help="the data section, as JSON")
@@ -286,7 +287,7 @@ def main() -> None:
         if options.torn:
             found["checkpoints"] = torn(options.torn, options.seed, Path(folder) / "torn", options.data)
         if options.kills:
-            found["cluster"] = storm(options.kills, options.seed, Path(folder) / "cluster", options.data)
+            found["cluster"] = storm(options.kills, options.seed, Path(folder) / "cluster", options.data, options.kinds)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(found, indent=1) + "\n")
     print(

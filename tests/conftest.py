@@ -36,8 +36,11 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What runs keep between them, here and in the processes that they start: never the user's own cache."""
-    folder = tmp_path_factory.mktemp("cache")
+    """What runs keep between them, here and in the processes that they start: never the user's own cache. One for all of pytest's
+    processes: a cohort of phantoms takes seconds."""
+    mine = tmp_path_factory.getbasetemp()
+    folder = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "cache"
+    folder.mkdir(exist_ok=True)
     os.environ["RAYLORA_CACHE"] = str(folder)
     return folder
 

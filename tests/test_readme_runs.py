@@ -1,6 +1,6 @@
 """Every command of the README is run as it stands there, in the order in which it stands, on few and coarse phantoms.
 
-The clients of all but the sweep are in this process: an actor takes seconds to start, and has tests of its own.
+All clients are in this process (see `here`).
 """
 
 import re
@@ -8,16 +8,16 @@ import shlex
 import shutil
 
 import pytest
-from small_runs import InProcess, build_host
+from here import without_ray
 from test_readme import ROOT, commands
 
 from benchmarks import demo
-from raylora import cli, experiment
-from raylora.cluster import driver
+from raylora import cli
 
 COARSE = "data.spacing_mm=[8,8,10] data.size=[16,16,4] data.fractions=[0.25,0.25,0.25,0.25]"
 QUICK = "training.rounds=1 training.local_steps=1 training.batch_size=2 evaluation.bootstrap=50 evaluation.overlays=0"
-VENDORS = f"{COARSE} {QUICK} data.phantom.patients=40"
+ONE = "data.phantom.patients=24 data.phantom.seed=0 data.phantom.shift=1 data.phantom.severity=1"  # cohort for all: four studies of each vendor
+VENDORS = f"{COARSE} {QUICK} {ONE}"
 VIT = "clients.by=iid clients.count=2 data.size=[72,72,12] training.local_epochs=null"  # the grid that the shipped weights know how to read
 SETS = "[{dataset: phantom, phantom: {layout: acdc, patients: 8}}, {dataset: phantom, phantom: {layout: mnms2, patients: 8}}]"
 TWO = "{mean: {strategy: {name: fedit}}, median: {strategy: {name: fedit, reduce: median}}}"
@@ -28,7 +28,7 @@ ADDED = {  # to what a command begins with; the longest beginning counts
     "run configs/three_layouts": f"clients.by=iid clients.count=2 data.dataset='{SETS}'",
     "sweep": f"{VENDORS} limits.trials=2 placement.clients_per_actor=4",
     "stress": f"{VENDORS} seeds=[0] 'strategies={TWO}' placement.clients_per_actor=5",
-    "make demo": f"{VENDORS} {VIT} placement.clients_per_actor=2",
+    "make demo": f"{VENDORS} {VIT} data.size=[24,24,4] model.weights=null",  # one for its U-Nets and its ViTs
     "pretrain": "data.phantom.patients=8 data.size=[32,32,12] steps=2",
 }
 
@@ -50,21 +50,14 @@ def typed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     return cli.guarded(lambda: cli.app(words, standalone_mode=False))
 
 
-def here(plan, out, *, address, resume, notes, request):
-    """`driver.run` without actors."""
-    yield from experiment.run_experiment(plan, out, lambda plan: InProcess(build_host(plan.spec, plan.weights)), resume=resume, notes=notes)
-
-
-@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("ray_cluster")
 def test_the_readmes_commands_run_as_they_stand(tmp_path, monkeypatch, empty_database, capfd):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(driver, "run", here)
+    without_ray(monkeypatch.setattr)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     shutil.copy(empty_database, tmp_path / "mlflow.db")
-    there = [f"raylora data phantom {layout} --layout {layout} --patients {patients}" for layout, patients in (("acdc", 15), ("mnms", 40))]
+    there = [f"raylora data phantom {layout} --layout {layout} --patients {patients}" for layout, patients in (("acdc", 15), ("mnms", 24))]
     every = [command for command in commands(ROOT / "README.md") if re.match(r"raylora (\S+ \S|doctor)|make demo", command)]
     assert len(every) >= 15
     wrong = {}

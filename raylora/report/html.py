@@ -10,7 +10,7 @@ import jinja2
 import yaml
 
 from raylora.core.files import replacing
-from raylora.report.figures import DARK, LIGHT, Picture, data_uri, png, shown_width
+from raylora.report.figures import Picture, data_uri, light_and_dark, shown_width
 from raylora.report.marks import marks_of, stamped
 from raylora.report.overlays import overlay_pictures
 from raylora.report.plots import run_pictures
@@ -49,7 +49,7 @@ def save_pictures(pictures: Sequence[Picture], folder: Path | None) -> list[dict
     """Draw pictures for light and dark pages; the light ones are also written to `folder` as PNG."""
     drawn = []
     for picture in pictures:
-        light = png(picture, LIGHT)
+        light, dark = light_and_dark(picture)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{picture.name}.png").write_bytes(light)
@@ -60,7 +60,7 @@ def save_pictures(pictures: Sequence[Picture], folder: Path | None) -> list[dict
                 "alt": picture.alt,
                 "light": data_uri(light),
                 "width": shown_width(light),
-                "dark": None if picture.theme else data_uri(png(picture, DARK)),
+                "dark": dark and data_uri(dark),
                 "data": table_context(picture.data),
             }
         )

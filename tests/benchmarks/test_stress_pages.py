@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from here import without_ray
 from small_runs import settings
 
 from benchmarks import stress_pages
@@ -15,11 +16,10 @@ def call(monkeypatch, *words) -> None:
     stress_pages.main()
 
 
-@pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_ready_campaign_is_run_and_written_down(prepared_folder, tmp_path, monkeypatch):
     """Byzantine clients: of four methods the page says the heights at both levels, and each against the plain mean."""
+    without_ray(monkeypatch.setattr)
     tiny = settings(prepared_folder)
     sections = [f"{key}={json.dumps(tiny[key])}" for key in ("data", "model")]
     quick = [

@@ -117,6 +117,8 @@ def test_a_sweep_submitted_as_a_job_takes_the_users_module_along(prepared_folder
     head = subprocess.Popen([*shlex.split(start), "--block"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **ray)
     try:
         until = time.monotonic() + 120
+        while not answers(agent) and time.monotonic() < until:  # who runs jobs starts last
+            time.sleep(0.2)
         while True:  # until the head takes jobs
             done = subprocess.run(shlex.split(submit), capture_output=True, check=False, timeout=200, **ray)
             if done.returncode == 0 or "raylora" in done.stdout or time.monotonic() > until:
@@ -132,6 +134,11 @@ def test_a_sweep_submitted_as_a_job_takes_the_users_module_along(prepared_folder
     for row in found["trials"]:
         values = {**yaml.safe_load((tmp_path / "out" / row["folder"] / "config.yaml").read_text()), "strategy": {"name": "fedit"}}
         assert row["adapter_sha256"] == run(configuration.from_dict(values), tmp_path / "plain" / str(row["number"])).hashes
+
+
+def answers(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_ports(count):

@@ -27,12 +27,12 @@ def test_a_campaign_from_the_command_line_to_its_page(prepared_folder, tmp_path,
         prepared_folder,
         clients={"by": "iid", "count": 5},
         training={"rounds": 1, "local_steps": 2, "lr": 0.02},
-        placement={"cpus_per_client": 1.0, "clients_per_actor": 5},
+        placement={"cpus_per_client": 4.0, "clients_per_actor": 5},  # one at a time: the next takes over its processes
         tracking={"uri": mlflow_uri},
     )
     krum = {"strategy": {"name": "fedit", "reduce": {"name": "krum", "f": 1}}, "sampling": {"kind": "uniform", "fraction": 0.5}}
     dials = {"faults.byzantine": [0.0, 0.2], "faults.dropout": [0.0, 0.5]}
-    strategies = {"mean": {"strategy": {"name": "fedit"}}, "median": {"strategy": {"name": "fedit", "reduce": "median"}}, "Krum": krum}
+    strategies = {"median": {"strategy": {"name": "fedit", "reduce": "median"}}, "Krum": krum}
     common = {"faults.strength": 10.0, "network.step_s": 1.0}
     values = {"name": "two", "base": base, "strategies": strategies, "dials": dials, "common": common}
     (tmp_path / "stress.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
@@ -45,20 +45,19 @@ def test_a_campaign_from_the_command_line_to_its_page(prepared_folder, tmp_path,
     assert done and not (tmp_path / "out" / "stress.html").exists()
     assert call("stress", tmp_path / "stress.yaml", "--output", tmp_path / "out", "--json") == 0
     out, err = capsys.readouterr()
-    assert "experiments: 12/12" in err and "Traceback" not in err
+    assert "experiments: 8/8" in err and "Traceback" not in err
     assert {folder: (folder / "summary.json").read_bytes() for folder in done} == done, "what was done is not done again"
     client = MlflowClient(mlflow_uri)
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    assert len({run.info.run_name for run in client.search_runs(ids) if "strategy" in run.data.tags}) == 8
+    assert len({run.info.run_name for run in client.search_runs(ids) if "strategy" in run.data.tags}) == 4
     found = json.loads(out.splitlines()[-1], parse_constant=pytest.fail)
     assert found == json.loads((tmp_path / "out" / "stress.json").read_text()) and "stress.html" in out
-    assert [e["status"] for e in found["experiments"]] == ["finished", "finished", "refused"] * 4, found["experiments"]
+    assert [e["status"] for e in found["experiments"]] == ["finished", "refused"] * 4, found["experiments"]
     assert all("at least 5 clients in every round" in e["why"] for e in found["experiments"] if e["status"] == "refused")
     by = {(c["strategy"], c["held"]): c for c in found["curves"]}
     assert by["Krum", 0.0]["area"]["value"] is None and all(p["mean"] is None for p in by["Krum", 0.0]["points"])
     for trial in find_runs([tmp_path / "out"]):
-        number = int(trial.folder.name)
-        point = by[("mean", "median")[number % 3], trial.config["faults"]["dropout"]]["points"][trial.config["faults"]["byzantine"] > 0]
+        point = by["median", trial.config["faults"]["dropout"]]["points"][trial.config["faults"]["byzantine"] > 0]
         own = trial.summary["final"]["dice"]
         assert point["mean"]["value"] == pytest.approx(own["mean"]) and point["mean"]["n"] == own["n"]
         assert point["worst"]["value"] == pytest.approx(min(own["per_client"].values()))

@@ -71,6 +71,8 @@ def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
                     break
             time.sleep(0.1)
         nodes.append(subprocess.Popen(unshared("sh", "-c", hide, "sh", *worker), **quiet))
+        while len(list(temp.glob("session_2*/sockets/raylet*"))) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
         yield address, far, nodes[1]
     finally:
         for node in nodes[1:]:  # a shell with Ray in it

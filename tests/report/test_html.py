@@ -15,7 +15,7 @@ def tiny_pictures(monkeypatch):
     """Pages without the time that drawing takes."""
     one = io.BytesIO()
     Image.new("RGB", (3, 2)).save(one, format="png")
-    monkeypatch.setattr("raylora.report.html.png", lambda picture, theme: one.getvalue())
+    monkeypatch.setattr("raylora.report.html.light_and_dark", lambda picture: (one.getvalue(), one.getvalue()))
 
 
 @pytest.mark.slow

@@ -1,0 +1,63 @@
+"""`raylora` with clients and trials one after the other in its own process: what commands say and leave behind, without the seconds that a
+Ray and its actors take to start. They have tests of their own.
+
+    python tests/here.py run CONFIG ...
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from small_runs import InProcess, build_host
+
+from raylora import cli, experiment
+from raylora import config as configuration
+from raylora.cluster import driver, mapper, resources, sweep
+from raylora.planned import Plan
+from raylora.report.html import write_report
+from raylora.sweep.trial import RunningTrial
+
+
+def without_ray(patch: Callable[[Any, str, Any], None]) -> None:
+    """Put this in the place of Ray, with `setattr` or monkeypatch's."""
+    patch(driver, "session", lambda address: contextlib.nullcontext())
+    patch(driver, "available", resources.local)
+    patch(driver, "run", run)
+    patch(sweep, "run", trials)
+    patch(mapper, "ray_map", lambda connect: map)
+
+
+def executor(plan: Plan) -> InProcess:
+    return InProcess(build_host(plan.spec, plan.weights))
+
+
+def run(plan, out, *, address, resume, notes, request):
+    """`driver.run` without actors."""
+    yield from experiment.run_experiment(plan, out, executor, resume=resume, notes=notes)
+
+
+def trials(ledger, search, unfinished, folder: Path, prepare, backbones, *, metric: str, told, **options: Any) -> None:
+    """`cluster.sweep.run` without Tune: none is stopped early."""
+    for trial in [*unfinished, *iter(search.next, None)]:
+        config, _ = prepare(trial)
+        about = {"number": trial.number, "values": getattr(trial, "values", {}), "seed": trial.seed}
+        ledger.append({"kind": "trial", **about, "config_sha256": config.sha256()})
+        told("started", trial, {})
+        out = folder / trial.folder
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(configuration.dump(config))
+        running = RunningTrial(config, out, metric, executor)
+        while (report := running.advance()).status == "running":
+            ledger.append({"kind": "report", "number": trial.number, "round": report.round, "objective": report.objective})
+        write_report(out)
+        result = {"status": report.status, "objective": report.objective}
+        ledger.append({"kind": "end", "number": trial.number, **result})
+        search.tell(trial, report.objective)
+        told(report.status, trial, {**result, "round": report.round, "lines": report.lines, "error": report.error})
+
+
+if __name__ == "__main__":
+    without_ray(setattr)
+    sys.exit(cli.main())
