@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from raylora.cohort import gather
@@ -234,7 +236,8 @@ def _cache(config: Config, model: StackedModel, spec: HostSpec) -> tuple[CacheSp
     """Which features of the frozen prefix are kept, or why none are. Raises InputError."""
     t, m = config.training, spec.model
     channels, frames = zoo.CHANNELS[config.task], 2 if config.task == "segmentation" else 1
-    found = [] if m.full or t.cache == "off" else features.cuts(model.backbone, sorted(model.outline.names), (channels, *m.image_size))
+    image = (channels, *m.image_size)
+    found = [] if m.full or t.cache == "off" else features.cuts(model.backbone, sorted(model.outline.names), image)
     dtype = {"fp32": "float32", "bf16": "bfloat16"}.get(t.cache, t.dtype)
     trained = sum(len(site.training) for site in spec.sites) * (t.cached_views or 1)
     scored = sum(len(site.validation) + len(site.rating) + len(site.test) for site in spec.sites)
@@ -242,6 +245,7 @@ def _cache(config: Config, model: StackedModel, spec: HostSpec) -> tuple[CacheSp
         t.cache,
         found,
         number_bytes=getattr(torch, dtype).itemsize,
+        image_bytes=math.prod(image) * np.dtype(np.float32).itemsize,
         images=frames * (trained + scored),
         bound_bytes=int(t.cache_gb * 1e9),
         random=bool(t.augment) and t.cached_views is None,

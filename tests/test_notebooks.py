@@ -26,6 +26,8 @@ def kinds(cell: nbformat.NotebookNode) -> set[str]:
     return {kind for output in cell.outputs for kind in ([output.name] if output.output_type == "stream" else output.data)}
 
 
+ONE = "data.phantom.patients=24 data.phantom.seed=0 data.phantom.shift=1 data.phantom.severity=1"  # the cohort of the README's commands
+ONE_IN_YAML = "phantom: {patients: 24, seed: 0, shift: 1, severity: 1}"
 SMALLER = {  # what cells name themselves; the commands' clients are in their own process
     "!raylora ": "!$$HERE ",
     "--size 64 64 12": "--size 32 32 12",
@@ -33,6 +35,10 @@ SMALLER = {  # what cells name themselves; the commands' clients are in their ow
     "training.local_steps=6": "training.local_steps=1",
     "lora.rank: {grid: [2, 16]}": "lora.rank: {grid: [2]}",
     "training.rounds=3": "training.rounds=2",
+    "data.phantom.patients=40 data.phantom.seed=3": ONE,
+    "phantom: {patients: 40, seed: 3}": ONE_IN_YAML,
+    "[0.4,0.15,0.15,0.3]": "[0.25,0.25,0.25,0.25]",  # some have four patients
+    "[0.4, 0.15, 0.15, 0.3]": "[0.25, 0.25, 0.25, 0.25]",
 }
 
 

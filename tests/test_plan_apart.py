@@ -81,10 +81,16 @@ def test_it_ends_with_whoever_asked(prepared_folder, tmp_path):
     assert running.stderr is not None
     planner = psutil.Process(int(running.stderr.readline()))
     until = time.monotonic() + 60
-    while not (making := [child for child in planner.children() if "spawn_main" in " ".join(child.cmdline())]):
+    while not (making := workers_of(planner)):
         assert time.monotonic() < until and planner.is_running()
         time.sleep(0.1)
     running.kill()
     running.communicate()
     _, left = psutil.wait_procs([planner, *making], timeout=20)
     assert not left, [process.cmdline() for process in left]
+
+
+def workers_of(process: psutil.Process) -> list[psutil.Process]:
+    """The processes that it has spawned, those that have just ended aside."""
+    every = psutil.process_iter(["ppid", "cmdline"])
+    return [one for one in every if one.info["ppid"] == process.pid and "spawn_main" in " ".join(one.info["cmdline"] or ())]

@@ -30,7 +30,9 @@ from raylora.training.settings import CacheSpec
 Features = tuple[np.ndarray, ...]
 """What enters the first stage that is not cached, of one image: float32 or float64, bfloat16 as the uint16 of its bits."""
 
-PAYS = 0.25  # share of a forward pass, itself a third of a training step, from which on a prefix is worth keeping
+PAYS = 0.25
+"""Share of a forward pass, itself a third of a training step, from which on a prefix is worth keeping; where its features are smaller than
+the image, which then need not be read, so much less of a pass."""
 LARGE = 25_000_000  # parameters of a network through which a real image is sent to count
 WIDE = 1 << 20  # numbers of that image, or between two stages
 
@@ -97,11 +99,14 @@ def _without_storage(backbone: nn.Module) -> nn.Module:
     return copy.deepcopy(backbone, empty | {id(b): torch.empty_like(b, device="meta") for b in backbone.buffers()})
 
 
-def choose(wanted: str, found: Sequence[Cut], *, number_bytes: int, images: int, bound_bytes: int, random: bool) -> tuple[Cut | None, str]:
+def choose(
+    wanted: str, found: Sequence[Cut], *, number_bytes: int, image_bytes: int, images: int, bound_bytes: int, random: bool
+) -> tuple[Cut | None, str]:
     """Which cut is cached, or None and why not.
 
     The latest cut whose features of all `images` fit the bound: it saves most, and reading is cheap beside computing. `wanted` is "off",
-    "auto" (where it pays) or the kind of number to keep; `number_bytes` is the size of one of those. `random`: every image is drawn once.
+    "auto" (where it pays) or the kind of number to keep; `number_bytes` is the size of one of those, `image_bytes` that of an image. `random`:
+    every image is drawn once.
     Raises InputError if what was asked for by name cannot be.
     """
     fitting = [cut for cut in found if cut.elements * number_bytes * images <= bound_bytes]
@@ -114,7 +119,7 @@ def choose(wanted: str, found: Sequence[Cut], *, number_bytes: int, images: int,
     elif not fitting:
         least = min(cut.elements for cut in found) * number_bytes * images
         why = f"features of {images} images take {least / 1e9:.1f} GB, training.cache_gb allows {bound_bytes / 1e9:g}"
-    elif wanted == "auto" and fitting[-1].share < PAYS:
+    elif wanted == "auto" and fitting[-1].share < PAYS * min(1.0, fitting[-1].elements * number_bytes / image_bytes):
         why = f"what precedes the first trained stage is {fitting[-1].share:.0%} of a pass"
     else:
         return fitting[-1], ""

@@ -78,8 +78,8 @@ FOUND = [
 ]
 
 
-def chosen(wanted="auto", found=FOUND, bound_bytes=10_000, random=False):
-    return choose(wanted, found, number_bytes=4, images=10, bound_bytes=bound_bytes, random=random)
+def chosen(wanted="auto", found=FOUND, bound_bytes=10_000, random=False, image_bytes=100):
+    return choose(wanted, found, number_bytes=4, image_bytes=image_bytes, images=10, bound_bytes=bound_bytes, random=random)
 
 
 @pytest.mark.parametrize(("bound", "stage"), [(8000, "c"), (7999, "b"), (2000, "b"), (1999, None)])
@@ -101,6 +101,11 @@ def test_no_cache_has_its_reason_and_one_that_was_asked_for_is_an_error():
             chosen("bf16", **options)
     little = [replace(FOUND[0], share=0.01)]
     assert chosen(found=little) == (None, "what precedes the first trained stage is 1% of a pass") and chosen("fp32", little)[0]
+
+
+def test_a_smaller_share_pays_where_features_are_smaller_than_the_image():
+    tenth = [replace(FOUND[0], share=0.1)]  # 400 bytes
+    assert [chosen(found=tenth, image_bytes=size)[0] for size in (100, 400, 999, 1000)] == [None, None, None, tenth[0]]
 
 
 # ---- features
