@@ -9,8 +9,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import ray
+from ray._private.node import Node
 from ray.exceptions import RayError, RayTaskError
 
 from raylora.cluster import resources
@@ -107,6 +109,19 @@ def available() -> resources.Available:
 KEEP_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_TOP_PAD_": str(1 << 26)}
 # of a Ray of our own, which has no dashboard to show them: every process would keep more of them round by round
 NO_TASK_EVENTS = {"RAY_task_events_report_interval_ms": "0"}
+# of its head's processes: the autoscaler's monitor (there is nothing to scale), the log monitor (logs stay in their files) and the dashboard's
+# server, which runs even without a dashboard. `ray.init` has no option for it; they are two of its four seconds and 170 MB.
+SPARED = ("start_monitor", "start_log_monitor", "start_api_server")
+
+
+@contextlib.contextmanager
+def spared() -> Iterator[None]:
+    """While this is open `ray.init` starts a head without those processes. A Ray that names them otherwise starts them."""
+    with contextlib.ExitStack() as patches:
+        for name in SPARED:
+            if hasattr(Node, name):
+                patches.enter_context(mock.patch.object(Node, name, lambda self, **options: None))
+        yield
 
 
 @contextlib.contextmanager
@@ -126,7 +141,7 @@ def session(address: str | None) -> Iterator[None]:
         for name, value in (KEEP_PAGES | NO_TASK_EVENTS).items():
             os.environ.setdefault(name, value)
     try:
-        with _own_sigterm():
+        with _own_sigterm(), spared() if address is None else contextlib.nullcontext():
             ray.init(**options)
     except Exception as error:  # Ray says a plain Exception where a node does not come up in time
         said = " ".join(str(error).split())[:300]

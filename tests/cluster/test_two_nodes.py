@@ -88,8 +88,14 @@ def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def test_a_sweep_on_two_nodes_that_share_no_data(two_nodes, prepared_folder, tmp_path):
-    address, far, _ = two_nodes
+def test_a_sweep_and_then_a_run_whose_node_is_killed_on_two_nodes_that_share_no_data(two_nodes, prepared_folder, tmp_path, runs):
+    address, far, second = two_nodes
+    a_sweep(address, far, prepared_folder, tmp_path)
+    shutil.rmtree(far / "received")
+    a_node_is_killed_in_the_middle_of_a_run(address, far, second, prepared_folder, tmp_path / "killed", runs)
+
+
+def a_sweep(address, far, prepared_folder, tmp_path):
     placement = {"cpus_per_client": 1.0, "clients_per_actor": 2}  # two actors: one on each node
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings(prepared_folder, placement=placement)))
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"name": "far", "base": "base.yaml", "space": {"lora.rank": {"grid": [1, 2]}}}))
@@ -117,9 +123,9 @@ def test_a_sweep_on_two_nodes_that_share_no_data(two_nodes, prepared_folder, tmp
     assert {path.stem for path in received} == {patient["id"] for patient in patients if patient["client"] in there}
 
 
-def test_a_node_that_is_killed_in_the_middle_of_a_run(two_nodes, prepared_folder, tmp_path, runs):
+def a_node_is_killed_in_the_middle_of_a_run(address, far, second, prepared_folder, tmp_path, runs):
     """The node that is left takes the other's clients; if the run ends all the same, it is resumed."""
-    address, far, second = two_nodes
+    tmp_path.mkdir()
     options = {"training__rounds": 8, "evaluation__every": 0}
     values = settings(prepared_folder, "disease", **options, placement={"cpus_per_client": 1.0, "clients_per_actor": 2})
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
