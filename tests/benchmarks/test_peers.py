@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import build, measure, plot, prepare
+from benchmarks.peers import build, measure, plot, prepare, profile
 from benchmarks.peers.work import WORKLOADS, ViT, mean
 from raylora.models import zoo
 
@@ -142,3 +142,19 @@ def test_table_and_picture_come_from_the_results(tmp_path):
     assert (tmp_path / "peers.png").stat().st_size > 10_000
     said = plot.in_words(several[0])
     assert "| bare loop | 3.00 | 1.50 | 50 % |" in said and "pfl: not measured, it is not built" in said
+
+
+@pytest.mark.slow
+def test_a_profile_accounts_for_all_of_a_round(tmp_path):
+    named = {
+        "aten::addmm": "products",
+        "aten::bmm": "products",
+        "aten::native_layer_norm": "normalisation",
+        "aten::gelu_backward": "activation",
+    }
+    named |= {"aten::_scaled_dot_product_flash_attention_for_cpu": "attention", "aten::copy_": "moving", "aten::add": "element-wise"}
+    assert {operator: profile.group(operator) for operator in named} == named
+    prepare.write(tmp_path / "all", "W0", 2, profile.ROUNDS + 1, 1)
+    found = profile.look("W0", 2, ("training.stack=2",), tmp_path / "all")
+    assert found["ms_a_step"] == pytest.approx(sum(found[name] for name in profile.ORDER))
+    assert found["products"] > 0 and found["attention"] > 0 and found["between"] > 0
