@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from raylora.cluster import resources
 from raylora.core.errors import InputError, MachineError, RunError
+from raylora.core.loading import uncollected
 
 if TYPE_CHECKING:
     from raylora.config import Training
@@ -40,8 +41,8 @@ class DriverActor:
         from raylora.cluster.client_actor import RayExecutor, started
 
         ready = started(request)
-        from raylora import experiment
-
+        with uncollected():
+            from raylora import experiment
         plan = plan.with_weights(ray.get(weights[0]))
         timeout_s = plan.config.placement.timeout_s
 
