@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import marks
-from benchmarks.peers.work import WORKLOADS
+from benchmarks.peers.workloads import WORKLOADS
 from raylora.report.table import Cell, Column, Table, decimal, to_markdown, words
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import build, marks, measure, plot, prepare, profile
-from benchmarks.peers.work import WORKLOADS, ViT, mean
+from benchmarks.peers.settings import config
+from benchmarks.peers.work import ViT, mean
+from benchmarks.peers.workloads import WORKLOADS
 from raylora.models import zoo
 
 
@@ -57,7 +59,7 @@ def test_every_way_of_running_raylora_is_a_configuration():
         for name, work in WORKLOADS.items():
             for words in measure.commands(system, work, 64, 2).values():
                 overrides = tuple(word for word in words(Path("folder"), Path("report")) if "=" in word)
-                read = prepare.config(Path("folder"), name, 2, overrides).training
+                read = config(Path("folder"), name, 2, overrides).training
                 assert (read.cache, read.stack) == ("off", 1) or system == "raylora"
 
 
@@ -99,7 +101,7 @@ def test_trained_values_are_those_of_the_workloads():
     for name, expected in (("W0", 375_173), ("W1", 28_613), ("W1s", 28_613), ("W2", 112_517)):
         work = WORKLOADS[name]
         assert sum(p.numel() for p in ViT(work).parameters() if p.requires_grad) == expected
-        model = prepare.config(Path("folder"), name, 1).model
+        model = config(Path("folder"), name, 1).model
         assert {n.replace(".base.", ".") for n, _ in ViT(work).named_parameters() if "lora_" not in n} == set(
             dict(zoo.build("vit", "disease", work.size, work.image, model.sizes).named_parameters())
         )
