@@ -123,8 +123,10 @@ def test_ray_starts_beside_the_planning_unless_the_plan_is_made_here(prepared_fo
     @contextlib.contextmanager
     def session(address):
         said.append("Ray")
-        yield
-        said.append("end of Ray")
+        try:
+            yield
+        finally:
+            said.append("end of Ray")
 
     class Elsewhere(launch.Planner):
         def __init__(self):

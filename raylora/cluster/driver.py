@@ -9,13 +9,12 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import ray
-from ray._private.node import Node
 from ray.exceptions import RayError, RayTaskError
 
 from raylora.cluster import resources
+from raylora.cluster.local import ENVIRONMENT, spared
 from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.loading import uncollected
 
@@ -106,25 +105,6 @@ def available() -> resources.Available:
     return resources.Available(cpus=cpus, gpus=gpus, where="the Ray cluster", nodes=nodes)
 
 
-# glibc would give every large tensor's pages back and fault them in again at the next step: a tenth of a training step on a CPU
-KEEP_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_TOP_PAD_": str(1 << 26)}
-# of a Ray of our own, which has no dashboard to show them: every process would keep more of them round by round
-NO_TASK_EVENTS = {"RAY_task_events_report_interval_ms": "0"}
-# of its head's processes: the autoscaler's monitor (there is nothing to scale), the log monitor (logs stay in their files) and the dashboard's
-# server, which runs even without a dashboard. `ray.init` has no option for it; they are two of its four seconds and 170 MB.
-SPARED = ("start_monitor", "start_log_monitor", "start_api_server")
-
-
-@contextlib.contextmanager
-def spared() -> Iterator[None]:
-    """While this is open `ray.init` starts a head without those processes. A Ray that names them otherwise starts them."""
-    with contextlib.ExitStack() as patches:
-        for name in SPARED:
-            if hasattr(Node, name):
-                patches.enter_context(mock.patch.object(Node, name, lambda self, **options: None))
-        yield
-
-
 @contextlib.contextmanager
 def session(address: str | None) -> Iterator[None]:
     """Connect to a Ray cluster, or start one here and stop it afterwards. A connection that is open already is used and left open."""
@@ -139,7 +119,7 @@ def session(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     if address is None:  # what Ray's processes are started with
-        for name, value in (KEEP_PAGES | NO_TASK_EVENTS).items():
+        for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
     try:
         with _own_sigterm(), spared() if address is None else contextlib.nullcontext():
