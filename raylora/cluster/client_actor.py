@@ -97,7 +97,7 @@ class ClientActor:
 
 
 def started(request: Request) -> list[Any]:
-    """The actors of a request, none of them opened yet: their processes come up while the caller plans."""
+    """The actors of a request, none of them opened yet: their processes come up while the caller does something else."""
     return [_actor(request.cpus, request.gpus) for _ in request.groups]
 
 

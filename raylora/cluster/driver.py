@@ -30,18 +30,25 @@ class DriverActor:
     """Owns the strategy, the rounds and the run folder of one experiment; its clients are actors that it starts and ends."""
 
     def run(
-        self, plan: Plan, weights: Sequence[Any], out: str, resume: bool, notes: Mapping[str, Any], request: resources.Request
+        self,
+        plan: Plan,
+        weights: Sequence[Any],
+        out: str,
+        resume: bool,
+        notes: Mapping[str, Any],
+        request: resources.Request,
+        ready: list[Any],
     ) -> Iterator[Event]:
-        """Stream the events of `experiment.run_experiment`. `request`: what the plan's clients need, as whoever checked it found.
+        """Stream the events of `experiment.run_experiment`. `request`: what the plan's clients need, as whoever checked it found; `ready`: the
+        actors of it.
 
         The plan was made where the command runs, `weights` is where Ray holds its own: this process computes with numpy alone and never
         loads torch.
         """
-        from raylora.cluster.client_actor import RayExecutor, started
-
-        ready = started(request)
         with uncollected():
             from raylora import experiment
+            from raylora.cluster.client_actor import RayExecutor
+
         plan = plan.with_weights(ray.get(weights[0]))
         timeout_s = plan.config.placement.timeout_s
 
@@ -164,6 +171,8 @@ def run(
 ) -> Iterator[Event]:
     """Run one experiment in a driver actor, its clients in the actors of `request`, and stream its events. Raises InputError or RunError as
     the experiment did."""
+    from raylora.cluster.client_actor import started
+
     with session(address):
         kind = ray.remote(num_cpus=0)(DriverActor)
         here = ray.get_runtime_context().get_node_id()
@@ -171,17 +180,19 @@ def run(
             node_id=here, soft=False
         )  # the run folder is on this machine
         driver = kind.options(scheduling_strategy=strategy).remote()
+        ready = started(request)  # its processes come up beside the driver's
         weights = [ray.put(dict(plan.weights))]  # once: in a list it is handed on as a reference
         try:
             stream = driver.run.options(num_returns="streaming")
-            for reference in stream.remote(plan.with_weights({}), weights, str(out), resume, notes, request):
+            for reference in stream.remote(plan.with_weights({}), weights, str(out), resume, notes, request, ready):
                 yield ray.get(reference)
         except RayTaskError as error:
             raise _own(error.cause, out) from error
         except RayError as error:  # its process, its node or Ray itself is gone
             raise MachineError(f"the driver was lost: {str(error).splitlines()[0]}") from None
         finally:
-            ray.kill(driver)
+            for actor in (driver, *ready):
+                ray.kill(actor)
 
 
 def _own(cause: BaseException, out: Path) -> Exception:

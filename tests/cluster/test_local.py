@@ -25,7 +25,7 @@ def test_its_processes_are_a_store_of_names_a_raylet_two_stand_ins_and_workers()
     for word, count in {"gcs_server/": 0, "raylet/raylet --": 1, "stand_in.py": 3, "dashboard/dashboard.py": 0, "monitor.py": 0}.items():
         lines = [line for line in found if word in line]
         assert len(lines) == count, (word, lines)  # the raylet's own command names both stand-ins
-    assert ray.get(ray.remote(num_cpus=0)(os.getpid).remote()) != os.getpid()
+    assert ray.get(ray.remote(num_cpus=0)(lambda: os.getpid()).remote()) != os.getpid()
 
 
 def commands() -> dict[str, bool]:
