@@ -14,6 +14,7 @@ from raylora import config as configuration
 from raylora.config import Config
 from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.files import read_json_object, require_writable
+from raylora.core.loading import uncollected
 from raylora.data import obtain
 from raylora.data.manifest import Manifest, PrepareOptions
 from raylora.method import make_strategy
@@ -107,16 +108,19 @@ def run(
     with contextlib.ExitStack() as ending:
         if resume:
             ending.enter_context(alone(out))
-        planner = ending.enter_context(contextlib.closing(Planner(config)))
-        from raylora.cluster import driver, resources  # while torch is loaded over there
-        from raylora.cluster.mapper import ray_map
+        planner = ending.enter_context(contextlib.closing(Planner()))
+        with uncollected():
+            from raylora.cluster import driver, resources  # while torch is loaded over there
+            from raylora.cluster.mapper import ray_map
 
         if address is not None:  # what is not prepared yet is prepared all over the cluster
             obtain.prepared(config.data, _told(on_event), ray_map(lambda: ending.enter_context(driver.session(address))))
+        planner.ask(config, _told(on_event))
+        own = address is None and not driver.connected()
+        ending.enter_context(driver.session(address))  # Ray starts beside the planning
         plan = planner.result(_told(on_event))
-        if address is None and not driver.connected():
-            driver.request_of(plan, resources.local(), resume)  # before Ray is started: that takes seconds
-        ending.enter_context(driver.session(address))
+        if own:
+            driver.request_of(plan, resources.local(), resume)  # says "this machine" where it has too little
         request = driver.request_of(plan, driver.available(), resume)
         missing = [folder for folder in (*reversed(out.parents), out) if not folder.exists()]
         if not resume:

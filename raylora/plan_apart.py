@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -13,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from raylora.config import Config
 from raylora.core.errors import InputError, MachineError, RunError
+from raylora.core.loading import uncollected
 
 if TYPE_CHECKING:
     from raylora.planned import Plan
@@ -21,13 +23,15 @@ Say = Callable[[str, int, int], None]
 
 
 class Planner:
-    """`planning.make_plan` under way since this was made; `result` waits for it. Where torch is loaded already, it is made here.
+    """`planning.make_plan` in a process that loads torch from now on: `ask` sets it to work, `result` waits for it. Where torch is loaded
+    already, `ask` makes the plan itself.
 
     What goes between the two processes are pickles of our own making, over pipes that nobody else has.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config, self.process = config, None
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+        self.process = None
         if "torch" not in sys.modules:
             command, paths = (
                 [sys.executable, "-m", "raylora.plan_apart"],
@@ -35,16 +39,25 @@ class Planner:
             )  # with it: where the user's modules are
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths})
 
-    def result(self, say: Say) -> Plan:
-        """Raises InputError and RunError as `make_plan` does."""
+    def ask(self, config: Config, say: Say) -> None:
+        """Raises InputError and RunError as `make_plan` does, if it is done here."""
         if self.process is None:
             from raylora.planning import make_plan
 
-            return make_plan(self.config, say)
-        assert self.process.stdin is not None and self.process.stdout is not None
-        try:
-            pickle.dump(self.config, self.process.stdin)
+            self.plan = make_plan(config, say)
+            return
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # `result` says that it was lost
+            pickle.dump(config, self.process.stdin)
             self.process.stdin.flush()  # it stays open as long as this process lives
+
+    def result(self, say: Say) -> Plan:
+        """Raises InputError and RunError as `make_plan` does."""
+        if self.process is None:
+            assert self.plan is not None
+            return self.plan
+        assert self.process.stdout is not None
+        try:
             while True:
                 kind, value = pickle.load(self.process.stdout)
                 if kind == "plan":
@@ -52,7 +65,7 @@ class Planner:
                 if kind == "error":
                     raise value
                 say(*value)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+        except (EOFError, pickle.UnpicklingError):
             raise MachineError(f"the process that plans was lost (exit code {self.process.wait()})") from None
         finally:
             self.close()
@@ -69,8 +82,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
     answers, questions = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # what anything prints is no answer
-    from raylora.planning import make_plan  # with torch: before whoever asks has to wait for it
-
+    with uncollected():
+        from raylora.planning import make_plan  # with torch
     config = pickle.load(questions)
     threading.Thread(target=_end_with, args=(questions,), daemon=True).start()
 

@@ -101,7 +101,7 @@ def ray_cluster():
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    from raylora.cluster.driver import spared
+    from raylora.cluster.local import spared
 
     with spared():
         ray.init(

@@ -115,6 +115,44 @@ def test_what_mlflow_missed_before_an_interruption_is_told_when_the_run_goes_on(
     assert launch.upload(folder).there
 
 
+@pytest.mark.usefixtures("no_ray")
+def test_ray_starts_beside_the_planning_unless_the_plan_is_made_here(prepared_folder, tmp_path, monkeypatch):
+    """In order; and Ray is stopped where the planner finds something wrong."""
+    said = []
+
+    @contextlib.contextmanager
+    def session(address):
+        said.append("Ray")
+        try:
+            yield
+        finally:
+            said.append("end of Ray")
+
+    class Elsewhere(launch.Planner):
+        def __init__(self):
+            said.append("planner")
+
+        def ask(self, config, say):
+            said.append("asked")
+
+        def result(self, say):
+            said.append("waited for")
+            raise InputError("wrong")
+
+        def close(self):
+            said.append("end of planner")
+
+    monkeypatch.setattr(driver, "session", session)
+    with pytest.raises(InputError, match="lora.rank"):  # torch is loaded here
+        launch.run(tiny(prepared_folder, lora__rank=4000), tmp_path / "here")
+    assert said == []
+    monkeypatch.setattr(launch, "Planner", Elsewhere)
+    with pytest.raises(InputError, match="wrong"):
+        launch.run(tiny(prepared_folder), tmp_path / "out")
+    assert said == ["planner", "asked", "Ray", "waited for", "end of Ray", "end of planner"]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("exists", [False, True])
 def test_bad_input_found_late_leaves_nothing(no_ray, prepared_folder, tmp_path, exists):
     out = tmp_path / "deep" / "out"

@@ -23,11 +23,13 @@ from pathlib import Path
 from raylora import config
 from raylora.core.errors import InputError, RunError
 from raylora.plan_apart import Planner
-planner = Planner(config.load(Path("c.yaml")))
+planner = Planner()
 print(planner.process.pid, file=sys.stderr, flush=True)
 said = []
+say = lambda *progress: said.append(progress)
 try:
-    found = planner.result(lambda *progress: said.append(progress))
+    planner.ask(config.load(Path("c.yaml")), say)
+    found = planner.result(say)
     Path("plan.pickle").write_bytes(pickle.dumps((found, said)))
 except (InputError, RunError) as error:
     print(type(error).__name__, error)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import measure, plot
-from benchmarks.peers.work import WORKLOADS
+from benchmarks.peers.workloads import WORKLOADS
 
 CAMPAIGN = (("W0", 8), ("W1", 8), ("W1", 64), ("W1", 256), ("W1s", 64), ("W2", 8), ("W3", 8))
 NAMES = (*measure.DEFAULT, "raylora_unstacked")

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.work import Folder, Model, Report
+from benchmarks.peers.work import Model
+from benchmarks.peers.workloads import Folder, Report
 
 
 def share(model: Model, folder: Folder, received: torch.Tensor, round: int, mine: range) -> tuple[torch.Tensor, list[float], int]:

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peers import build, gemm, prepare
-from benchmarks.peers.work import WORKLOADS, Workload
+from benchmarks.peers.workloads import WORKLOADS, Workload
 from benchmarks.processes import family, pss
-from raylora.cluster.driver import KEEP_PAGES
+from raylora.cluster.local import KEEP_PAGES
 
 ROOT = build.ROOT
 TOLERANCE = 1e-4

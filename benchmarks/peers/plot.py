@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.work import WORKLOADS
+from benchmarks.peers import marks
+from benchmarks.peers.workloads import WORKLOADS
 from raylora.report.table import Cell, Column, Table, decimal, to_markdown, words
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,7 +132,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def write(folder: Path, *, public: bool = True) -> None:
     """The table into the folder (`public`: and into the README, between its marks), the picture into docs or the folder."""
     several = read(folder)
+    held = marks.table(several, NAMES)
     text = f"{to_markdown(table(several))}\n\n{note(several)}\n"
+    if held.rows:
+        text += f"\nThe marks that raylora is held to, raised where they were beaten by far:\n\n{to_markdown(held)}\n"
     (folder / "peers.md").write_text(text, encoding="utf-8")
     shown = f"{COMMAND}\n\n{text}\n![Speed, time to the first round and memory beside the bare loop, pfl and Flower](docs/peers.png)\n"
     picture(several, (ROOT / "docs" if public else folder) / "peers.png")

@@ -10,14 +10,12 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks.peers.work import CHANNELS, SCALING, SEED, WORKLOADS, volume_of
-from raylora import config as configuration
+from benchmarks.peers.settings import SPACING, client_id, config
+from benchmarks.peers.workloads import CHANNELS, SEED, WORKLOADS, volume_of
 from raylora import planning
-from raylora.config import Config
 from raylora.core.seeds import generator
 from raylora.data import manifest, shards
 from raylora.data.grid import Geometry
@@ -25,42 +23,6 @@ from raylora.data.manifest import Manifest, PrepareOptions, Row, Source
 from raylora.data.preprocess import PreparedFrame
 from raylora.method import make_strategy
 from raylora.planned import opening
-
-SPACING = (1.5, 1.5, 10.0)
-
-
-def client_id(client: int) -> str:
-    return f"c{client:04d}"
-
-
-def config(path: Path, workload: str, rounds: int, overrides: tuple[str, ...] = ()) -> Config:
-    """The workload as a raylora experiment: disease detection from ED and ES, a client a centre, FedIT, no validation, no MLflow."""
-    work = WORKLOADS[workload]
-    values: dict[str, Any] = {
-        "name": f"peers-{workload}",
-        "task": "disease",
-        "seed": SEED,
-        "data": {
-            "dataset": "acdc",
-            "root": str(path / "prepared"),
-            "split": "official",
-            "fractions": [1.0, 1e-12, 0.0, 1.0],  # all training patients train; raylora asks for a test patient a client
-            "spacing_mm": list(SPACING),
-            "size": list(work.image),
-        },
-        "clients": {"by": "centre"},
-        "model": {
-            "name": "vit",
-            "size": work.size,
-            "sizes": {"patch": list(work.patch), "width": work.width, "depth": work.depth, "heads": work.heads},
-        },
-        "lora": {"rank": work.rank, "alpha": SCALING * work.rank, "blocks": work.adapted},
-        "strategy": {"name": "fedit"},
-        "training": {"rounds": rounds, "local_epochs": 1, "batch_size": work.batch, "lr": work.rate},
-        "evaluation": {"every": 0, "overlays": 0},
-        "tracking": {"uri": None},
-    }
-    return configuration.from_dict(configuration.override(values, overrides))
 
 
 def write(path: Path, workload: str, clients: int, rounds: int, workers: int) -> None:

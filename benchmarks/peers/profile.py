@@ -24,7 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import small
 from benchmarks.peers import gemm, measure, prepare
-from benchmarks.peers.work import WORKLOADS
+from benchmarks.peers.settings import config as config_of
+from benchmarks.peers.workloads import WORKLOADS
 from raylora import experiment, planning
 from raylora.report.table import Cell, Column, Table, decimal, to_markdown, words
 
@@ -49,7 +50,7 @@ def group(operator: str) -> str:
 def look(workload: str, clients: int, settings: Sequence[str], folder: Path) -> dict[str, float]:
     """Seconds a round in each group, and in all."""
     work = WORKLOADS[workload]
-    config = prepare.config(folder, workload, ROUNDS + 1, (f"data.cache={folder}/cache", *settings))
+    config = config_of(folder, workload, ROUNDS + 1, (f"data.cache={folder}/cache", *settings))
     spent: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as out:
         profiler = profile(activities=[ProfilerActivity.CPU], acc_events=True)

@@ -21,7 +21,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from benchmarks.peers.work import Folder, Model, Report
+from benchmarks.peers.work import Model
+from benchmarks.peers.workloads import Folder, Report
 
 
 @functools.cache

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.work import Folder, Model, Report
+from benchmarks.peers.work import Model
+from benchmarks.peers.workloads import Folder, Report
 
 
 def start(folder: Folder) -> None:

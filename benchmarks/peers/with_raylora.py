@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.prepare import config
-from benchmarks.peers.work import Folder, Report
+from benchmarks.peers.settings import config
+from benchmarks.peers.workloads import Folder, Report
 from raylora import launch
 from raylora.core.errors import InputError, RunError
 

@@ -18,6 +18,7 @@ from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, OutO
 from raylora.cluster.resources import Request
 from raylora.cluster.wire import Packed, pack, repeated, unpack
 from raylora.core.errors import InputError, MachineError, RunError
+from raylora.core.loading import uncollected
 from raylora.core.types import ClientState
 from raylora.data import obtain, travel
 from raylora.data.manifest import read_manifest
@@ -42,7 +43,8 @@ class ClientActor:
     """Clients in a process of their own: any of them, though each has its home. Nothing in it is worth testing: it calls the host."""
 
     def __init__(self) -> None:
-        from raylora.federation import build  # noqa: F401  (torch is loaded while whoever started this does something else)
+        with uncollected():
+            from raylora.federation import build  # noqa: F401  (torch is loaded while whoever started this does something else)
 
         self.host: Any = None
 
@@ -95,7 +97,7 @@ class ClientActor:
 
 
 def started(request: Request) -> list[Any]:
-    """The actors of a request, none of them opened yet: their processes come up while the caller plans."""
+    """The actors of a request, none of them opened yet: their processes come up while the caller does something else."""
     return [_actor(request.cpus, request.gpus) for _ in request.groups]
 
 

@@ -9,14 +9,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import ray
-from ray._private.node import Node
 from ray.exceptions import RayError, RayTaskError
 
 from raylora.cluster import resources
+from raylora.cluster.local import ENVIRONMENT, spared
 from raylora.core.errors import InputError, MachineError, RunError
+from raylora.core.loading import uncollected
 
 if TYPE_CHECKING:
     from raylora.config import Training
@@ -30,17 +30,24 @@ class DriverActor:
     """Owns the strategy, the rounds and the run folder of one experiment; its clients are actors that it starts and ends."""
 
     def run(
-        self, plan: Plan, weights: Sequence[Any], out: str, resume: bool, notes: Mapping[str, Any], request: resources.Request
+        self,
+        plan: Plan,
+        weights: Sequence[Any],
+        out: str,
+        resume: bool,
+        notes: Mapping[str, Any],
+        request: resources.Request,
+        ready: list[Any],
     ) -> Iterator[Event]:
-        """Stream the events of `experiment.run_experiment`. `request`: what the plan's clients need, as whoever checked it found.
+        """Stream the events of `experiment.run_experiment`. `request`: what the plan's clients need, as whoever checked it found; `ready`: the
+        actors of it.
 
         The plan was made where the command runs, `weights` is where Ray holds its own: this process computes with numpy alone and never
         loads torch.
         """
-        from raylora.cluster.client_actor import RayExecutor, started
-
-        ready = started(request)
-        from raylora import experiment
+        with uncollected():
+            from raylora import experiment
+            from raylora.cluster.client_actor import RayExecutor
 
         plan = plan.with_weights(ray.get(weights[0]))
         timeout_s = plan.config.placement.timeout_s
@@ -105,25 +112,6 @@ def available() -> resources.Available:
     return resources.Available(cpus=cpus, gpus=gpus, where="the Ray cluster", nodes=nodes)
 
 
-# glibc would give every large tensor's pages back and fault them in again at the next step: a tenth of a training step on a CPU
-KEEP_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_TOP_PAD_": str(1 << 26)}
-# of a Ray of our own, which has no dashboard to show them: every process would keep more of them round by round
-NO_TASK_EVENTS = {"RAY_task_events_report_interval_ms": "0"}
-# of its head's processes: the autoscaler's monitor (there is nothing to scale), the log monitor (logs stay in their files) and the dashboard's
-# server, which runs even without a dashboard. `ray.init` has no option for it; they are two of its four seconds and 170 MB.
-SPARED = ("start_monitor", "start_log_monitor", "start_api_server")
-
-
-@contextlib.contextmanager
-def spared() -> Iterator[None]:
-    """While this is open `ray.init` starts a head without those processes. A Ray that names them otherwise starts them."""
-    with contextlib.ExitStack() as patches:
-        for name in SPARED:
-            if hasattr(Node, name):
-                patches.enter_context(mock.patch.object(Node, name, lambda self, **options: None))
-        yield
-
-
 @contextlib.contextmanager
 def session(address: str | None) -> Iterator[None]:
     """Connect to a Ray cluster, or start one here and stop it afterwards. A connection that is open already is used and left open."""
@@ -138,7 +126,7 @@ def session(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     if address is None:  # what Ray's processes are started with
-        for name, value in (KEEP_PAGES | NO_TASK_EVENTS).items():
+        for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
     try:
         with _own_sigterm(), spared() if address is None else contextlib.nullcontext():
@@ -183,6 +171,8 @@ def run(
 ) -> Iterator[Event]:
     """Run one experiment in a driver actor, its clients in the actors of `request`, and stream its events. Raises InputError or RunError as
     the experiment did."""
+    from raylora.cluster.client_actor import started
+
     with session(address):
         kind = ray.remote(num_cpus=0)(DriverActor)
         here = ray.get_runtime_context().get_node_id()
@@ -190,17 +180,19 @@ def run(
             node_id=here, soft=False
         )  # the run folder is on this machine
         driver = kind.options(scheduling_strategy=strategy).remote()
+        ready = started(request)  # its processes come up beside the driver's
         weights = [ray.put(dict(plan.weights))]  # once: in a list it is handed on as a reference
         try:
             stream = driver.run.options(num_returns="streaming")
-            for reference in stream.remote(plan.with_weights({}), weights, str(out), resume, notes, request):
+            for reference in stream.remote(plan.with_weights({}), weights, str(out), resume, notes, request, ready):
                 yield ray.get(reference)
         except RayTaskError as error:
             raise _own(error.cause, out) from error
         except RayError as error:  # its process, its node or Ray itself is gone
             raise MachineError(f"the driver was lost: {str(error).splitlines()[0]}") from None
         finally:
-            ray.kill(driver)
+            for actor in (driver, *ready):
+                ray.kill(actor)
 
 
 def _own(cause: BaseException, out: Path) -> Exception:

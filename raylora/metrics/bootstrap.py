@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
 
 REPLICATES = 2000
 
@@ -30,6 +29,8 @@ def interval(replicates: np.ndarray, degrees: int, level: float = 0.95) -> tuple
 
     Replicates that do not exist (NaN) are left out; None if none exists or `degrees` is below 1.
     """
+    from scipy.special import ndtr, stdtrit  # a process that comes here late or never starts sooner without it
+
     kept = replicates[np.isfinite(replicates)]
     if degrees < 1 or len(kept) == 0:
         return None

@@ -11,8 +11,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import build, measure, plot, prepare, profile
-from benchmarks.peers.work import WORKLOADS, ViT, mean
+from benchmarks.peers import build, marks, measure, plot, prepare, profile
+from benchmarks.peers.settings import config
+from benchmarks.peers.work import ViT, mean
+from benchmarks.peers.workloads import WORKLOADS
 from raylora.models import zoo
 
 
@@ -57,7 +59,7 @@ def test_every_way_of_running_raylora_is_a_configuration():
         for name, work in WORKLOADS.items():
             for words in measure.commands(system, work, 64, 2).values():
                 overrides = tuple(word for word in words(Path("folder"), Path("report")) if "=" in word)
-                read = prepare.config(Path("folder"), name, 2, overrides).training
+                read = config(Path("folder"), name, 2, overrides).training
                 assert (read.cache, read.stack) == ("off", 1) or system == "raylora"
 
 
@@ -99,7 +101,7 @@ def test_trained_values_are_those_of_the_workloads():
     for name, expected in (("W0", 375_173), ("W1", 28_613), ("W1s", 28_613), ("W2", 112_517)):
         work = WORKLOADS[name]
         assert sum(p.numel() for p in ViT(work).parameters() if p.requires_grad) == expected
-        model = prepare.config(Path("folder"), name, 1).model
+        model = config(Path("folder"), name, 1).model
         assert {n.replace(".base.", ".") for n, _ in ViT(work).named_parameters() if "lora_" not in n} == set(
             dict(zoo.build("vit", "disease", work.size, work.image, model.sizes).named_parameters())
         )
@@ -142,6 +144,22 @@ def test_table_and_picture_come_from_the_results(tmp_path):
     assert (tmp_path / "peers.png").stat().st_size > 10_000
     said = plot.in_words(several[0])
     assert "| bare loop | 3.00 | 1.50 | 50 % |" in said and "pfl: not measured, it is not built" in said
+
+
+def test_a_mark_is_reached_from_its_own_side():
+    several = [result("W1", 64, raylora=2.0, raylora_unstacked=4.0, bare=3.0, flower=5.0), result("W1", 8, raylora=1.0)]
+    speed, memory = (marks.Mark("W1", 64, key, "bare", 1.5) for key in ("seconds_per_round", "peak_pss_mb"))
+    assert speed.measured(several) == 1.5 and speed.reached(1.5) and not speed.reached(1.49)
+    assert memory.measured(several) == 1.0 and memory.reached(1.5) and not memory.reached(1.51)
+    assert marks.Mark("W1", 64, "seconds_per_round", "bare", 0.9, ours=marks.ALONE).measured(several) == 0.75
+    assert marks.Mark("W1", 64, "seconds_in_all", "raylora", 1.0, of_clients=8).measured(several) is None
+    several[0]["systems"]["raylora"]["peak_pss_mb"] = 990.0
+    assert marks.Mark("W1", 64, "peak_pss_mb", "raylora", 1.05, of_clients=8).measured(several) == 1.1
+    rows = marks.table(several, plot.NAMES).rows
+    assert (rows[0], rows[2]) == (
+        ("W1, 64", "rounds a second", "bare loop", "at least 1.15", 1.5, "yes"),
+        ("W1, 64", "rounds a second, one client at a time", "bare loop", "at least 0.90", 0.75, "no"),
+    )
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
-from ray._private.node import Node
 from small_runs import run, settings, tiny
 
 from raylora import config as configuration
@@ -336,22 +335,3 @@ def test_the_doctor_asks_every_node():
     }
     (anybody,) = [one for one in doctor.cluster(here, [node], None) if one.wrong]
     assert anybody.what == "Ray address"
-
-
-def test_a_ray_of_our_own_is_without_the_processes_that_nobody_looks_at(monkeypatch):
-    """The Ray of these tests was started so; `session` starts one so, and leaves a cluster that it joins as it is."""
-    running = [" ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]) if ours(p)]
-    assert any("raylet" in line for line in running)
-    assert not [line for line in running if "dashboard/dashboard.py" in line or "monitor.py" in line]
-
-    def spared() -> set[bool]:
-        return {getattr(Node, name).__name__ == "<lambda>" for name in driver.SPARED}
-
-    seen = []
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("ray.shutdown", lambda: None)
-    monkeypatch.setattr("ray.init", lambda **options: seen.append((options["address"], spared())))
-    for address in (None, "127.0.0.1:1"):
-        with driver.session(address):
-            pass
-    assert seen == [("local", {True}), ("127.0.0.1:1", {False})] and spared() == {False}
