@@ -52,7 +52,7 @@ def measure(trials: int, folder: Path) -> dict[str, Any]:
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump(sweep))
     settings = space.load(path, ["placement.clients_per_actor=4"])  # one actor: the same places both ways
-    with driver.session(None):
+    with driver.session(None, environments=True):
         warm = settings.config({"lora.rank": 2}, trials, trials)
         launch.run(warm, folder / "warm")  # data, database, Ray's first workers
         began = time.perf_counter()

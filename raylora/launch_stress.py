@@ -53,9 +53,9 @@ def stress(
             ledger = None
         left = [trial for trial in listed if ledger is None or trial.number not in ledger.of("end")]
         if left:
-            mapper = ray_map(lambda: ending.enter_context(driver.session(address)))
+            mapper = ray_map(lambda: ending.enter_context(driver.session(address, environments=True)))
             if address is not None:
-                ending.enter_context(driver.session(address))
+                ending.enter_context(driver.session(address, environments=True))
             needs = Needs(settings.config, driver.available() if driver.connected() else resources.local(), mapper)
             requests, refused = _planned(needs, left, on_event)
             if len(refused) == len(listed):
@@ -67,7 +67,7 @@ def stress(
             for number, why in refused.items():
                 ledger.append({"kind": "end", "number": number, "status": "refused", "why": why})
             possible = [trial for trial in left if trial.number in requests]
-            ending.enter_context(driver.session(address))
+            ending.enter_context(driver.session(address, environments=True))
             _conduct(settings, listed, possible, ledger, out, needs, concurrent, on_event)
         assert ledger is not None
         ends, tracked = ledger.of("end"), ledger.of("tracked")

@@ -47,9 +47,9 @@ def sweep(
         else:
             launch.refuse_used(out)
             ledger = None
-        mapper = ray_map(lambda: ending.enter_context(driver.session(address)))
+        mapper = ray_map(lambda: ending.enter_context(driver.session(address, environments=True)))
         if address is not None:
-            ending.enter_context(driver.session(address))
+            ending.enter_context(driver.session(address, environments=True))
         has = driver.available() if driver.connected() else resources.local()
         needs = Needs(lambda trial: settings.config(trial.values, trial.seed, trial.number), has, mapper, settings.limits.concurrent)
         listed = space.trials(settings) if settings.search.kind != "optuna" else []
@@ -65,7 +65,7 @@ def sweep(
         concurrent = tune.at_once(requests, needs.has, settings.limits.concurrent)
         if ledger is None:
             ledger = ending.enter_context(contextlib.closing(Ledger(out, settings.sha256())))
-        ending.enter_context(driver.session(address))
+        ending.enter_context(driver.session(address, environments=True))
         return out, _run(settings, ledger, out, needs, concurrent, listed, on_event)
 
 

@@ -103,7 +103,7 @@ def ray_cluster():
 
     from raylora.cluster.local import spared
 
-    with spared():
+    with spared(environments=True):  # for sweeps
         ray.init(
             address="local",
             num_cpus=4,

@@ -22,7 +22,7 @@ from raylora.sweep.trial import RunningTrial
 
 def without_ray(patch: Callable[[Any, str, Any], None]) -> None:
     """Put this in the place of Ray, with `setattr` or monkeypatch's."""
-    patch(driver, "session", lambda address: contextlib.nullcontext())
+    patch(driver, "session", lambda address, **options: contextlib.nullcontext())
     patch(driver, "available", resources.local)
     patch(driver, "run", run)
     patch(sweep, "run", trials)

@@ -35,7 +35,7 @@ def no_ray(request, monkeypatch):
             yield event
 
     monkeypatch.setattr(driver, "run", drive)
-    monkeypatch.setattr(driver, "session", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "session", lambda address, **options: contextlib.nullcontext())
     monkeypatch.setattr(driver, "request_of", lambda plan, has, resume: None)
     monkeypatch.setattr(driver, "available", lambda: None)
     if "to_its_page" not in request.node.name:  # a page takes seconds

@@ -34,7 +34,7 @@ def without_ray() -> None:
         yield from experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes)
 
     driver.run = drive
-    driver.session = lambda address: contextlib.nullcontext()
+    driver.session = lambda address, **options: contextlib.nullcontext()
     driver.request_of = lambda plan, has, resume: None
     driver.available = lambda: None
     html.write_report = lambda folder: (folder / "report.html").write_text("page")

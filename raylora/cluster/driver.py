@@ -113,8 +113,11 @@ def available() -> resources.Available:
 
 
 @contextlib.contextmanager
-def session(address: str | None) -> Iterator[None]:
-    """Connect to a Ray cluster, or start one here and stop it afterwards. A connection that is open already is used and left open."""
+def session(address: str | None, *, environments: bool = False) -> Iterator[None]:
+    """Connect to a Ray cluster, or start one here and stop it afterwards. A connection that is open already is used and left open.
+
+    `environments`: whether Ray will be asked for runtime environments, as Tune does for its trials.
+    """
     if ray.is_initialized():
         yield
         return
@@ -129,7 +132,7 @@ def session(address: str | None) -> Iterator[None]:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
     try:
-        with _own_sigterm(), spared() if address is None else contextlib.nullcontext():
+        with _own_sigterm(), spared(environments=environments) if address is None else contextlib.nullcontext():
             ray.init(**options)
     except Exception as error:  # Ray says a plain Exception where a node does not come up in time
         said = " ".join(str(error).split())[:300]

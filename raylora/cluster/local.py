@@ -27,30 +27,29 @@ STAND_IN = Path(__file__).with_name("stand_in.py")
 
 
 @contextlib.contextmanager
-def spared() -> Iterator[None]:
+def spared(*, environments: bool = False) -> Iterator[None]:
     """While this is open `ray.init` starts a head without those processes, and with stand-ins for its agents.
 
-    It has no option for either. They are three of its four seconds, two thirds of its CPU time and 290 MB (PSS). A Ray that names them otherwise
-    starts them.
+    It has no option for either. They are most of its seconds and of its CPU time, and 290 MB (PSS). A Ray that names them otherwise starts them.
+    `environments`: whoever makes runtime environments is started; a raylet that is asked for one and finds nobody ends.
     """
     with contextlib.ExitStack() as patches:
         for name in SPARED:
             if hasattr(Node, name):
                 patches.enter_context(mock.patch.object(Node, name, lambda self, **options: None))
         if ray.__version__ == KNOWN:
-            patches.enter_context(mock.patch.object(services, COMMAND, _stood_in(getattr(services, COMMAND), _agents())))
+            patches.enter_context(mock.patch.object(services, COMMAND, _stood_in(getattr(services, COMMAND), _agents(environments))))
         yield
 
 
-def _agents() -> set[str]:
-    """Those that can be done without. Whoever makes runtime environments stays where Ray is told of one from outside: in a job, by a hook, or
-    under `uv run`."""
+def _agents(environments: bool) -> set[str]:
+    """Those that can be done without. Ray may also be told of a runtime environment from outside: in a job, by a hook, or under `uv run`."""
     from ray._private import ray_constants
     from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
     from ray._private.runtime_env.uv_runtime_env_hook import _get_uv_run_cmdline
 
-    told = {RAY_JOB_CONFIG_JSON_ENV_VAR, ray_constants.RAY_RUNTIME_ENV_HOOK} & os.environ.keys() or _get_uv_run_cmdline()
-    return {ray_constants.PROCESS_TYPE_DASHBOARD_AGENT} | (set() if told else {ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT})
+    asked = environments or {RAY_JOB_CONFIG_JSON_ENV_VAR, ray_constants.RAY_RUNTIME_ENV_HOOK} & os.environ.keys() or _get_uv_run_cmdline()
+    return {ray_constants.PROCESS_TYPE_DASHBOARD_AGENT} | (set() if asked else {ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT})
 
 
 def _stood_in(build: Callable[..., list[str]], agents: set[str]) -> Callable[..., list[str]]:

@@ -19,12 +19,12 @@ DASHBOARD, RUNTIME_ENV = "dashboard_agent", "runtime_env_agent"
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_its_processes_are_a_store_of_names_a_raylet_two_stand_ins_and_workers():
-    """The Ray of these tests was started so."""
+def test_its_processes_are_a_store_of_names_a_raylet_its_agents_and_workers():
+    """The Ray of these tests was started so, with the agent that its sweeps need."""
     found = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
-    for word, count in {"gcs_server/": 0, "raylet/raylet --": 1, "stand_in.py": 3, "dashboard/dashboard.py": 0, "monitor.py": 0}.items():
+    for word, count in {"gcs_server/": 0, "raylet/raylet --": 1, "stand_in.py": 2, "dashboard/dashboard.py": 0, "monitor.py": 0}.items():
         lines = [line for line in found if word in line]
-        assert len(lines) == count, (word, lines)  # the raylet's own command names both stand-ins
+        assert len(lines) == count, (word, lines)  # the raylet's own command names the stand-in
     assert ray.get(ray.remote(num_cpus=0)(lambda: os.getpid()).remote()) != os.getpid()
 
 
@@ -43,11 +43,11 @@ def test_only_the_ray_that_a_command_starts_itself_is_spared(monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     monkeypatch.setattr("ray.init", lambda **options: seen.append((options["address"], commands())))
-    for address in (None, "127.0.0.1:1"):
-        with driver.session(address):
+    for address, environments in ((None, False), (None, True), ("127.0.0.1:1", False)):
+        with driver.session(address, environments=environments):
             pass
     none = dict.fromkeys(ALL, False)
-    assert seen == [("local", ALL), ("127.0.0.1:1", none)] and commands() == none
+    assert seen == [("local", ALL), ("local", {**ALL, RUNTIME_ENV: False}), ("127.0.0.1:1", none)] and commands() == none
 
 
 def test_what_a_runtime_environment_or_another_ray_needs_is_started(monkeypatch):
