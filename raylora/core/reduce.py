@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, overload, runtime_checkable
 
 import numpy as np
 
@@ -49,7 +49,28 @@ def shares(updates: Sequence[ClientUpdate], weights: str) -> list[float]:
 def movement(received: Tree, sent: Sequence[Tree], weights: Sequence[float], reduce: Reduce, round: int) -> Tree:
     """The reduction of (sent_k - received), in float64."""
     reduce = reduce.at(round) if isinstance(reduce, Seeded) else reduce
-    return reduce([trees.subtract(tree, received) for tree in sent], weights)
+    return reduce(Movements(received, sent), weights)
+
+
+class Movements(Sequence[Tree]):
+    """sent_k - received in float64, each made when it is looked at: the mean of hundreds of clients holds one at a time."""
+
+    def __init__(self, received: Tree, sent: Sequence[Tree]) -> None:
+        self.received, self.sent = received, sent
+
+    def __len__(self) -> int:
+        return len(self.sent)
+
+    @overload
+    def __getitem__(self, index: int) -> Tree: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Movements: ...
+
+    def __getitem__(self, index: int | slice) -> Tree | Movements:
+        if isinstance(index, slice):
+            return Movements(self.received, self.sent[index])
+        return trees.subtract(self.sent[index], self.received)
 
 
 def normalised(weights: Sequence[float]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Reductions by hand and against brute force."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -152,3 +153,16 @@ def test_shares_and_order() -> None:
         reduce.shares([update("a", 0)], "size")
     with pytest.raises(RunError, match="no client update"):
         reduce.by_client([])
+
+
+def test_the_mean_of_movements_holds_one_of_them_at_a_time() -> None:
+    received = {"head": np.full(50_000, 0.5, np.float32)}
+    sent = [{"head": np.full(50_000, k, np.float32)} for k in range(100)]
+    tracemalloc.start()
+    found = reduce.movement(received, sent, [1.0] * 100, reduce.mean, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(found["head"], np.full(50_000, 49.0)) and found["head"].dtype == np.float64
+    assert peak < 6 * found["head"].nbytes
+    moved = reduce.Movements(received, sent)
+    assert len(moved) == 100 and [tree["head"][0] for tree in moved[1:3]] == [0.5, 1.5]
