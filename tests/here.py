@@ -2,9 +2,14 @@
 Ray and its actors take to start. They have tests of their own.
 
     python tests/here.py run CONFIG ...
+    python tests/here.py serve SOCKET       # commands that tests/ask.py sends, each in a fork of this process
 """
 
 import contextlib
+import json
+import os
+import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,17 +43,17 @@ def run(plan, out, *, address, resume, notes, request):
     yield from experiment.run_experiment(plan, out, executor, resume=resume, notes=notes)
 
 
-def trials(ledger, search, unfinished, folder: Path, prepare, backbones, *, metric: str, told, **options: Any) -> None:
+def trials(ledger, search, unfinished, folder: Path, prepare, *, metric: str, told, **options: Any) -> None:
     """`cluster.sweep.run` without Tune: none is stopped early."""
     for trial in [*unfinished, *iter(search.next, None)]:
-        config, _ = prepare(trial)
+        plan, _ = prepare(trial)
         about = {"number": trial.number, "values": getattr(trial, "values", {}), "seed": trial.seed}
-        ledger.append({"kind": "trial", **about, "config_sha256": config.sha256()})
+        ledger.append({"kind": "trial", **about, "config_sha256": plan.config.sha256()})
         told("started", trial, {})
         out = folder / trial.folder
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(configuration.dump(config))
-        running = RunningTrial(config, out, metric, executor)
+        (out / "config.yaml").write_text(configuration.dump(plan.config))
+        running = RunningTrial(plan, out, metric, executor)
         while (report := running.advance()).status == "running":
             ledger.append({"kind": "report", "number": trial.number, "round": report.round, "objective": report.objective})
         write_report(out)
@@ -58,6 +63,46 @@ def trials(ledger, search, unfinished, folder: Path, prepare, backbones, *, metr
         told(report.status, trial, {**result, "round": report.round, "lines": report.lines, "error": report.error})
 
 
+def serve(path: str) -> None:
+    """Run what is sent until somebody ends this process."""
+    import raylora.report.compare  # noqa: F401  (what commands load, loaded once)
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        print("ready", flush=True)
+        while True:
+            connection, _ = listening.accept()
+            with connection:
+                if os.fork() == 0:
+                    listening.close()
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    answer(connection)
+
+
+def answer(connection: socket.socket) -> None:
+    """One command, with the streams, the folder and the environment of whoever asked; its exit code is the answer."""
+    size, streams, _, _ = socket.recv_fds(connection, 4, 3)
+    request = json.loads(connection.makefile("rb").read(int.from_bytes(size, "big")))
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(request["folder"])
+    os.environ |= request["environment"]
+    sys.path += [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    code = 1
+    try:
+        cli.main(request["arguments"])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        connection.sendall(bytes([code]))
+        os._exit(code)
+
+
 if __name__ == "__main__":
     without_ray(setattr)
-    sys.exit(cli.main())
+    sys.exit(serve(sys.argv[2]) if sys.argv[1:2] == ["serve"] else cli.main())

@@ -2,7 +2,9 @@
 
 import re
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -30,6 +32,7 @@ ONE = "data.phantom.patients=24 data.phantom.seed=0 data.phantom.shift=1 data.ph
 ONE_IN_YAML = "phantom: {patients: 24, seed: 0, shift: 1, severity: 1}"
 SMALLER = {  # what cells name themselves; the commands' clients are in their own process
     "!raylora ": "!$$HERE ",
+    "--patients 28": "--patients 15",
     "--size 64 64 12": "--size 32 32 12",
     "data.size=[64,64,12]": "data.size=[32,32,12]",
     "training.local_steps=6": "training.local_steps=1",
@@ -73,11 +76,23 @@ def small_configs(tmp_path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Iterator[str]:
+    """What runs the notebooks' commands: forks of one process, which loads torch once for all of them."""
+    path = str(tmp_path_factory.mktemp("here") / "socket")
+    with subprocess.Popen([sys.executable, ROOT / "tests" / "here.py", "serve", path], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            yield f"{sys.executable} -IS {ROOT / 'tests' / 'ask.py'} {path}"
+        finally:
+            process.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, tmp_path, small_configs, monkeypatch):
-    monkeypatch.setenv("HERE", f"{sys.executable} {ROOT / 'tests' / 'here.py'}")
+def test_a_notebook_runs(path, tmp_path, small_configs, here, monkeypatch):
+    monkeypatch.setenv("HERE", here)
     done = notebooks.execute(smaller(path, tmp_path / "stored"), tmp_path, small_configs)
     assert notebooks.faults(done) == []
     stored = notebooks.read(path)
