@@ -61,7 +61,11 @@ class Nodes:
         import ray
         from ray.cluster_utils import Cluster
 
+        from raylora.cluster.local import spared
+
         self.store = {"object_store_memory": 80 << 20, "include_dashboard": False}
+        self.sparing = contextlib.ExitStack()
+        self.sparing.enter_context(spared())  # three dashboards and their agents take longer to start than a run lasts
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **self.store})
         self.others = [self._add(), self._add()]
         ray.init(address=self.cluster.address, log_to_driver=False, logging_level="CRITICAL")
@@ -104,6 +108,7 @@ class Nodes:
 
         ray.shutdown()
         self.cluster.shutdown()
+        self.sparing.close()
 
 
 def _raylet(node: Any) -> int:
