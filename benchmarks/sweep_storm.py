@@ -30,6 +30,7 @@ import yaml
 
 from benchmarks import small
 from raylora import config as configuration
+from raylora import planning
 from raylora.sweep.state import summary_of
 from raylora.sweep.trial import RunningTrial
 
@@ -96,7 +97,8 @@ def differences(found: Mapping[str, Any], out: Path) -> list[str]:
         folder = out / "plain" / str(row["number"])
         folder.mkdir(parents=True)
         config = configuration.load(out / row["folder"] / "config.yaml")
-        alone = RunningTrial(config, folder, METRIC, small.in_process, until=row["rounds"] if row["status"] == "pruned" else None)
+        until = row["rounds"] if row["status"] == "pruned" else None
+        alone = RunningTrial(planning.make_plan(config), folder, METRIC, small.in_process, until=until)
         while (report := alone.advance()).status == "running":
             pass
         summary = summary_of(folder)

@@ -122,7 +122,6 @@ def _conduct(
         [trial for trial in left if trial.number in begun],
         out / "trials",
         needs,
-        needs.backbones,
         metric=METRICS[settings.base["task"]][0],
         concurrent=concurrent,
         told=told,

@@ -115,7 +115,6 @@ def _run(
                 unfinished,
                 out / "trials",
                 needs,
-                needs.backbones,
                 metric=settings.objective.metric,
                 judge=tune.scheduler(settings, rounds),
                 concurrent=concurrent,
@@ -186,9 +185,9 @@ class Following:
         A trial that goes on says all its rounds again: those that are in MLflow already are not written there twice.
         """
         if what == "started":
-            config, _ = self.needs(trial)
-            tags = launch.tags(config, self.needs.data[trial.number], "raylora sweep")
-            self.tracker.trial(trial.number, config.name, config.as_dict(), tags)
+            plan, _ = self.needs(trial)
+            tags = launch.tags(plan.config, plan.data_sha256, "raylora sweep")
+            self.tracker.trial(trial.number, plan.config.name, plan.config.as_dict(), tags)
             return
         before = self.passed_on.get(trial.number, 0)
         lines = [line for line in result.get("lines", ()) if line["round"] >= before]

@@ -22,6 +22,8 @@ from raylora import config as configuration
 from raylora.cluster.resources import Available, Request, fitting, on_nodes
 from raylora.config import Config
 from raylora.core.errors import InputError, RunError
+from raylora.core.loading import uncollected
+from raylora.planned import Plan
 from raylora.sweep.ledger import Ledger
 from raylora.sweep.search import Search
 from raylora.sweep.space import Sweep, Trial
@@ -97,39 +99,46 @@ class Place:
     """All that a trial's driver needs to know."""
 
     number: int
-    config: dict[str, Any]
-    config_sha256: str
+    plan: Plan  # without the weights
+    weights: Any  # where Ray holds them
     folder: str
     metric: str
     until: int | None
     request: Request
-    backbones: Mapping[str, Any]  # hash -> where Ray holds the weights
     node: str  # the resource of the machine with the sweep's folder
+
+    @property
+    def config_sha256(self) -> str:
+        return self.plan.config.sha256()
 
     def __repr__(self) -> str:
         return f"trial {self.number}"  # Tune makes names of it
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # it does not change, and Tune copies what it is given
+
 
 def _running(place: Place, ready: list[Any]) -> Any:
-    """The trial, its clients in the actors that are `ready`: those of the trial before it, if it has left them."""
+    """The trial, its clients in the actors that are `ready`: those of the trial before it, if it has left them.
+
+    The command has planned it: this process, like that of a run's driver, computes with numpy alone and never loads torch.
+    """
     from raylora.cluster.client_actor import RayExecutor, started
 
     ready += [] if ready else started(place.request)
-    from raylora.models.peft import hash_of
-    from raylora.planned import Plan
-    from raylora.sweep.trial import RunningTrial
+    with uncollected():
+        from raylora.sweep.trial import RunningTrial
 
-    config, folder = configuration.from_dict(place.config), Path(place.folder)
+    plan, folder = place.plan.with_weights(ray.get(place.weights)), Path(place.folder)
 
     def executor(plan: Plan) -> RayExecutor:
-        weights = place.backbones.get(hash_of(plan.weights), plan.weights)
-        return RayExecutor(plan.spec, weights, place.request, plan.config.placement.timeout_s, ready, keep=True)
+        return RayExecutor(plan.spec, place.weights, place.request, plan.config.placement.timeout_s, ready, keep=True)
 
     me = {"driver": {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}}
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").is_file():
-        (folder / "config.yaml").write_text(configuration.dump(config), encoding="utf-8")
-    return RunningTrial(config, folder, place.metric, executor, notes=me, until=place.until)
+        (folder / "config.yaml").write_text(configuration.dump(plan.config), encoding="utf-8")
+    return RunningTrial(plan, folder, place.metric, executor, notes=me, until=place.until)
 
 
 class Trouble(tune.Stopper):
@@ -324,7 +333,7 @@ class Followed(Unwritten, tune.Callback):
             self._end(number, {"status": "finished", "objective": reports[-1][1]})
             return
         said = f"its driver was lost {RESTARTS + 1} times"
-        write_failure(self.folder / self.trials[number].folder, configuration.from_dict(trial.config["place"].config), said)
+        write_failure(self.folder / self.trials[number].folder, trial.config["place"].plan.config, said)
         self._end(number, {"status": "failed", "objective": None, "error": said})
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -384,8 +393,7 @@ def run(
     search: Search,
     unfinished: Sequence[Trial],
     folder: Path,
-    prepare: Callable[[Trial], tuple[Config, Request]],
-    backbones: Mapping[str, Any],
+    prepare: Callable[[Trial], tuple[Plan, Request]],
     *,
     metric: str,
     judge: Any = None,
@@ -393,7 +401,7 @@ def run(
     left_s: float | None = None,
     told: Told,
 ) -> None:
-    """Run what is left of a sweep on the Ray that is connected. `prepare` gives each trial's configuration and actors.
+    """Run what is left of a sweep on the Ray that is connected. `prepare` gives each trial's plan and actors.
 
     `metric`: what trials report of their validation patients; `judge`: from `scheduler`. Raises RunError if Tune itself fails.
     """
@@ -401,22 +409,23 @@ def run(
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    references = {name: ray.put(dict(weights)) for name, weights in backbones.items()}  # once for all trials
+    held: dict[int, Any] = {}  # where Ray holds the weights of a plan: once for all trials that share them
     trials: dict[int, Trial] = {}
     pruned = {number: line["round"] for number, line in ledger.of("pruned").items()}
 
     def place(trial: Trial) -> Place:
-        config, request = prepare(trial)
+        plan, request = prepare(trial)
         trials[trial.number] = trial
+        if id(plan.weights) not in held:
+            held[id(plan.weights)] = ray.put(dict(plan.weights))
         return Place(
             number=trial.number,
-            config=config.as_dict(),
-            config_sha256=config.sha256(),
+            plan=plan.with_weights({}),
+            weights=held[id(plan.weights)],
             folder=str(folder / trial.folder),
             metric=metric,
             until=pruned.get(trial.number),
             request=request,
-            backbones=references,
             node=f"node:{ray.util.get_node_ip_address()}",
         )
 

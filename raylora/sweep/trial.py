@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raylora import experiment, planning
-from raylora.config import Config
+from raylora import experiment
 from raylora.core.errors import InputError, RunError
 from raylora.federation.rounds import Executor
+from raylora.planned import Plan
 from raylora.sweep.state import write_failure
 from raylora.tracking.record import lines_before
 
@@ -31,16 +31,16 @@ class RunningTrial:
 
     def __init__(
         self,
-        config: Config,
+        plan: Plan,
         folder: Path,
         metric: str,
-        make_executor: Callable[[planning.Plan], Executor],
+        make_executor: Callable[[Plan], Executor],
         *,
         notes: Mapping[str, Any] | None = None,
         until: int | None = None,
     ) -> None:
         """`until`: it was decided before that this trial ends after so many rounds."""
-        self.config, self.folder, self.metric, self.until = config, folder, metric, until
+        self.plan, self.folder, self.metric, self.until = plan, folder, metric, until
         self.last: Report | None = None
         self._make, self._notes = make_executor, dict(notes or {})
         self._events: experiment.Events | None = None
@@ -79,9 +79,8 @@ class RunningTrial:
     def _advance(self) -> Report:
         answer = None
         if self._events is None:
-            plan = planning.make_plan(self.config)
             resume = (self.folder / "checkpoints").is_dir()
-            self._events = experiment.run_experiment(plan, self.folder, self._make, resume=resume, notes=self._notes, judged=True)
+            self._events = experiment.run_experiment(self.plan, self.folder, self._make, resume=resume, notes=self._notes, judged=True)
         lines: list[Mapping[str, Any]] = []
         objective, done = (self.last.objective, self.last.round) if self.last else (None, 0)
         while (event := self._answer(answer)) is not None:
@@ -110,5 +109,5 @@ class RunningTrial:
         error = " ".join(str(cause).split())[:500]
         error = error if isinstance(cause, InputError | RunError) else f"{type(cause).__name__}: {error}"
         done = self.last.round if self.last else 0
-        write_failure(self.folder, self.config, error)
+        write_failure(self.folder, self.plan.config, error)
         return Report(round=done, objective=None, lines=(), status="failed", error=error)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -44,23 +45,30 @@ def plain_hashes(found, out):
 
 
 def alive():
-    """Classes of the living actors of this Ray."""
-    return [
-        actor["ActorClassName"] for actor in actors().values() if actor["State"] in ("ALIVE", "PENDING_CREATION", "DEPENDENCIES_UNREADY")
-    ]
+    """The class and process of each living actor of this Ray."""
+    states = "ALIVE", "PENDING_CREATION", "DEPENDENCIES_UNREADY"
+    return [(actor["ActorClassName"], actor["Pid"]) for actor in actors().values() if actor["State"] in states]
+
+
+def has_torch(pid):
+    try:
+        return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        return False
 
 
 class Watch(threading.Thread):
-    """Counts living actors until it is told to end."""
+    """Counts living actors, and notes which kinds of them load torch, until it is told to end."""
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.most, self.classes, self.over = 0, set(), threading.Event()
+        self.most, self.classes, self.with_torch, self.over = 0, set(), set(), threading.Event()
 
     def run(self):
         while not self.over.wait(0.1):
             found = alive()
-            self.most, self.classes = max(self.most, len(found)), self.classes | set(found)
+            self.most, self.classes = max(self.most, len(found)), self.classes | {name for name, _ in found}
+            self.with_torch |= {name for name, pid in found if pid and has_torch(pid)}
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -77,6 +85,7 @@ def test_trials_are_plain_runs_within_what_was_reserved(prepared_folder, tmp_pat
     assert {row["number"]: row["adapter_sha256"] for row in found["trials"]} == plain_hashes(found, out)
     assert before < watch.most <= before + 2 * (1 + 2)  # two trials at once: a driver and two clients' actors each
     assert {"DriverActor", "ClientActor"} <= watch.classes
+    assert "ClientActor" in watch.with_torch and "DriverActor" not in watch.with_torch
     until = time.monotonic() + 20
     while len(alive()) > before and time.monotonic() < until:
         time.sleep(0.1)
@@ -161,7 +170,7 @@ def test_a_trial_whose_driver_is_lost_too_often_has_failed(prepared_folder, tmp_
     settings = space.load(write(tmp_path, prepared_folder))
     trial = space.trials(settings)[0]
     config = settings.config(trial.values, trial.seed, trial.number)
-    lost = SimpleNamespace(config={"place": SimpleNamespace(number=0, config=config.as_dict())})
+    lost = SimpleNamespace(config={"place": SimpleNamespace(number=0, plan=SimpleNamespace(config=config))})
     with contextlib.closing(Ledger(tmp_path / "out", settings.sha256())) as ledger:
         Followed(Listed([trial]), ledger, tmp_path, {0: trial}, lambda *said: None).on_trial_error(0, [], lost)
         assert ledger.of("end")[0]["status"] == "failed"

@@ -19,7 +19,7 @@ def in_process(plan):
 def begun(config, folder, **options):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(configuration.dump(config))
-    return RunningTrial(config, folder, "dice", in_process, **options)
+    return RunningTrial(planning.make_plan(config), folder, "dice", in_process, **options)
 
 
 def summary(folder):
@@ -94,7 +94,7 @@ def test_what_goes_wrong_is_a_report(prepared_folder, tmp_path, monkeypatch):
         raise RunError("round 0, client GE: broke")
 
     (tmp_path / "trial").mkdir()
-    trial = RunningTrial(config, tmp_path / "trial", "dice", lost)
+    trial = RunningTrial(planning.make_plan(config), tmp_path / "trial", "dice", lost)
     report = trial.advance()
     assert (report.status, report.error) == ("failed", "round 0, client GE: broke")
     assert summary(tmp_path / "trial")["status"] == "failed"
@@ -103,4 +103,4 @@ def test_what_goes_wrong_is_a_report(prepared_folder, tmp_path, monkeypatch):
         raise KeyError("x")
 
     (tmp_path / "other").mkdir()
-    assert RunningTrial(config, tmp_path / "other", "dice", unforeseen).advance().error == "KeyError: 'x'"
+    assert RunningTrial(planning.make_plan(config), tmp_path / "other", "dice", unforeseen).advance().error == "KeyError: 'x'"

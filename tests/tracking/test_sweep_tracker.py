@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from small_runs import InProcess, build_host, settings
 
 from benchmarks.tracking import measure, read_back, trial, write_folder
-from raylora import launch, launch_sweep
+from raylora import launch, launch_sweep, planning
 from raylora.core.errors import InputError
 from raylora.sweep import space
 from raylora.sweep.ledger import Ledger
@@ -90,10 +90,11 @@ class Told:
     """A sweep of one trial on the tiny cohort, told to MLflow as `raylora sweep` tells it; each of these is another process."""
 
     def __init__(self, out: Path, base: dict) -> None:
-        self.out, self.data = out, {0: "abc"}
+        self.out = out
         self.settings = space.Sweep(name="ranks", base=base, space={"lora.rank": {"grid": [1]}})
         (self.trial,) = space.trials(self.settings)
         self.config = self.settings.config(self.trial.values, self.trial.seed, self.trial.number)
+        self.plan = planning.make_plan(self.config)
         self.folder = out / "trials" / self.trial.folder
         self.ledger = Ledger(out, self.settings.sha256())
         self.following = launch_sweep.Following(self.settings, self.ledger, self, self.config.tracking)
@@ -101,10 +102,10 @@ class Told:
         self.driver()
 
     def __call__(self, trial):
-        return self.config, None
+        return self.plan, None
 
     def driver(self) -> None:
-        self.running = RunningTrial(self.config, self.folder, "likelihood", lambda p: InProcess(build_host(p.spec, p.weights)))
+        self.running = RunningTrial(self.plan, self.folder, "likelihood", lambda p: InProcess(build_host(p.spec, p.weights)))
 
     def advance(self) -> str:
         """One report of the trial, which Tune passes on, the last one twice."""
