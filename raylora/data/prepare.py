@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -214,6 +215,8 @@ def _check_ids(studies: Sequence[Study], out: Path) -> None:
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
     """The folder, made if need be, for this process alone: a second preparation waits and then finds the work done."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # it would wait for the process that waits for it to start
+        raise RunError("a script must call raylora under `if __name__ == '__main__':`; its worker processes run all the rest of it again")
     try:
         strangers = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith(".")) if out.is_dir() else []
         if strangers and not {manifest.NAME, shards.STUDIES} & set(strangers):

@@ -177,6 +177,21 @@ prepare(acdc.scan(Path({str(tmp_path / "raw")!r})), Path({str(tmp_path / "out")!
     assert len(done) == 2
 
 
+@pytest.mark.slow
+def test_a_script_that_its_own_workers_run_again_is_told_so(tmp_path, studies):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from pathlib import Path
+from raylora.data import acdc
+from raylora.data.manifest import PrepareOptions
+from raylora.data.pool import process_map
+from raylora.data.prepare import prepare
+prepare(acdc.scan(Path({str(tmp_path / "raw")!r})), Path({str(tmp_path / "out")!r}), PrepareOptions(), mapper=process_map(1))
+""")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "must call raylora under `if __name__ == '__main__':`" in done.stderr
+
+
 def spoil_label(study, write):
     write.save(study.frames["ES"].label, np.full((24, 28, 4), 7, np.uint8))
 
