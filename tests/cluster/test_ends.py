@@ -38,7 +38,7 @@ def start(prepared_folder, tmp_path):
         command.kill()
 
 
-def test_killed_beside_a_run_that_is_not(start, runs):
+def test_killed_beside_a_run_that_is_not(start, runs, monkeypatch):
     """Two runs, each with a Ray of its own; the first is killed with SIGKILL in its second round."""
     killed, beside = start("round 1", signal.SIGKILL, common=False), start(common=False)
     killed.end(-signal.SIGKILL)
@@ -47,6 +47,7 @@ def test_killed_beside_a_run_that_is_not(start, runs):
     assert json.loads((beside.folder / "out" / "summary.json").read_text())["adapter_sha256"] == expected
     out = killed.folder / "out"
     assert not (out / "summary.json").exists() and (out / "checkpoints" / "round_0002").is_dir()
+    without_ray(monkeypatch.setattr)  # what was left is there to be gone on with, by whomever
     assert launch.resume(out)["adapter_sha256"] == expected
 
 
@@ -72,7 +73,7 @@ def test_interrupted_in_every_phase(start, runs, monkeypatch, text, strike, left
         return
     assert (out / "summary.json").exists() == (left == "all but the page") and not (out / "report.html").exists()
     assert (out / "checkpoints" / ("round_0002" if left == "two rounds" else "round_0004")).is_dir()
-    without_ray(monkeypatch.setattr)  # what was left is there to be gone on with, by whomever
+    without_ray(monkeypatch.setattr)
     assert launch.resume(out)["adapter_sha256"] == runs("disease", **ROUNDS).hashes
     assert (out / "report.html").is_file()
     with pytest.raises(InputError, match="is finished"):

@@ -22,12 +22,28 @@ RATE = {"strategy": {"name": "rate_my_lora", "temperature": 0.1}}
 DUAL = {"strategy": {"name": "med_duallora", "head": "private"}}
 
 
-def on_ray(config, out, kind=RayExecutor, **options):
+KEPT = []
+"""Clients' actors that a test has left to the next one: each has loaded torch, and does another experiment as a new one would (tested below)."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kept():
+    yield
+    give_up()
+
+
+def give_up():
+    while KEPT:
+        ray.kill(KEPT.pop())
+
+
+def on_ray(config, out, kind=RayExecutor, ready=KEPT, **options):
     """The rounds in this process, the clients in actors: as the driver actor does it."""
     made = []
 
     def executor(plan):
-        made.append(kind(plan.spec, plan.weights, driver.request_of(plan, driver.available()), config.placement.timeout_s))
+        request = driver.request_of(plan, driver.available())
+        made.append(kind(plan.spec, plan.weights, request, config.placement.timeout_s, ready, keep=True))
         return made[-1]
 
     return run(config, out, executor=executor, **options), made[0]
@@ -53,19 +69,15 @@ def test_one_actor_for_all_clients(runs, prepared_folder, tmp_path):
 
 def test_actors_that_are_kept_do_another_experiment_as_new_ones_would(runs, prepared_folder, tmp_path):
     waiting, pids = [], []
-
-    class Kept(RayExecutor):
-        def __init__(self, *arguments):
-            super().__init__(*arguments, waiting, keep=True)
-            assert not waiting
-            pids.append([actor["pid"] for actor in self.describe()])
-
     for number, (task, overrides) in enumerate([("disease", RATE), ("segmentation", {}), ("disease", RATE)]):
-        found, _ = on_ray(tiny(prepared_folder, task, **overrides, placement={"clients_per_actor": 4}), tmp_path / str(number), Kept)
+        config = tiny(prepared_folder, task, **overrides, placement={"clients_per_actor": 4})
+        found, executor = on_ray(config, tmp_path / str(number), ready=waiting)
         same_run(found, runs(task, **overrides))
+        pids.append([actor["pid"] for actor in executor.describe()])
+        assert len(waiting) == 1
     assert pids[0] == pids[1] == pids[2]
     ray.kill(waiting[0])  # lost while it waits: it is started again like any other
-    found, executor = on_ray(tiny(prepared_folder, "disease", **RATE, placement={"clients_per_actor": 4}), tmp_path / "lost", Kept)
+    found, executor = on_ray(config, tmp_path / "lost", ready=waiting)
     assert found.hashes == runs("disease", **RATE).hashes and executor.describe()[0]["restarts"] == 1
     executor.owed.add("an answer")
     executor.close()
@@ -87,8 +99,8 @@ class Stopping(RayExecutor):
 def test_a_client_that_hangs_ends_the_run_and_nothing_is_left_of_it(prepared_folder, tmp_path):
     made = []
 
-    def stopping(*arguments):
-        made.append(Stopping(*arguments))
+    def stopping(*arguments, **options):
+        made.append(Stopping(*arguments, **options))
         return made[0]
 
     with pytest.raises(MachineError, match=r"^no answer for 1 s \(placement.timeout_s\) from clients ") as caught:
@@ -211,6 +223,7 @@ def test_auto_measures_in_an_actor_and_writes_down_what_it_found(prepared_folder
 
 def test_four_actors_on_quarters_of_a_gpu_by_the_whole_path(runs, prepared_folder, tmp_path, mlflow_uri):
     """As the command does it: driver actor, client actors, MLflow, report. (Nothing here computes on a GPU: Ray only keeps its books.)"""
+    give_up()  # its actors take all CPUs
     config = tiny(prepared_folder, "disease", **RATE, placement={"gpus_per_client": 0.25}, tracking={"uri": mlflow_uri})
     events = []
     summary = launch.run(config, tmp_path / "run", on_event=events.append)
@@ -282,8 +295,8 @@ class Doomed(RayExecutor):
 def test_a_loss_is_borne_three_times_in_a_row_and_no_more(prepared_folder, tmp_path):
     made = []
 
-    def doomed(*arguments):
-        made.append(Doomed(*arguments))
+    def doomed(*arguments, **options):
+        made.append(Doomed(*arguments, **options))
         return made[0]
 
     with pytest.raises(MachineError, match="their actor was lost 4 times in a row"):
@@ -293,8 +306,8 @@ def test_a_loss_is_borne_three_times_in_a_row_and_no_more(prepared_folder, tmp_p
 
 def test_what_goes_wrong_where_a_client_starts_is_its_error_and_no_loss(prepared_folder, tmp_path):
     class Elsewhere(RayExecutor):
-        def __init__(self, spec, *rest):
-            super().__init__(replace(spec, sites=tuple(replace(s, training=("nobody",)) for s in spec.sites)), *rest)
+        def __init__(self, spec, *rest, **options):
+            super().__init__(replace(spec, sites=tuple(replace(s, training=("nobody",)) for s in spec.sites)), *rest, **options)
 
     with pytest.raises(RunError, match=r"client \w+: KeyError: .nobody.$") as caught:
         on_ray(tiny(prepared_folder, "disease", placement={"clients_per_actor": 4}), tmp_path, Elsewhere)
