@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -44,9 +45,23 @@ def build_model(
     return model
 
 
+def repeatable(device: str, threads: int) -> None:
+    """From now on this process makes the same bits of the same numbers: by so many threads of a CPU; on a GPU by algorithms that add up in
+    a fixed order, and with float32 that is float32 (cuDNN's convolutions would use TF32, which has 10 bits).
+
+    To be called before the process first uses its GPU.
+    """
+    torch.set_num_threads(threads)
+    if device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.allow_tf32 = False
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # what is read here has been written
+
+
 def build_host(spec: HostSpec, weights: Mapping[str, np.ndarray]) -> Host:
     """The host of the spec's sites: builds the model once, and opens studies memory-mapped where they are needed."""
-    torch.set_num_threads(spec.threads)
+    repeatable(spec.device, spec.threads)
     model = build_model(spec.model, weights, spec.device, getattr(torch, spec.dtype))
     if spec.cache is not None:
         model.prefix = Prefix(model, spec.cache)

@@ -167,18 +167,22 @@ class StackedModel:
         self._alphas = list(alphas)
         self._connect()
 
-    def read(self, k: int) -> dict[str, np.ndarray]:
-        """Client k's tree, as copies, without padding."""
-        tree = {}
-        for name, value in self.parameters.items():
-            array = _numpy(value[k])
-            adapter = next((a for a in self.adapters if a and name.startswith(f"{a}.")), "")
-            if name.endswith(".lora_A"):
-                array = array[: self.ranks[k][adapter]].copy()
-            elif name.endswith(".lora_B"):
-                array = array[:, : self.ranks[k][adapter]].copy()
-            tree[name] = array
-        return tree
+    def read(self, clients: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """The trees of some clients, as copies, without padding."""
+        values = {name: value.detach().cpu().numpy() for name, value in self.parameters.items()}  # from a GPU in one piece each
+        trees = []
+        for k in clients:
+            tree = {}
+            for name, value in values.items():
+                adapter = next((a for a in self.adapters if a and name.startswith(f"{a}.")), "")
+                array = value[k]
+                if name.endswith(".lora_A"):
+                    array = array[: self.ranks[k][adapter]]
+                elif name.endswith(".lora_B"):
+                    array = array[:, : self.ranks[k][adapter]]
+                tree[name] = np.array(array, order="C")
+            trees.append(tree)
+        return trees
 
     def keep(self, clients: Sequence[int]) -> None:
         """Go on with some of the clients only, for example when the others have done their steps."""
@@ -274,8 +278,3 @@ def _sides(layer: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of the flattened weight: a convolution's inputs are channels times kernel."""
     rows = layer.weight.shape[0]
     return layer.weight[0].numel(), rows
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    value = tensor.detach().to("cpu", copy=True)
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # numpy has no bfloat16

@@ -34,6 +34,7 @@ PAYS = 0.25
 """Share of a forward pass, itself a third of a training step, from which on a prefix is worth keeping; where its features are smaller than
 the image, which then need not be read, so much less of a pass."""
 LARGE = 25_000_000  # parameters of a network through which a real image is sent to count
+RESIDENT = 0.15  # of a process's share of a GPU, for features that stay on it: within what `federation.memory` leaves free
 WIDE = 1 << 20  # numbers of that image, or between two stages
 
 
@@ -141,6 +142,11 @@ class Prefix:
         self._kept = getattr(torch, spec.dtype)
         self._folder = FeatureFolder(spec.folder, spec.bound_bytes)
         self._known: dict[Hashable, Features] = {}
+        self._resident: dict[Hashable, tuple[torch.Tensor, ...]] = {}  # on a GPU, in the order of their first use, while there is room
+        self._room = 0.0
+        if self.device.type == "cuda":
+            share = torch.cuda.get_per_process_memory_fraction(self.device)
+            self._room = RESIDENT * share * torch.cuda.get_device_properties(self.device).total_memory
 
     def holds(self, names: Sequence[str]) -> bool:
         """Whether one of the weights is the prefix's."""
@@ -167,6 +173,23 @@ class Prefix:
         self._known[name] = found
         return found
 
+    def batch(self, images: Sequence[tuple[Hashable, Callable[[], np.ndarray]]]) -> tuple[torch.Tensor, ...]:
+        """The features (b, ...) of several images by their names in this process, on the model's device."""
+        if self.device.type == "cpu":
+            found = [self.of(name, image) for name, image in images]
+            return tuple(torch.from_numpy(_wide(np.stack(arrays))) for arrays in zip(*found, strict=True))
+        return tuple(map(torch.stack, zip(*(self._on_device(name, image) for name, image in images), strict=True)))
+
+    def _on_device(self, name: Hashable, image: Callable[[], np.ndarray]) -> tuple[torch.Tensor, ...]:
+        if name not in self._resident:
+            arrays = self.of(name, image)
+            tensors = tuple(placed(torch.from_numpy(np.array(array)).view(self._kept), self.device) for array in arrays)
+            self._room -= sum(tensor.nbytes for tensor in tensors)
+            if self._room < 0:  # from here on they come from the folder each time
+                return tensors
+            self._resident[name] = tensors
+        return self._resident[name]
+
     @torch.no_grad()
     def _compute(self, image: np.ndarray) -> Features:
         self.computed += 1
@@ -178,12 +201,14 @@ def entering(model: StackedModel, images: Sequence[tuple[Hashable, Callable[[], 
     """What a batch of named images is to the model: the images (b, c, x, y, z) themselves, or their features."""
     if model.prefix is None:
         return (torch.from_numpy(np.stack([image() for _, image in images]).astype(np.float32, copy=False)),)
-    return tuple(torch.from_numpy(array) for array in together([model.prefix.of(name, image) for name, image in images]))
+    return model.prefix.batch(images)
 
 
-def together(features: Sequence[Features]) -> tuple[np.ndarray, ...]:
-    """Features of several images as one batch."""
-    return tuple(_wide(np.stack(arrays)) for arrays in zip(*features, strict=True))
+def placed(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The tensor on a device; to a GPU it goes while whoever called goes on, and is made narrower or wider there."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True).to(dtype or tensor.dtype)
 
 
 class Cached:
@@ -196,16 +221,16 @@ class Cached:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def batch(self, indices: np.ndarray, rng: np.random.Generator) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+    def batch(self, indices: np.ndarray, rng: np.random.Generator) -> tuple[tuple[torch.Tensor, ...], np.ndarray, np.ndarray]:
         """Features (b, ...) by tensor, targets, weights."""
         views = self.model.prefix.spec.views
         chosen = rng.integers(views, size=len(indices)).tolist() if views is not None else [0] * len(indices)
         places = list(zip(np.asarray(indices).tolist(), chosen, strict=True))
-        features = [self._features(*place) for place in places]
+        features = self.model.prefix.batch([self._named(*place) for place in places])
         targets, weights = zip(*(self._targets[place] for place in places), strict=True)
-        return together(features), np.concatenate(targets).astype(np.int64), np.concatenate(weights)
+        return features, np.concatenate(targets).astype(np.int64), np.concatenate(weights)
 
-    def _features(self, index: int, view: int) -> Features:
+    def _named(self, index: int, view: int) -> tuple[Hashable, Callable[[], np.ndarray]]:
         def image() -> np.ndarray:
             images, targets, weights = self._draw(index, view)
             self._targets[index, view] = _compact(targets), weights
@@ -213,8 +238,8 @@ class Cached:
 
         if (index, view) not in self._targets:
             drawn = image()
-            return self.model.prefix.of((self.client, index, view), lambda: drawn)
-        return self.model.prefix.of((self.client, index, view), image)
+            return (self.client, index, view), lambda: drawn
+        return (self.client, index, view), image
 
     def _draw(self, index: int, view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.samples.batch(np.array([index]), generator(self.seed, f"view/{index}", view, self.client))

@@ -11,7 +11,7 @@ import torch
 from raylora.data.native import Geometry, to_native
 from raylora.metrics.clinical import segmentation_rows
 from raylora.models.stacked import StackedModel
-from raylora.training.features import entering
+from raylora.training.features import entering, placed
 from raylora.training.samples import pad_depth
 
 Row = tuple[str, str, str, str, float]
@@ -42,7 +42,7 @@ def _both_frames(case: EvalCase, depth: int) -> Named:
 
 
 def _placed(model: StackedModel, images: Sequence[Named]) -> tuple[torch.Tensor, ...]:
-    return tuple(tensor.to(model.device, model.dtype) for tensor in entering(model, images))
+    return tuple(placed(tensor, model.device, model.dtype) for tensor in entering(model, images))
 
 
 def _of_all(model: StackedModel, images: Sequence[Named], batch_size: int) -> Iterator[torch.Tensor]:

@@ -19,6 +19,7 @@ from raylora.core.seeds import generator, seed_of
 from raylora.core.tree import match
 from raylora.core.types import Phase, Tree
 from raylora.models.stacked import StackedModel, kept_in
+from raylora.training.features import placed
 from raylora.training.optim import OPTIMISERS, clip_per_client
 from raylora.training.samples import Batch, Samples
 from raylora.training.settings import Settings
@@ -97,12 +98,22 @@ def _phase(
     active = list(range(len(jobs)))
     result: list[Mapping[str, np.ndarray]] = list(trees)
     draws = [generator(seed, f"augment/{number}", round, job.client) for job in jobs]
+    under_way: tuple[int, list[int], torch.Tensor] | None = None  # a step, its clients, their losses
+
+    def note(step: int, clients: Sequence[int], values: torch.Tensor) -> None:
+        for k, value in zip(clients, values.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise RunError(
+                    f"round {round + 1}, client {jobs[k].client}, step {step + 1}: the loss is {value}; try a smaller training.lr"
+                )
+            losses[k].append(value)
+
     for step in range(max(map(len, plans), default=0)):
         staying = [k for k in active if len(plans[k]) > step]
         if staying != active:  # clients with fewer steps leave the stack
-            for position, k in enumerate(active):
-                if k not in staying:
-                    result[k] = model.read(position)
+            leaving = [position for position, k in enumerate(active) if k not in staying]
+            for position, tree in zip(leaving, model.read(leaving), strict=True):
+                result[active[position]] = tree
             positions = [active.index(k) for k in staying]
             model.keep(positions)
             index = torch.tensor(positions)
@@ -111,16 +122,13 @@ def _phase(
             parameters = model.begin(phase, trained, [streams[k] for k in staying])
             active = staying
         inputs, targets, weights = _stack([jobs[k].samples.batch(plans[k][step], draws[k]) for k in active])
+        inputs = tuple(placed(tensor, device, model.dtype) for tensor in inputs)
+        targets, weights = placed(targets, device), placed(weights, device, kept)
+        if under_way is not None:  # until here a GPU was still at work on the step before
+            note(*under_way)
         model.present([len(plans[k][step]) for k in active])
-        logits = model(*(tensor.to(device, model.dtype) for tensor in inputs))
-        per_client = loss(logits.to(kept), targets.to(device), weights.to(device, kept))
-        values = per_client.detach().tolist()
-        for k, value in zip(active, values, strict=True):
-            if not math.isfinite(value):
-                raise RunError(
-                    f"round {round + 1}, client {jobs[k].client}, step {step + 1}: the loss is {value}; try a smaller training.lr"
-                )
-            losses[k].append(value)
+        per_client = loss(model(*inputs).to(kept), targets, weights)
+        under_way = step, active, per_client.detach()
         if not parameters:
             continue
         penalty = terms.penalty(parameters)
@@ -131,8 +139,10 @@ def _phase(
         optimiser.step(parameters, torch.full((len(active),), settings.rate(round), dtype=kept, device=device))
         for value in parameters.values():
             value.grad = None
-    for position, k in enumerate(active):
-        result[k] = model.read(position)
+    if under_way is not None:
+        note(*under_way)
+    for k, tree in zip(active, model.read(range(len(active))), strict=True):
+        result[k] = tree
     model.end()
     return result
 
@@ -229,13 +239,13 @@ def _stack(batches: Sequence[Batch]) -> tuple[tuple[torch.Tensor, ...], torch.Te
     """K clients' (what enters the model, targets, weights) one after the other; shorter batches are filled with zeros of weight zero."""
     size = max(len(weights) for _, _, weights in batches)
 
-    def filled(array: np.ndarray) -> np.ndarray:
-        missing = size - len(array)
-        return array if not missing else np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+    def joined(parts: Sequence[np.ndarray | torch.Tensor]) -> torch.Tensor:
+        filled = []
+        for part in map(torch.as_tensor, parts):
+            missing = size - len(part)
+            filled.append(torch.cat([part, part.new_zeros((missing, *part.shape[1:]))]) if missing else part)
+        return filled[0] if len(filled) == 1 else torch.cat(filled)
 
-    def joined(arrays: Sequence[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([filled(array) for array in arrays]))
-
-    inputs = [entering if isinstance(entering, tuple) else (entering,) for entering, _, _ in batches]
-    weights = torch.from_numpy(np.stack([filled(weights) for _, _, weights in batches]))
-    return tuple(map(joined, zip(*inputs, strict=True))), joined([targets for _, targets, _ in batches]), weights
+    inputs, targets, weights = zip(*batches, strict=True)
+    entering = zip(*(images if isinstance(images, tuple) else (images,) for images in inputs), strict=True)
+    return tuple(map(joined, entering)), joined(targets), joined(weights).reshape(len(batches), size)

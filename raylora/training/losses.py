@@ -14,11 +14,12 @@ def dice_and_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
     foreground classes, its squared-free form 2 sum(p t) / (sum p + sum t) smoothed by 1 so that an absent structure costs nothing when
     nothing is predicted.
     """
-    classes = logits.shape[1]
+    labels = labels[:, None]
     log_p = logits.log_softmax(1)
-    entropy = F.nll_loss(log_p, labels, reduction="none").flatten(1).mean(1)  # (K b,)
+    entropy = -log_p.gather(1, labels).flatten(1).mean(1)  # (K b,); nll_loss: the same bits, slower, and on a GPU in no fixed order
     p = log_p.exp().flatten(2)[:, 1:]  # (K b, classes - 1, voxels)
-    truth = F.one_hot(labels.flatten(1), classes)[..., 1:].transpose(1, 2).to(p.dtype)
+    classes = torch.arange(1, logits.shape[1], device=labels.device).reshape(-1, *(1,) * (labels.dim() - 2))
+    truth = (labels == classes).flatten(2).to(p.dtype)
     dice = (2 * (p * truth).sum(2) + 1) / (p.sum(2) + truth.sum(2) + 1)
     return _mean((1 - dice.mean(1) + entropy) / 2, weights)
 

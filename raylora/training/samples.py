@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from raylora.data.transforms import Augmentation, augment
 
-Batch = tuple[np.ndarray | tuple[np.ndarray, ...], np.ndarray, np.ndarray]
-"""images (b, c, x, y, z) float32, or the tensors that the model's frozen prefix makes of them; targets (b, ...) int64; weights (b,) float32"""
+Batch = tuple[np.ndarray | tuple[torch.Tensor, ...], np.ndarray, np.ndarray]
+"""images (b, c, x, y, z) float32, or the tensors that the model's frozen prefix makes of them, on its device; targets (b, ...) int64; weights (b,) float32"""
 
 
 class Samples(Protocol):

@@ -137,7 +137,7 @@ def test_stacked_clients_are_the_separate_ones(monkeypatch, merged):
             padded = value.grad[k]
             torch.testing.assert_close(padded[tuple(map(slice, alone.shape))], alone, rtol=1e-9, atol=1e-9)
             assert padded.abs().sum() == pytest.approx(alone.abs().sum().item()), "a padded direction has a gradient"
-        assert {n: v.shape for n, v in model.read(k).items()} == {n: v.shape for n, v in trees[k].items()}
+        assert {n: v.shape for n, v in model.read([k])[0].items()} == {n: v.shape for n, v in trees[k].items()}
 
 
 def test_merging_the_factors_into_a_convolution_changes_rounding_only(monkeypatch):
@@ -184,7 +184,7 @@ def test_a_client_that_leaves_the_stack_disturbs_nobody():
     model.load(trees, [ALPHA] * 3)
     model.keep([0, 2])
     for position, k in enumerate((0, 2)):
-        for name, value in model.read(position).items():
+        for name, value in model.read([position])[0].items():
             np.testing.assert_array_equal(value, trees[k][name])
     x = images(4)
     alone = []

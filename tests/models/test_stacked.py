@@ -143,5 +143,5 @@ def test_trees_go_through_every_precision(dtype):
     assert {value.dtype for value in tree.values()} == {np.dtype(np.float32)}
     model.load([tree], [4.0])
     assert model(torch.rand(1, 2, 16, 16, 4, dtype=dtype)).dtype == dtype
-    for name, value in model.read(0).items():
+    for name, value in model.read([0])[0].items():
         np.testing.assert_allclose(value, tree[name], rtol=0 if dtype != torch.bfloat16 else 2**-8)

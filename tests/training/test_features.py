@@ -16,7 +16,7 @@ from raylora.models import zoo
 from raylora.models.stacked import StackedModel, adapted_modules
 from raylora.strategies import STRATEGIES
 from raylora.training import features
-from raylora.training.features import Cached, Cut, Prefix, choose, cuts, entering, together
+from raylora.training.features import Cached, Cut, Prefix, choose, cuts, entering
 from raylora.training.settings import CacheSpec
 
 UNET_LAST = {"lora__blocks": 1}
@@ -145,10 +145,11 @@ def test_cached_equals_recomputed_bit_for_bit(tmp_path, name, channels, size, dt
 def test_bf16_keeps_eight_bits(tmp_path):
     model = adapted()
     exact = Prefix(model, spec(tmp_path, model, (2, 16, 16, 4))).of("x", lambda: images(1)[0])
-    half = Prefix(model, spec(tmp_path, model, (2, 16, 16, 4), "bfloat16")).of("x", lambda: images(1)[0])
+    prefix = Prefix(model, spec(tmp_path, model, (2, 16, 16, 4), "bfloat16"))
+    half = prefix.of("x", lambda: images(1)[0])
     assert half[0].dtype == np.uint16 and half[0].nbytes * 2 == exact[0].nbytes
-    (wide,) = together([half])
-    assert wide.dtype == np.float32 and 0 < np.abs(wide[0] / exact[0] - 1).max() <= 2**-8
+    (wide,) = prefix.batch([("x", lambda: images(1)[0])])
+    assert wide.dtype == torch.float32 and 0 < np.abs(wide[0].numpy() / exact[0] - 1).max() <= 2**-8
 
 
 def test_the_key_is_everything_that_a_feature_depends_on(tmp_path):
@@ -230,12 +231,12 @@ def test_samples_keep_their_targets_and_weights_and_are_asked_once(tmp_path):
 
 def test_a_fixed_number_of_views_is_drawn_from(tmp_path):
     samples = cached(tmp_path, 3)
-    seen = {samples.batch(np.array([0]), np.random.default_rng(k))[0][0].tobytes() for k in range(40)}
+    seen = {samples.batch(np.array([0]), np.random.default_rng(k))[0][0].numpy().tobytes() for k in range(40)}
     assert len(seen) == 3 and samples.samples.asked == 3
     again = cached(tmp_path, 3)
-    assert {again.batch(np.array([0]), np.random.default_rng(k))[0][0].tobytes() for k in range(40)} == seen
+    assert {again.batch(np.array([0]), np.random.default_rng(k))[0][0].numpy().tobytes() for k in range(40)} == seen
     assert again.model.prefix.computed == 0, "the views are the same in the next run"
-    one, other = (samples.batch(np.array([0, 1]), np.random.default_rng(k))[0][0].tobytes() for k in (1, 1))
+    one, other = (samples.batch(np.array([0, 1]), np.random.default_rng(k))[0][0].numpy().tobytes() for k in (1, 1))
     assert one == other, "which view follows from the stream alone"
 
 
