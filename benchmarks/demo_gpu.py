@@ -1,6 +1,7 @@
 """The demo's four runs on a GPU, four clients at a quarter of it each, beside the same runs on the CPU; one of them again in one actor.
 
-    python -m benchmarks.demo_gpu [--runs RUNS_FOLDER] [--rounds N] [--output benchmarks/results/demo_gpu.json]
+    python -m benchmarks.demo_gpu [--runs FOLDER] [--rounds N]      # the runs: on the GPU, then on the CPU (--place for one of the two)
+    python -m benchmarks.demo_gpu --compare [--output benchmarks/results/demo_gpu.json]
 
 Says how far scores are apart: per patient and of the mean over clients. The two devices add up in different orders, and 22 or 40 rounds of
 AdamW carry a difference in the last bit on; the tolerance is of the means. The same run with all clients in one actor must have the same hash.
@@ -12,7 +13,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ TOLERANCE = {"dice": 0.01, "balanced_accuracy": 0.03, "auc": 0.01}  # of the mea
 QUARTERS = ("placement.gpus_per_client=0.25", "placement.clients_per_actor=1")
 PLACES: Mapping[str, tuple[str, ...]] = {
     "gpu": ("training.device=cuda", *QUARTERS),
-    "cpu": ("training.device=cpu", "placement.clients_per_actor=1"),
+    "cpu": ("training.device=cpu", "placement.clients_per_actor=auto"),
 }
-TOGETHER = ("training.device=cuda", "placement.gpus_per_client=0.5", "placement.clients_per_actor=4")
+AGAIN, TOGETHER = "one_actor", ("training.device=cuda", "placement.gpus_per_client=0.5", "placement.clients_per_actor=4")
 
 
 def main() -> None:
@@ -38,32 +39,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/demo_gpu"))
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--place", choices=PLACES, action="append")
+    parser.add_argument("--compare", action="store_true")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "demo_gpu.json")
     options = parser.parse_args()
-    found = measure(options.runs, [] if options.rounds is None else [f"training.rounds={options.rounds}"])
+    if not options.compare:
+        compute(options.runs, options.place or list(PLACES), [] if options.rounds is None else [f"training.rounds={options.rounds}"])
+        return
+    found = measure(options.runs)
     options.output.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 
-def measure(folder: Path, options: list[str]) -> dict[str, Any]:
-    """All runs of the demo, on the GPU and on the CPU."""
-    found: dict[str, Any] = {}
+def compute(folder: Path, places: Sequence[str], options: Sequence[str]) -> None:
+    """All runs of the demo in some places, and on a GPU the last of them again, its clients in one actor."""
     with driver.session(None):
-        for name, strategy, own in RUNS:
-            runs = {place: run(folder, name, strategy, place, [*own, *words, *options]) for place, words in PLACES.items()}
-            found[f"{name}_{strategy}"] = compared(folder, runs)
-            print(json.dumps(found[f"{name}_{strategy}"]), flush=True)
-        name, strategy, own = RUNS[-1]
-        again = run(folder, name, strategy, "one_actor", [*own, *TOGETHER, *options])
-    versions = runs["gpu"]["versions"] | {"device": _device()}
-    return {"runs": found, "one_actor_has_the_same_hash": again["adapter_sha256"] == runs["gpu"]["adapter_sha256"], "versions": versions}
+        for place in places:
+            for name, strategy, own in RUNS:
+                run(folder, name, strategy, place, [*own, *PLACES[place], *options])
+            if place == "gpu":
+                name, strategy, own = RUNS[-1]
+                run(folder, name, strategy, AGAIN, [*own, *TOGETHER, *options])
 
 
-def run(folder: Path, name: str, strategy: str, place: str, words: list[str]) -> dict[str, Any]:
-    """One run's summary."""
+def measure(folder: Path) -> dict[str, Any]:
+    """What the runs' folders say."""
+    found = {}
+    for name, strategy, _ in RUNS:
+        runs = {place: summary_of(folder, name, strategy, place) for place in PLACES}
+        found[f"{name}_{strategy}"] = compared(folder, runs)
+    again = summary_of(folder, *RUNS[-1][:2], AGAIN)
+    return {
+        "runs": found,
+        "same_data": runs["gpu"]["data_sha256"] == runs["cpu"]["data_sha256"],
+        "one_actor_has_the_same_hash": again["adapter_sha256"] == runs["gpu"]["adapter_sha256"],
+        "versions": runs["gpu"]["versions"] | {"device": _device()},
+    }
+
+
+def summary_of(folder: Path, name: str, strategy: str, place: str) -> dict[str, Any]:
+    return json.loads((folder / f"{name}_{strategy}_{place}" / "summary.json").read_text())
+
+
+def run(folder: Path, name: str, strategy: str, place: str, words: Sequence[str]) -> None:
+    """One run, into its folder."""
     words = [f"name={name}_{strategy}_{place}", f"strategy.name={strategy}", "tracking.uri=null", *words]
     config = configuration.load(CONFIGS / f"{name}.yaml", words)
-    return launch.run(config, (folder / config.name).resolve())
+    launch.run(config, (folder / config.name).resolve())
+    print(config.name, flush=True)
 
 
 def compared(folder: Path, runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from safetensors.numpy import load_file
 from small_runs import run, tiny
 
+from raylora.models.attention import attention
 from raylora.strategies import STRATEGIES
 from raylora.training import features
 
@@ -61,6 +62,18 @@ def test_features_that_are_kept_are_those_that_are_computed(room, prepared_folde
 def test_the_stack_is_measured_on_the_gpu(prepared_folder, tmp_path):
     found = run(tiny(prepared_folder, "disease", training__stack="auto", **GPU), tmp_path)
     assert any("stack" in event.get("text", "") or "pass" in event.get("text", "") for event in found.events)
+
+
+def test_attention_in_float32_is_that_of_float64():
+    draws = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 100, 16, dtype=torch.float64, generator=draws) for _ in range(3))
+    found = []
+    for dtype, device in ((torch.float32, "cuda"), (torch.float64, "cpu")):
+        own = [x.to(device, dtype).requires_grad_() for x in (q, k, v)]
+        value = attention(*own)
+        found.append([value, *torch.autograd.grad(value.square().sum(), own)])
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double().cpu(), exact, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_trains(prepared_folder, tmp_path):

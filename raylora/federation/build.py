@@ -55,7 +55,7 @@ def repeatable(device: str, threads: int) -> None:
     if device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.allow_tf32 = False
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode("error")  # as use_deterministic_algorithms(True), which would load torch's compiler
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # what is read here has been written
 
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from raylora.core.errors import InputError
+from raylora.models.attention import attention
 
 
 class Attention(nn.Module):
@@ -21,7 +22,7 @@ class Attention(nn.Module):
         b, n, width = x.shape
         q = self.q(x).view(b, n, self.heads, -1).transpose(1, 2)  # (b, heads, n, width / heads)
         k, v = self.kv(x).view(b, n, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        x = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(b, n, width))
 
 

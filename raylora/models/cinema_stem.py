@@ -93,7 +93,8 @@ class ConvBlock(nn.Module):
         self.mlp = PointwiseMLP(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = self.dw_conv(channels_first(self.conv1(self.norm1(x))))
+        maps = channels_first(self.conv1(self.norm1(x)))
+        mixed = self.dw_conv(maps.contiguous() if maps.is_cuda else maps)  # of maps with channels last cuDNN computes one after the other
         x = x + self.conv2(channels_last(mixed))
         return x + self.mlp(self.norm2(x))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raylora.core.errors import InputError
+from raylora.models.attention import attention
 from raylora.models.stages import Stage, run_stages
 
 Triple = tuple[int, int, int]
@@ -24,8 +25,18 @@ GRID = (3, 3, 3)
 
 
 def _grid_means(tokens: Tensor, grid: Triple) -> Tensor:
-    coarse = nn.functional.adaptive_avg_pool3d(tokens[:, 1:].transpose(1, 2).unflatten(2, grid), GRID)
+    maps = tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+    coarse = _means(maps) if maps.is_cuda else nn.functional.adaptive_avg_pool3d(maps, GRID)
     return coarse.flatten(1) / math.prod(GRID)  # a step of the head moves the logits as far as it would on a mean
+
+
+def _means(maps: Tensor) -> Tensor:
+    """`adaptive_avg_pool3d(maps, GRID)`, axis by axis: on a GPU torch's own adds up its gradient in no fixed order."""
+    for axis, count in enumerate(GRID, start=2):
+        size = maps.shape[axis]
+        places = [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+        maps = torch.stack([maps.narrow(axis, start, end - start).mean(axis) for start, end in places], axis)
+    return maps
 
 
 POOLS = {
@@ -49,7 +60,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
         b, n, width = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)  # each (b, heads, n, width / heads)
-        x = nn.functional.scaled_dot_product_attention(q[:, :, :wanted], k, v)
+        x = attention(q[:, :, :wanted], k, v)
         return self.out_proj(x.transpose(1, 2).reshape(b, -1, width))
 
 

@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 
 class AdamW:
-    """Loshchilov & Hutter (1711.05101), algorithm 2, with torch's defaults; moments live as long as this object, one round."""
+    """Loshchilov & Hutter (1711.05101), algorithm 2, with torch's defaults; moments live as long as this object, one round.
+
+    All tensors of a client lie one after the other in one row (K, n), of which they become views: a step is a few operations instead of a
+    few for each tensor. A tensor without a gradient stays as it is.
+    """
 
     def __init__(self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0) -> None:
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
-        self.first: dict[str, Tensor] = {}
-        self.second: dict[str, Tensor] = {}
+        self.rows: Tensor | None = None
+        self.first: Tensor | None = None
+        self.second: Tensor | None = None
         self.steps = 0
 
     @torch.no_grad()
     def step(self, parameters: Mapping[str, Tensor], lr: Tensor) -> None:
-        """One step on tensors (K, ...) with gradients, at rates lr (K,)."""
+        """One step on tensors (K, ...) with gradients, at rates lr (K,). Until `keep`, the same ones have a gradient each time."""
+        values = [value for value in parameters.values() if value.grad is not None]
+        if not values:
+            return
+        if self.rows is None:
+            self.rows = _rows(values)
+            parts = self.rows.split([value[0].numel() for value in values], 1)
+            for value, part in zip(values, parts, strict=True):
+                value.data = part.view(value.shape)
+        if self.first is None or self.second is None:
+            self.first, self.second = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
+        gradient = _rows([value.grad for value in values if value.grad is not None])
         self.steps += 1
         beta1, beta2 = self.betas
-        for name, value in parameters.items():
-            gradient = value.grad
-            if gradient is None:
-                continue
-            rate = lr.reshape(-1, *(1,) * (value.dim() - 1))
-            first = self.first.setdefault(name, torch.zeros_like(value)).lerp_(gradient, 1 - beta1)
-            second = self.second.setdefault(name, torch.zeros_like(value)).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-            denominator = second.sqrt().div_((1 - beta2**self.steps) ** 0.5).add_(self.eps)
-            if self.weight_decay:
-                value.mul_(1 - rate * self.weight_decay)
-            value.sub_(rate / (1 - beta1**self.steps) * first / denominator)
+        self.first.lerp_(gradient, 1 - beta1)
+        self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        denominator = self.second.sqrt().div_((1 - beta2**self.steps) ** 0.5).add_(self.eps)
+        rate = lr[:, None]
+        if self.weight_decay:
+            self.rows.mul_(1 - rate * self.weight_decay)
+        self.rows.sub_((rate / (1 - beta1**self.steps) * self.first).div_(denominator))
 
     def keep(self, index: Tensor) -> None:
         """Go on with some of the clients only."""
-        self.first = {name: value[index] for name, value in self.first.items()}
-        self.second = {name: value[index] for name, value in self.second.items()}
+        if self.first is not None and self.second is not None:
+            self.rows, self.first, self.second = None, self.first[index], self.second[index]
+
+
+def _rows(tensors: Iterable[Tensor]) -> Tensor:
+    """(K, ...) each to (K, n)."""
+    return torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], 1)
 
 
 class SGD:
