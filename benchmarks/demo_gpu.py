@@ -1,6 +1,6 @@
 """The demo's four runs on a GPU, four clients at a quarter of it each, beside the same runs on the CPU; one of them again in one actor.
 
-    python -m benchmarks.demo_gpu [--runs FOLDER] [--rounds N]      # the runs: on the GPU, then on the CPU (--place for one of the two)
+    python -m benchmarks.demo_gpu [--runs FOLDER] [--rounds N]      # the runs: on the GPU, then on the CPU (--place and --task for some)
     python -m benchmarks.demo_gpu --compare [--output benchmarks/results/demo_gpu.json]
 
 Says how far scores are apart: per patient and of the mean over clients. The two devices add up in different orders, and 22 or 40 rounds of
@@ -40,24 +40,26 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/demo_gpu"))
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--place", choices=PLACES, action="append")
+    parser.add_argument("--task", choices=("segmentation", "disease"))
     parser.add_argument("--compare", action="store_true")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "demo_gpu.json")
     options = parser.parse_args()
     if not options.compare:
-        compute(options.runs, options.place or list(PLACES), [] if options.rounds is None else [f"training.rounds={options.rounds}"])
+        words = [] if options.rounds is None else [f"training.rounds={options.rounds}"]
+        compute(options.runs, options.place or list(PLACES), [run for run in RUNS if options.task is None or options.task in run[0]], words)
         return
     found = measure(options.runs)
     options.output.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 
-def compute(folder: Path, places: Sequence[str], options: Sequence[str]) -> None:
-    """All runs of the demo in some places, and on a GPU the last of them again, its clients in one actor."""
+def compute(folder: Path, places: Sequence[str], runs: Sequence[tuple[str, str, tuple[str, ...]]], options: Sequence[str]) -> None:
+    """Runs of the demo in some places, and on a GPU its last one again, the clients in one actor."""
     with driver.session(None):
         for place in places:
-            for name, strategy, own in RUNS:
+            for name, strategy, own in runs:
                 run(folder, name, strategy, place, [*own, *PLACES[place], *options])
-            if place == "gpu":
+            if place == "gpu" and RUNS[-1] in runs:
                 name, strategy, own = RUNS[-1]
                 run(folder, name, strategy, AGAIN, [*own, *TOGETHER, *options])
 
