@@ -49,17 +49,17 @@ class Mark:
 ALONE = "raylora_unstacked"
 MARKS = (
     Mark("W1", 64, "seconds_per_round", "bare", 1.15),
-    Mark("W1", 64, "seconds_per_round", "flower", 1.4),
+    Mark("W1", 64, "seconds_per_round", "flower", 1.45),
     Mark("W1", 64, "seconds_per_round", "bare", 0.9, ours=ALONE),
     Mark("W1", 256, "seconds_per_round", "flower", 1.9),
     Mark("W1s", 64, "seconds_per_round", "bare", 1.8),
     Mark("W1s", 64, "seconds_per_round", "flower", 2.5),
     Mark("W2", 8, "seconds_per_round", "bare", 0.95),
-    Mark("W3", 8, "seconds_per_round", "bare", 3.0),
-    Mark("W3", 8, "seconds_per_round", "flower", 3.5),
+    Mark("W3", 8, "seconds_per_round", "bare", 4.0),
+    Mark("W3", 8, "seconds_per_round", "flower", 4.5),
     Mark("W3", 8, "seconds_in_all", "bare", 2.5),
     Mark("W1", 64, "seconds_to_first_round", "flower", 0.6),
-    Mark("W1", 64, "peak_pss_mb", "flower", 1.1),
+    Mark("W1", 64, "peak_pss_mb", "flower", 0.9),
     Mark("W1", 64, "peak_pss_mb", "flower", 0.75, ours=ALONE),
     Mark("W1", 256, "peak_pss_mb", "raylora", 1.05, of_clients=8),
 )
