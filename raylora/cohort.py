@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from raylora.config import Clients, Config, Data
 from raylora.core.errors import InputError
@@ -16,11 +17,27 @@ from raylora.data.protocol import Protocol
 from raylora.models.seen import Seen
 
 
+class Patient(NamedTuple):
+    """What a run tells of a study; where its arrays lie and how they were made stays in the manifest."""
+
+    dataset: str
+    split: str  # the data set's own
+    vendor: str
+    centre: str
+    group: str
+    crop: str
+    source_sha256: str
+
+    @staticmethod
+    def of(row: Row) -> Patient:
+        return Patient(*(getattr(row, name) for name in Patient._fields))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
     """The patients of an experiment."""
 
-    rows: Mapping[str, Row]  # the cases of the task, by study id
+    rows: Mapping[str, Patient]  # the cases of the task, by study id
     splits: Mapping[str, Split]  # client -> its patients; those of a held-out client are all test patients
     held_out: tuple[str, ...]  # clients that never train
     left_out: Mapping[str, str]  # study id -> why it is in no client
@@ -72,7 +89,7 @@ def gather(config: Config, folders: Sequence[Path]) -> Cohort:
     diseased = {id: label for id, label in labels.items() if label is not None} if config.task == "disease" else None
     partition.check_clients(splits, diseased)
     return Cohort(
-        rows={row.id: row for row in rows},
+        rows={row.id: Patient.of(row) for row in rows},
         splits={**splits, **held_out},
         held_out=tuple(held_out),
         left_out={**left_out, **more, **{id: why for split in splits.values() for id, why in split.left_out.items()}},

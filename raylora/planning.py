@@ -18,6 +18,7 @@ from raylora.core.types import Client, Strategy
 from raylora.data import obtain, partition
 from raylora.data.damage import Damage
 from raylora.data.features import FOLDER
+from raylora.data.manifest import read_manifest
 from raylora.data.prepare import Mapper
 from raylora.data.transforms import Augmentation
 from raylora.dials import Dials, attacks, damages, make_dials, ranks, require_asynchronous
@@ -84,6 +85,7 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
     spec = HostSpec(
         model=backbone,
         sets=tuple(str(folder) for folder in folders),
+        sets_sha256=tuple(read_manifest(folder).data_sha256 for folder in folders),
         sites=tuple(sites),
         diseased=labels or {},
         task=config.task,

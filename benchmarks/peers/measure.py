@@ -105,11 +105,14 @@ def measure(
         if system not in skipped
         for kind, command in commands(system, work, clients, workers).items()
     }
-    with tempfile.TemporaryDirectory(prefix="peers-") as scratch:
-        folder, short = Path(scratch) / "all", Path(scratch) / "short"
+    with tempfile.TemporaryDirectory(prefix="peers-") as temporary:
+        scratch = Path(temporary)
+        folder, short = scratch / "timed", scratch / "watched"
         say(f"writing the data of {clients} clients")
-        prepare.write(folder, workload, clients, rounds, workers)
-        prepare.shorten(folder, short, min(rounds, 2))
+        watched_rounds = max(min(rounds, 2), -(-work.watched // clients))
+        prepare.write(scratch / "data", workload, clients, max(rounds, watched_rounds), workers)
+        for path, count in ((folder, rounds), (short, watched_rounds)):
+            prepare.shorten(scratch / "data", path, count)
         timed: dict[tuple[str, str], list[Run]] = {key: [] for key in runs}
         rates: list[float] = []
         for repeat in range(repeats):

@@ -40,6 +40,7 @@ class Workload:
     rank: int = 4
     rate: float = 1e-3  # of AdamW
     distinct: int | None = None  # volumes on disk, which clients share; None: each its own
+    watched: int = 0  # clients' rounds in the run whose memory is looked at: a heap spreads with each, however few the clients
 
     @property
     def tokens(self) -> int:
@@ -73,7 +74,7 @@ WORKLOADS: Mapping[str, Workload] = {
         Workload(
             name="W0", **TINY, rate=1e-5, samples=2, batch=2, clients=8, rounds=20
         ),  # hardly any work, 1.5 MB to send: what a round itself costs
-        Workload(name="W1", **SMALL, samples=16, batch=8, clients=64, rounds=5),
+        Workload(name="W1", **SMALL, samples=16, batch=8, clients=64, rounds=5, watched=512),
         Workload(name="W1s", **SMALL, samples=4, batch=2, clients=64, rounds=5),
         Workload(name="W2", **LARGE, adapted=12, samples=16, batch=4, clients=8, rounds=3),
         Workload(name="W3", **LARGE, adapted=2, samples=16, batch=4, clients=8, rounds=10),

@@ -21,7 +21,6 @@ from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.loading import uncollected
 from raylora.core.types import ClientState
 from raylora.data import obtain, travel
-from raylora.data.manifest import read_manifest
 
 if TYPE_CHECKING:
     from raylora.federation.answers import EvalRow, Outcome, Scored
@@ -52,13 +51,12 @@ class ClientActor:
         self,
         spec: HostSpec,
         weights: Mapping[str, np.ndarray],
-        data: Sequence[str],
         gpus: float,
         parcels: Sequence[travel.Parcel] | None = None,
     ) -> tuple[str, int] | None:
         """Build the host (here, so that what goes wrong is an error and not a lost actor); node and process id.
 
-        `data` are the hashes of the prepared sets: where this machine does not have them the answer is None, and `parcels` are sent.
+        Where this machine does not have the prepared sets the answer is None, and `parcels` are sent.
         """
         from raylora.federation import memory
         from raylora.federation.build import build_host
@@ -68,7 +66,7 @@ class ClientActor:
             gc.collect()
         if parcels is not None:
             spec = replace(spec, sets=tuple(str(travel.unpack(parcel, obtain.cache_folder(), ray.get)) for parcel in parcels))
-        elif not all(travel.here(Path(folder), sha256) for folder, sha256 in zip(spec.sets, data, strict=True)):
+        elif not all(travel.here(Path(folder), sha256) for folder, sha256 in zip(spec.sets, spec.sets_sha256, strict=True)):
             return None
         memory.keep_to_share(spec.device, gpus)
         self.host, self.gpus = build_host(spec, weights), gpus
@@ -135,7 +133,6 @@ class RayExecutor:
         self.weights = (
             weights if isinstance(weights, ray.ObjectRef) else ray.put(dict(weights))
         )  # once a node; actors on a CPU use the object store's own memory
-        self.data = [read_manifest(Path(folder)).data_sha256 for folder in spec.sets]
         self.base = ray.put({})
         self.states: dict[str, ClientState] = {}
         self.at: dict[str, int] = {}  # client -> the actor that has its latest state
@@ -159,7 +156,7 @@ class RayExecutor:
 
     def _start(self, index: int) -> tuple[Any, Any]:
         actor = self.ready.pop(0) if self.ready else _actor(self.cpus[index], self.request.gpus)
-        return actor, actor.open.remote(self.shared_spec, self.weights, self.data, self.request.gpus)
+        return actor, actor.open.remote(self.shared_spec, self.weights, self.request.gpus)
 
     def _send(self, index: int) -> Any:
         """Open an actor on a machine without the data: its clients' studies go with it, and no others unless passes bring clients together."""
@@ -167,7 +164,7 @@ class RayExecutor:
         self.whole[index] = self.request.together
         ids = [i for site in spec.sites for part in (site.training, site.validation, site.rating, site.test) for i in part]
         parcels = [travel.pack(Path(folder), ids, ray.put) for folder in spec.sets]
-        return self.actors[index].open.remote(spec, self.weights, self.data, self.request.gpus, parcels)
+        return self.actors[index].open.remote(spec, self.weights, self.request.gpus, parcels)
 
     def _opened(self, index: int, where: Any) -> tuple[str, int]:
         """Wait until an actor is there. A lost node takes its CPUs with it: then the actors that were on it share what is left."""

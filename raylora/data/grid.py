@@ -18,7 +18,7 @@ Spacing3 = tuple[float, float, float]
 MOTION_BLUR_MM, MOTION_PRIOR_MM, MOTION_PERCENT = 8.0, 80.0, 90.0  # a flat optimum over 40 ACDC studies
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
     """How a prepared array lies on its study's native grid. Index i of an axis is the point (i + start + 0.5) * spacing_mm."""
 

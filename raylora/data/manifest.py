@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ KINDS: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "str": (str,), "int": (int,), "bool": (bool,), "int | None": (int, type(None)),
 })  # fmt: skip
 """A field's annotation -> what it may hold."""
+REPEATED = ("dataset", "split", "vendor", "centre", "scanner", "group", "crop")
+"""Fields with few values: one string serves all rows that have it."""
 MOST = 1 << 53  # of a number: whole ones are exact below; NaN is not below
 CROPS: Mapping[str, str] = MappingProxyType({
     "centre": "the image's centre",
@@ -57,7 +60,7 @@ class PrepareOptions:
         return dataclasses.asdict(self) | {"size": self.size[:2]}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
     """A file that a study was read from."""
 
@@ -67,7 +70,7 @@ class Source:
     sha256: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """One prepared study."""
 
@@ -108,7 +111,7 @@ class Manifest:
     def datasets(self) -> tuple[str, ...]:
         return tuple(sorted({row.dataset for row in self.rows}))
 
-    @property
+    @functools.cached_property
     def data_sha256(self) -> str:
         """What the arrays follow from: ids, file contents and options. The same on every machine."""
         studies = [(r.dataset, r.id, r.split, r.vendor, r.centre, r.group, r.source_sha256) for r in self.rows]
@@ -138,19 +141,22 @@ def done_to(options: PrepareOptions) -> list[str]:
 
 
 def to_json(manifest: Manifest) -> str:
+    """Its text: a row is a line."""
     head = {"schema": SCHEMA, "data_sha256": manifest.data_sha256, "done": done_to(manifest.options)}
-    return json.dumps(head | dataclasses.asdict(manifest), indent=1, allow_nan=False) + "\n"
+    head |= {"options": dataclasses.asdict(manifest.options), "skipped": manifest.skipped}
+    rows = (json.dumps(dataclasses.asdict(row), allow_nan=False) for row in manifest.rows)
+    return json.dumps(head, indent=1, allow_nan=False)[:-2] + ',\n "rows": [\n' + ",\n".join(rows) + "\n]}\n"
 
 
 def from_json(text: str, source: Path) -> Manifest:
     """Raises InputError for anything that is not a manifest of this version."""
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_hook=_row_or_object)
         if found["schema"] != SCHEMA:
             raise InputError(f"{source}: schema {found['schema']!r}, expected {SCHEMA!r}: prepare again")
         manifest = Manifest(
             options=PrepareOptions(**_tuples(found["options"])),
-            rows=tuple(row_from(row) for row in found["rows"]),
+            rows=tuple(row if isinstance(row, Row) else row_from(row) for row in found["rows"]),
             skipped=tuple((id, reason) for id, reason in found["skipped"]),
         )
         if manifest.data_sha256 != found["data_sha256"]:
@@ -161,11 +167,17 @@ def from_json(text: str, source: Path) -> Manifest:
         raise InputError(f"{source}: not a manifest: {type(error).__name__}: {said}") from None
 
 
+def _row_or_object(value: dict) -> Row | dict:
+    """A row becomes one as soon as it has been read: thousands of them as JSON's own objects would take three times the memory."""
+    return row_from(value) if "shard_sha256" in value else value
+
+
 def row_from(value: dict) -> Row:
     """A row out of JSON. Raises InputError for an id that cannot be a file name, TypeError or ValueError for what is no row."""
     geometry = Geometry(**_tuples(value["geometry"]))
     sources = tuple(Source(**source) for source in value["sources"])
-    row = Row(**{**value, "geometry": geometry, "sources": sources})
+    repeated = {name: sys.intern(value[name]) for name in REPEATED if type(value.get(name)) is str}
+    row = Row(**{**value, **repeated, "geometry": geometry, "sources": sources})
     for item in (row, *sources):
         for field in dataclasses.fields(item):
             found = getattr(item, field.name)

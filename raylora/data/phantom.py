@@ -16,7 +16,7 @@ from raylora.core.errors import InputError, RunError
 from raylora.core.files import require_writable
 from raylora.data.phantom_layouts import LAYOUTS, Placed
 from raylora.data.phantom_study import PhantomStudy, assign, study
-from raylora.data.pool import processes
+from raylora.data.pool import Workers
 
 __all__ = ["PhantomStudy", "Placed", "assign", "study", "write_cohort"]
 
@@ -73,7 +73,7 @@ def write_cohort(
                 done.append(_write(job))
                 _tell(progress, len(done), patients)
         else:
-            with processes(workers) as pool:
+            with Workers(workers) as pool:
                 for place in pool.map(_write, jobs, chunksize=2):
                     done.append(place)
                     _tell(progress, len(done), patients)

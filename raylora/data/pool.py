@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
+from typing import Any
 
 from raylora.core.errors import RunError
 
 AHEAD = 2  # items under way for each worker: bounds the memory
 
 
-def processes(workers: int) -> ProcessPoolExecutor:
-    """``workers`` fresh processes that end with this one, also where this one is killed: a pool's own would wait for ever."""
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+class Workers(ProcessPoolExecutor):
+    """Fresh processes that end with this one, also where this one is killed: a pool's own would wait for ever. Ctrl-C and a closed terminal
+    reach everybody who was started from there, but are for whoever asked: workers never hear of them, from their first moment on."""
+
+    UNHEARD = (signal.SIGINT, signal.SIGHUP)
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+    def submit(self, function: Callable, /, *args: Any, **options: Any) -> Future:
+        """The first one starts the processes, which inherit what is blocked here."""
+        resource_tracker.ensure_running()  # started beside them, it would end the blocking
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, self.UNHEARD)
+        try:
+            return super().submit(function, *args, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
@@ -39,7 +59,7 @@ def process_map(workers: int) -> Callable[[Callable, Iterable], Iterator]:
     def mapper(function: Callable, items: Iterable) -> Iterator:
         waiting: set[Future] = set()
         try:
-            with processes(workers) as pool:
+            with Workers(workers) as pool:
                 for item in items:
                     waiting.add(pool.submit(function, item))
                     if len(waiting) >= AHEAD * workers:

@@ -54,6 +54,7 @@ class HostSpec:
 
     model: ModelSpec
     sets: tuple[str, ...]  # prepared folders
+    sets_sha256: tuple[str, ...]  # of what is in them
     sites: tuple[SiteSpec, ...]
     diseased: Mapping[str, int]  # study id -> 0 or 1, for disease
     task: str
