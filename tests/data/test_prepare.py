@@ -449,3 +449,12 @@ def test_real_volumes_there_and_back(shared, spacing_mm):
                 assert abs(np.count_nonzero(back == value) - true) <= 0.03 * true, study.id
                 checked += 1
     assert checked >= 50
+
+
+def test_a_manifest_is_a_line_a_row_and_rows_are_small(prepared_folder):
+    """Every process of a run reads it: thousands of studies are not to take their memory."""
+    text = (prepared_folder / "manifest.json").read_text()
+    rows = read_manifest(prepared_folder).rows
+    assert len([line for line in text.splitlines() if '"shard_sha256"' in line]) == len(rows) > 1
+    assert not any(hasattr(item, "__dict__") for row in rows for item in (row, row.geometry, *row.sources))
+    assert len({id(row.dataset) for row in rows}) == 1 and len({id(row.vendor) for row in rows}) == len({row.vendor for row in rows})
