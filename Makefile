@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.complete
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check check-system notebooks peers storm sweep_storm soak fuzz audit stress clean
+.PHONY: demo test check check-system recipes notebooks peers storm sweep_storm soak fuzz audit stress clean
 
 $(STAMP): constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "raylora needs Python 3.11 or newer, this is " + sys.version.split()[0])'
@@ -27,6 +27,9 @@ check: $(STAMP)
 
 check-system: $(STAMP)
 	@RAYLORA_REQUIRE_SYSTEM=1 $(BIN)/python -m pytest -q -m system
+
+recipes: $(STAMP)
+	@RAYLORA_RECIPES=1 $(BIN)/python -m pytest -q tests/cluster/test_recipes.py
 
 notebooks: $(STAMP)
 	@$(BIN)/python -m benchmarks.notebooks

@@ -183,12 +183,17 @@ def storm(kills: int, seed: int, folder: Path, data: Mapping[str, Any], kinds: S
             for attempt in range(TRIES):
                 out = folder / f"{number}-{attempt}"
                 strike = Strike(float(draw.uniform(0, lengths[kind])), lambda victim=victim: nodes.kill(victim, draw))
-                same = record(out, disturbed(settings, out, strike)) == expected[kind]
+                found = record(out, disturbed(settings, out, strike))
+                same = found == expected[kind]
                 nodes.repair()
                 if strike.landed or not same:
                     break
             took = round(strike.recovered_at - strike.struck_at, 2) if strike.recovered_at else None
             results.append({"kind": kind, "victim": victim, "landed": strike.landed, "same": same, "recovered_s": took})
+            if not same:
+                results[-1]["expected_and_found"] = {
+                    key: [value, found[key]] for key, value in expected[kind].items() if value != found[key]
+                }
             print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     finally:
         nodes.close()

@@ -6,10 +6,16 @@ import signal
 from pathlib import Path
 
 import pytest
+from parts import Seconds
 from small_studies import Writer, cohort
 
 ROOT = Path(__file__).resolve().parent.parent
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that was started in the background would hand down that it is ignored
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the process that prints
+        config.pluginmanager.register(Seconds(processes=getattr(config.option, "numprocesses", None) or 1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -286,15 +286,20 @@ class RayExecutor:
             try:
                 outcomes: list[Outcome] = unpack(ray.get(ready[0]))
                 self.owed.discard(ready[0])
-                self.losses[asked.index] = 0
             except LOST as error:
                 under_way[number] = self._again(asked, error)
                 continue
             except RayTaskError as error:
                 raise _unwrapped(error, who) from error
+            stands = self.actors[asked.index] is asked.actor  # of answers that are there Ray names any first: its loss may be known already
+            if stands:
+                self.losses[asked.index] = 0
             if stack[0][1].task.phases:  # at once: if the actor is lost later in this round, these clients are not asked again
                 self.states |= {outcome.update.client_id: outcome.state for outcome in outcomes}
-                self.at |= {outcome.update.client_id: asked.index for outcome in outcomes}
+                for client, _ in stack:
+                    self.at.pop(client, None)
+                    if stands:
+                        self.at[client] = asked.index
             yield from outcomes
 
     def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> Rows:

@@ -164,6 +164,33 @@ def test_two_actors_one_of_which_is_killed(runs, prepared_folder, tmp_path):
     same_run(found, runs("disease", **options))
 
 
+class LossFirst(RayExecutor):
+    """Kills one actor in the second round when the first of its two clients has answered, and looks at that answer last."""
+
+    def _outcomes(self, stacks, under_way):
+        if stacks[0][0][1].task.round == 1:
+            answered, owed = (asked.answer for asked in under_way.values() if asked.index == 0)
+            ray.wait([answered])
+            os.kill(self.places[0][1], signal.SIGKILL)
+            ray.wait([owed])
+        yield from super()._outcomes(stacks, under_way)
+
+
+def test_an_answer_that_is_read_after_its_actor_was_lost(runs, prepared_folder, tmp_path, monkeypatch):
+    """Of answers that are there Ray names any first. The new actor does not have what that client keeps: it comes with the next call."""
+    wait = ray.wait
+
+    def latest(references, num_returns=1, timeout=None):
+        ready, others = wait(references, num_returns=len(references), timeout=timeout)
+        return ready[-1:], others
+
+    monkeypatch.setattr(ray, "wait", latest)
+    options = {**DUAL, "training__rounds": 3, "training__local_steps": 30}
+    found, executor = on_ray(tiny(prepared_folder, "disease", **options, placement={"clients_per_actor": 2}), tmp_path, LossFirst)
+    assert [actor["restarts"] for actor in executor.describe()] == [1, 0]
+    same_run(found, runs("disease", **options))
+
+
 class WhileScoring(RayExecutor):
     """Kills one actor when it has a validation to do, and the next round behind it."""
 
