@@ -18,7 +18,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m benchmarks.demo
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q -n 2 --maxschedchunk 1
+	@$(BIN)/python -m pytest -q -n 2 --maxschedchunk 1 $(if $(PART),--part $(PART))
 
 check: $(STAMP)
 	@$(BIN)/ruff check raylora benchmarks tests

@@ -6,11 +6,15 @@ import signal
 from pathlib import Path
 
 import pytest
-from parts import Seconds
+from parts import CORE, PARTS, Seconds, part
 from small_studies import Writer, cohort
 
 ROOT = Path(__file__).resolve().parent.parent
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that was started in the background would hand down that it is ignored
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", choices=(CORE, *PARTS), help="only the tests of this part (tests/parts.py)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -18,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Seconds(processes=getattr(config.option, "numprocesses", None) or 1))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first, then the slow ones, those that start Ray last: what is broken shows early. Of the last ones those that may take
     longest come first, or one of several processes would wait for another's at the end."""
 
@@ -29,6 +33,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 2, -float(timeout.args[0] if timeout else 0), not slow
 
     items.sort(key=place)
+    if (only := config.getoption("--part")) is not None:
+        config.hook.pytest_deselected(items=[item for item in items if part(item.nodeid) != only])
+        items[:] = [item for item in items if part(item.nodeid) == only]
 
 
 @pytest.fixture(scope="session")

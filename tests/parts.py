@@ -1,4 +1,4 @@
-"""What each part of raylora costs in `make test`: seconds of tests by what they are about, at the end of a run."""
+"""The parts of the suite: what each costs, at the end of a run, and one of them alone (`make test PART=core`)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import pytest
 
-CORE = "data, models, training, strategies, runs"
-PARTS = {  # how the names of its tests begin, after tests/; all others are the core's
-    "sweeps, MLflow, comparison, notebooks": (
+CORE = "core"  # data, models, training, strategies, whole runs
+PARTS = {  # how the names of a part's tests begin, after tests/; all others are the core's
+    "sweeps": (  # and MLflow, comparison, notebooks
         "sweep/",
         "cluster/test_sweep.py",
         "cluster/test_recipes.py",
@@ -27,7 +27,7 @@ PARTS = {  # how the names of its tests begin, after tests/; all others are the 
         "test_readme_runs.py",
         "benchmarks/test_campaigns.py::test_a_sweep",
     ),
-    "speed: stacks, caches, peers": (
+    "speed": (  # stacks, caches, peers
         "benchmarks/test_cached_sweep.py",
         "benchmarks/test_gpu_benchmarks.py",
         "benchmarks/test_overhead.py",
@@ -43,7 +43,7 @@ PARTS = {  # how the names of its tests begin, after tests/; all others are the 
         "test_plan_apart.py",
         "training/test_features.py",
     ),
-    "stress and survival": (
+    "stress": (  # and survival
         "benchmarks/",
         "cluster/test_ends.py",
         "cluster/test_stress_on_ray.py",
