@@ -45,7 +45,7 @@ def test_a_small_storm_on_three_nodes(tmp_path, data):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on(tmp_path, data):
-    """With ASHA: decisions are kept, and every trial is its plain run. (A grid through a preemption: `test_recipes`; on two nodes: `test_two_nodes`.)"""
+    """With ASHA: decisions are kept, and every trial is its plain run. (A grid through a preemption: `make recipes`; on two nodes: `test_two_nodes`.)"""
     found = campaign("sweep_storm", tmp_path, data, "--search", "asha", "--kills", "1", "--no-undisturbed", "--no-cluster")
     (sweep,) = found["sweeps"]
     assert found["same"] and len(sweep["kills"]) == 1 and sweep["counts"]["failed"] == sweep["counts"]["unfinished"] == 0
