@@ -1,4 +1,4 @@
-"""`python tests/ask.py SOCKET run CONFIG ...`: a `raylora` command as a fork of the `tests/here.py serve SOCKET` that has loaded torch already."""
+"""`python tests/ask.py SOCKET run CONFIG ...`: a `raylora` command as a fork of the `tests/serve.py SOCKET` that has loaded torch already."""
 
 import json
 import os

@@ -1,24 +1,15 @@
 """`raylora` with clients and trials one after the other in its own process: what commands say and leave behind, without the seconds that a
-Ray and its actors take to start. They have tests of their own.
-
-    python tests/here.py run CONFIG ...
-    python tests/here.py serve SOCKET       # commands that tests/ask.py sends, each in a fork of this process
-"""
+Ray and its actors take to start. They have tests of their own."""
 
 import contextlib
-import json
-import os
-import signal
-import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from small_runs import InProcess, build_host
 
-from raylora import cli, experiment
 from raylora import config as configuration
+from raylora import experiment
 from raylora.cluster import driver, mapper, resources, sweep
 from raylora.planned import Plan
 from raylora.report.html import write_report
@@ -61,48 +52,3 @@ def trials(ledger, search, unfinished, folder: Path, prepare, *, metric: str, to
         ledger.append({"kind": "end", "number": trial.number, **result})
         search.tell(trial, report.objective)
         told(report.status, trial, {**result, "round": report.round, "lines": report.lines, "error": report.error})
-
-
-def serve(path: str) -> None:
-    """Run what is sent until somebody ends this process."""
-    import raylora.report.compare  # noqa: F401  (what commands load, loaded once)
-
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(path)
-        listening.listen()
-        print("ready", flush=True)
-        while True:
-            connection, _ = listening.accept()
-            with connection:
-                if os.fork() == 0:
-                    listening.close()
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                    answer(connection)
-
-
-def answer(connection: socket.socket) -> None:
-    """One command, with the streams, the folder and the environment of whoever asked; its exit code is the answer."""
-    size, streams, _, _ = socket.recv_fds(connection, 4, 3)
-    request = json.loads(connection.makefile("rb").read(int.from_bytes(size, "big")))
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
-    os.chdir(request["folder"])
-    os.environ |= request["environment"]
-    sys.path += [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    code = 1
-    try:
-        cli.main(request["arguments"])
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        connection.sendall(bytes([code]))
-        os._exit(code)
-
-
-if __name__ == "__main__":
-    without_ray(setattr)
-    sys.exit(serve(sys.argv[2]) if sys.argv[1:2] == ["serve"] else cli.main())

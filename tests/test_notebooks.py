@@ -80,7 +80,7 @@ def small_configs(tmp_path) -> Path:
 def here(tmp_path_factory) -> Iterator[str]:
     """What runs the notebooks' commands: forks of one process, which loads torch once for all of them."""
     path = str(tmp_path_factory.mktemp("here") / "socket")
-    with subprocess.Popen([sys.executable, ROOT / "tests" / "here.py", "serve", path], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, ROOT / "tests" / "serve.py", path], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None and process.stdout.readline() == b"ready\n"
             yield f"{sys.executable} -IS {ROOT / 'tests' / 'ask.py'} {path}"

@@ -39,14 +39,15 @@ DARK = Theme("#161b22", "#e6edf3", "#3d444d", ("#4DA3E0", "#F0B23E", "#2CC79A", 
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure of a report; `name` is its file's, `data` what it shows. With a theme of its own it looks the same on every page."""
+    """One figure of a report; `name` is its file's, `data` what it shows. On a page in the dark a light one is turned (page.css): its paper
+    becomes the page's, its hues stay. A dark one, as images need it, is the same everywhere."""
 
     name: str
     title: str
     alt: str
     draw: Callable[[Theme], Figure]
     data: Table
-    theme: Theme | None = None
+    theme: Theme = LIGHT
 
 
 def figure(
@@ -59,33 +60,12 @@ def figure(
         return made, list(made.subplots(rows, columns, squeeze=False, **grid).ravel())
 
 
-def png(picture: Picture, theme: Theme) -> bytes:
+def png(picture: Picture) -> bytes:
     """The picture as a PNG of 256 colours (a third of the size), without anything that changes from one day to the next."""
-    return _encoded(_drawn(picture, theme, None))
-
-
-def light_and_dark(picture: Picture) -> tuple[bytes, bytes | None]:
-    """Both as `png` gives them, with the dark one's axes where the light one has them: half of the time goes into finding their places.
-    None where a picture has a theme of its own."""
-    light = _drawn(picture, LIGHT, None)
-    return _encoded(light), None if picture.theme else _encoded(_drawn(picture, DARK, light))
-
-
-def _drawn(picture: Picture, theme: Theme, like: Figure | None) -> Figure:
-    """Rendered, in its own theme if it has one; laid out anew, or `like` the same picture in another theme."""
-    theme = picture.theme or theme
-    with mpl.rc_context(_settings(theme)):
-        made = picture.draw(theme)
+    with mpl.rc_context(_settings(picture.theme)):
+        made = picture.draw(picture.theme)
         made.set_dpi(DPI)
-        if like is not None:
-            made.set_layout_engine("none")
-            for axes, its in zip(made.axes, like.axes, strict=True):
-                axes.set_position(its.get_position())
         made.canvas.draw()
-    return made
-
-
-def _encoded(made: Figure) -> bytes:
     image = Image.fromarray(np.asarray(made.canvas.buffer_rgba())[..., :3])  # type: ignore[attr-defined]
     small = io.BytesIO()
     image.quantize(256, dither=Image.Dither.NONE).save(small, format="png")

@@ -10,7 +10,7 @@ import jinja2
 import yaml
 
 from raylora.core.files import replacing
-from raylora.report.figures import Picture, data_uri, light_and_dark, shown_width
+from raylora.report.figures import LIGHT, Picture, data_uri, png, shown_width
 from raylora.report.marks import marks_of, stamped
 from raylora.report.overlays import overlay_pictures
 from raylora.report.plots import run_pictures
@@ -46,21 +46,21 @@ def write_report(run_dir: Path) -> Path:
 
 
 def save_pictures(pictures: Sequence[Picture], folder: Path | None) -> list[dict[str, object]]:
-    """Draw pictures for light and dark pages; the light ones are also written to `folder` as PNG."""
+    """Draw pictures for a page; they are also written to `folder` as PNG."""
     drawn = []
     for picture in pictures:
-        light, dark = light_and_dark(picture)
+        image = png(picture)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{picture.name}.png").write_bytes(light)
+            (folder / f"{picture.name}.png").write_bytes(image)
         drawn.append(
             {
                 "name": picture.name,
                 "title": picture.title,
                 "alt": picture.alt,
-                "light": data_uri(light),
-                "width": shown_width(light),
-                "dark": dark and data_uri(dark),
+                "image": data_uri(image),
+                "width": shown_width(image),
+                "light": picture.theme == LIGHT,
                 "data": table_context(picture.data),
             }
         )

@@ -1,14 +1,10 @@
 """The cluster recipes, as far as they can be checked without their clusters."""
 
-import contextlib
 import json
 import os
 import re
-import secrets
 import shlex
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -158,66 +154,6 @@ def test_slurm_preempted_it_requeues_itself_and_goes_on(slurm, tmp_path):
     row = found["trials"][0]
     plain = run(configuration.load(tmp_path / "out" / row["folder"] / "config.yaml"), tmp_path / "plain")
     assert row["adapter_sha256"] == plain.hashes
-
-
-MODULE = """from raylora.strategies.fedit import fedit
-
-
-def mine():
-    return fedit()
-"""
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_sweep_submitted_as_a_job_takes_the_users_module_along(prepared_folder, tmp_path):
-    """The command of docs/cluster.md, against a head with a dashboard on loopback and a token."""
-    work, temp = tmp_path / "work", Path("/tmp") / f"rj{os.getpid()}"
-    work.mkdir()
-    (work / "my_module.py").write_text(MODULE)
-    base = settings(prepared_folder, strategy={"name": "my_module:mine"}, placement={"cpus_per_client": 0.5, "clients_per_actor": 2})
-    (work / "base.yaml").write_text(yaml.safe_dump(base))
-    (work / "sweep.yaml").write_text(yaml.safe_dump({"name": "job", "base": "base.yaml", "space": {"lora.rank": {"grid": [2]}}}))
-    port, dashboard, agent = free_ports(3)
-    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "PATH": f"{BIN}:{os.environ['PATH']}"}
-    ray = {"env": {**os.environ, **own}, "cwd": tmp_path, "text": True}
-    start = f"{BIN}/ray start --head --port={port} --dashboard-host=127.0.0.1 --dashboard-port={dashboard}"
-    start += f" --dashboard-agent-listen-port={agent} --temp-dir={temp} --num-cpus=1 --object-store-memory=100000000 --disable-usage-stats"
-    submit = f"{BIN}/ray job submit --address http://127.0.0.1:{dashboard} --working-dir {work} --"
-    submit += f" raylora sweep sweep.yaml --output {tmp_path / 'out'} --address auto"
-    head = subprocess.Popen([*shlex.split(start), "--block"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **ray)
-    try:
-        until = time.monotonic() + 120
-        while not answers(agent) and time.monotonic() < until:  # who runs jobs starts last
-            time.sleep(0.2)
-        while True:  # until the head takes jobs
-            done = subprocess.run(shlex.split(submit), capture_output=True, check=False, timeout=200, **ray)
-            if done.returncode == 0 or "raylora" in done.stdout or time.monotonic() > until:
-                break
-            time.sleep(1)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    finally:
-        head.terminate()
-        head.wait(60)
-        shutil.rmtree(temp, ignore_errors=True)
-    found = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert [row["status"] for row in found["trials"]] == ["finished"]
-    for row in found["trials"]:
-        values = {**yaml.safe_load((tmp_path / "out" / row["folder"] / "config.yaml").read_text()), "strategy": {"name": "fedit"}}
-        assert row["adapter_sha256"] == run(configuration.from_dict(values), tmp_path / "plain" / str(row["number"])).hashes
-
-
-def answers(port):
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def test_slurm_s_script_is_a_script_and_asks_for_its_arguments():

@@ -127,27 +127,19 @@ def test_trials_are_plain_runs_within_what_was_reserved(prepared_folder, tmp_pat
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_median_stopping_prunes_what_falls_behind(prepared_folder, tmp_path):
+def test_a_sweep_that_has_run_long_enough_goes_on_when_asked_again_and_median_stopping_prunes_what_falls_behind(prepared_folder, tmp_path):
     """Trials one after the other: the fourth is behind the median of three by its second round."""
     base = {"task": "disease", "training__rounds": 4, "placement": {"cpus_per_client": 0.25, "clients_per_actor": 4}}
     path = write(
         tmp_path, prepared_folder, base, space={"training.lr": {"grid": [0.03, 0.029, 0.028, 1e-6]}}, seeds=[0],
         objective={"metric": "likelihood"}, scheduler={"kind": "median"}, limits={"concurrent": 1},
     )  # fmt: skip
-    _, found = launch_sweep.sweep(path, (), tmp_path / "out")
-    assert [row["status"] for row in found["trials"]] == ["finished"] * 3 + ["pruned"]
-    assert found["trials"][3]["rounds"] < 4
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_sweep_that_has_run_long_enough_stops_and_goes_on_when_asked_again(prepared_folder, tmp_path):
-    placement = {"cpus_per_client": 0.25, "clients_per_actor": 4}
-    path = write(tmp_path, prepared_folder, {"task": "disease", "placement": placement}, objective={"metric": "likelihood"}, seeds=[0])
     began = time.monotonic()
-    _, found = launch_sweep.sweep(path, ["limits.hours=0.0005"], tmp_path / "out")  # 1.8 s: too few for a round
+    _, found = launch_sweep.sweep(path, ["limits.hours=0.0005"], tmp_path / "out")  # 1.8 s: too few for a trial
     assert found["status"] == "stopped" and found["counts"]["finished"] == 0 and time.monotonic() - began < 60
     _, found = launch_sweep.sweep(path, ["limits.hours=1"], tmp_path / "out")
-    assert [row["status"] for row in found["trials"]] == ["finished"] * 2
+    assert [row["status"] for row in found["trials"]] == ["finished"] * 3 + ["pruned"]
+    assert found["trials"][3]["rounds"] < 4
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -20,20 +20,27 @@ from small_runs import run, settings
 from raylora import config as configuration
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-RAY = [
-    str(Path(sys.executable).with_name("ray")),
-    "start",
-    "--disable-usage-stats",
-    "--num-cpus=1",
-    "--object-store-memory=100000000",
-    "--block",
-]
+BIN = Path(sys.executable).parent
+RAY = [str(BIN / "ray"), "start", "--disable-usage-stats", "--num-cpus=1", "--object-store-memory=100000000", "--block"]
+MODULE = """from raylora.strategies.fedit import fedit
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def mine():
+    return fedit()
+"""
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def answers(address, port):
+    with socket.socket() as probe:
+        return probe.connect_ex((address, port)) == 0
 
 
 def unshared(*command):
@@ -43,7 +50,7 @@ def unshared(*command):
 
 @pytest.fixture
 def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
-    """The address of a cluster of two nodes with a CPU each."""
+    """A cluster of two nodes with a CPU each: its address, where it takes jobs, the second node's folder and its process."""
     if (
         shutil.which("unshare") is None
         or subprocess.run(unshared("mount", "-t", "tmpfs", "none", "/mnt"), capture_output=True, check=False).returncode
@@ -53,27 +60,29 @@ def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
         monkeypatch.setenv(f"RAY_health_check_{name}", str(value))  # half a minute until a node is missed is long for a test
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    port, temp = free_port(), Path("/tmp") / f"rl{os.getpid()}"
+    monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")  # where a job finds raylora
+    port, dashboard, agent, another = free_ports(4)
+    temp = Path("/tmp") / f"rl{os.getpid()}"
     here = ray.util.get_node_ip_address()
     address = f"{here}:{port}"
     far = tmp_path_factory.mktemp("far")
-    head = [*RAY, "--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={temp}"]
+    jobs = [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    head = [*RAY, "--head", f"--port={port}", "--dashboard-host=127.0.0.1", *jobs, f"--temp-dir={temp}"]
     # An address of its own: a sweep keeps its drivers, whose folders are local, where the command is.
-    worker = [*RAY, f"--address={address}", "--node-ip-address=127.0.0.2"]
+    worker = [*RAY, f"--address={address}", "--node-ip-address=127.0.0.2", f"--dashboard-agent-listen-port={another}"]
     hide = f'mount -t tmpfs none "{prepared_folder.parent}" && export RAYLORA_CACHE="{far}" && until "$@"; do sleep 1; done'  # until the head answers
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "process_group": 0}
     nodes = [subprocess.Popen(head, **quiet)]
     try:
         until = time.monotonic() + 60
-        while time.monotonic() < until:
-            with socket.socket() as probe:
-                if probe.connect_ex((here, port)) == 0:
-                    break
+        while not answers(here, port) and time.monotonic() < until:
             time.sleep(0.1)
         nodes.append(subprocess.Popen(unshared("sh", "-c", hide, "sh", *worker), **quiet))
         while len(list(temp.glob("session_2*/sockets/raylet*"))) < 2 and time.monotonic() < until:
             time.sleep(0.1)
-        yield address, far, nodes[1]
+        while not answers("127.0.0.1", agent) and time.monotonic() < until:  # who runs jobs starts last
+            time.sleep(0.1)
+        yield address, f"http://127.0.0.1:{dashboard}", far, nodes[1]
     finally:
         for node in nodes[1:]:  # a shell with Ray in it
             with contextlib.suppress(ProcessLookupError):
@@ -88,31 +97,38 @@ def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def test_a_sweep_and_then_a_run_whose_node_is_killed_on_two_nodes_that_share_no_data(two_nodes, prepared_folder, tmp_path, runs):
-    address, far, second = two_nodes
-    a_sweep(address, far, prepared_folder, tmp_path)
+def test_a_job_s_sweep_and_then_a_run_whose_node_is_killed_on_two_nodes_that_share_no_data(two_nodes, prepared_folder, tmp_path, runs):
+    address, jobs, far, second = two_nodes
+    a_sweep_as_a_job(jobs, far, prepared_folder, tmp_path)
     shutil.rmtree(far / "received")
     a_node_is_killed_in_the_middle_of_a_run(address, far, second, prepared_folder, tmp_path / "killed", runs)
 
 
-def a_sweep(address, far, prepared_folder, tmp_path):
+def a_sweep_as_a_job(jobs, far, prepared_folder, tmp_path):
+    """The command of docs/cluster.md. The user's module reaches both nodes with it."""
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    (work / "my_module.py").write_text(MODULE)
     placement = {"cpus_per_client": 1.0, "clients_per_actor": 2}  # two actors: one on each node
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings(prepared_folder, placement=placement)))
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"name": "far", "base": "base.yaml", "space": {"lora.rank": {"grid": [1, 2]}}}))
-    command = [sys.executable, "-m", "raylora", "sweep", "sweep.yaml", "--output", "out", "--address", address, "--json"]
+    base = settings(prepared_folder, strategy={"name": "my_module:mine"}, placement=placement)
+    (work / "base.yaml").write_text(yaml.safe_dump(base))
+    (work / "sweep.yaml").write_text(yaml.safe_dump({"name": "far", "base": "base.yaml", "space": {"lora.rank": {"grid": [1, 2]}}}))
+    submit = [RAY[0], "job", "submit", "--address", jobs, "--working-dir", str(work), "--"]
+    command = [*submit, "raylora", "sweep", "sweep.yaml", "--output", str(out), "--address", "auto"]
     until = time.monotonic() + 120
-    while True:  # the nodes may not be up yet: then the sweep says at once that Ray does not answer, or that it does not fit
+    while True:  # the nodes may not be up yet: then no job is taken, or the sweep says at once that it does not fit
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200)
-        if done.returncode != 2 or time.monotonic() > until:
+        if done.returncode == 0 or out.exists() or time.monotonic() > until:
             break
         time.sleep(1)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert [row["error"] for row in found["trials"]] == [None, None]
+    said = done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == 0, said
+    found = json.loads((out / "sweep.json").read_text())
+    assert [row["error"] for row in found["trials"]] == [None, None], said
     for row in found["trials"]:
-        folder = tmp_path / "out" / row["folder"]
-        plain = run(configuration.load(folder / "config.yaml"), tmp_path / "plain" / str(row["number"]))
-        assert row["adapter_sha256"] == plain.hashes
+        folder = out / row["folder"]
+        values = {**yaml.safe_load((folder / "config.yaml").read_text()), "strategy": {"name": "fedit"}}
+        assert row["adapter_sha256"] == run(configuration.from_dict(values), tmp_path / "plain" / str(row["number"])).hashes
         actors = json.loads((folder / "summary.json").read_text())["actors"]
         assert len({actor["node"] for actor in actors}) == 2  # the node that each client ran on is in the record
     received = list(far.glob("received/*/studies/*.arrow"))
