@@ -25,7 +25,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
     "stateful": {"strategy": {"name": "fedadam"}},
     "personalised": {"strategy": {"name": "med_duallora", "head": "private"}},
     "base-delta": {"strategy": {"name": "rate_my_lora", "temperature": 0.1}},
-    "stacked": {"strategy": {"name": "fedit"}, "training": {"stack": 2}, "placement": {"clients_per_actor": 4}},
+    "stacked": {"strategy": {"name": "fedit"}, "training": {"stack": 2}},
 }
 """What a strategy may have to keep: nothing, server moments, private adapters, folds into the base; and clients that share a pass."""
 
@@ -42,7 +42,7 @@ def config(kind: str, rounds: int, data: Mapping[str, Any] = DATA, **more: Any) 
             "lora": {"rank": 1, "alpha": 2.0},
             "strategy": own["strategy"],
             "training": {"rounds": rounds, "local_steps": 2, "batch_size": 3, "lr": 0.02, **own.get("training", {})},
-            "placement": {"clients_per_actor": 2, **own.get("placement", {})},
+            "placement": {"clients_per_actor": 2},
             "evaluation": {"bootstrap": 50, "overlays": 0},
             "tracking": {"uri": None},
             **more,
