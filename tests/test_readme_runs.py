@@ -1,4 +1,5 @@
-"""Every command of the README is run as it stands there, in the order in which it stands, on few and coarse phantoms.
+"""Every command of the README is run as it stands there, in the order in which it stands, on few and coarse
+phantoms and tiny studies.
 
 All clients are in this process (see `here`).
 """
@@ -20,16 +21,16 @@ ONE = "data.phantom.patients=24 data.phantom.seed=0 data.phantom.shift=1 data.ph
 VENDORS = f"{COARSE} {QUICK} {ONE}"
 VIT = "clients.by=iid clients.count=2 data.size=[72,72,12] training.local_epochs=null"  # the grid that the shipped weights know how to read
 SETS = "[{dataset: phantom, phantom: {layout: acdc, patients: 8}}, {dataset: phantom, phantom: {layout: mnms2, patients: 8}}]"
-TWO = "{mean: {strategy: {name: fedit}}, median: {strategy: {name: fedit, reduce: median}}}"
+MEDIAN = "{median: {strategy: {name: fedit, reduce: median}}}"
 ADDED = {  # to what a command begins with; the longest beginning counts
     "run configs/demo_segmentation": VENDORS,
     "run configs/demo_disease": f"{VENDORS} {VIT}",
     "run configs/acdc_segmentation": f"{COARSE} {QUICK} data.fractions=[0.4,0.2,0,0.4]",
     "run configs/three_layouts": f"clients.by=iid clients.count=2 data.dataset='{SETS}'",
     "sweep": f"{VENDORS} limits.trials=2 placement.clients_per_actor=4",
-    "stress": f"{VENDORS} seeds=[0] 'strategies={TWO}' placement.clients_per_actor=5",
+    "stress": f"{VENDORS} seeds=[0] 'strategies={MEDIAN}' placement.clients_per_actor=5",
     "make demo": f"{VENDORS} {VIT} data.size=[24,24,4] model.weights=null",  # one for its U-Nets and its ViTs
-    "pretrain": "data.phantom.patients=8 data.size=[32,32,12] steps=2",
+    "pretrain": "data.phantom.patients=4 data.size=[32,32,12] steps=2",
 }
 
 
@@ -52,16 +53,18 @@ def typed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_readmes_commands_run_as_they_stand(tmp_path, monkeypatch, empty_database, capfd):
+def test_the_readmes_commands_run_as_they_stand(tmp_path, monkeypatch, empty_database, cohort_folder, write, capfd):
     monkeypatch.chdir(tmp_path)
     without_ray(monkeypatch.setattr)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     shutil.copy(empty_database, tmp_path / "mlflow.db")
-    there = [f"raylora data phantom {layout} --layout {layout} --patients {patients}" for layout, patients in (("acdc", 15), ("mnms", 24))]
+    (tmp_path / "mnms").symlink_to(cohort_folder)
+    for number, group in enumerate(("NOR", "DCM", "HCM", "MINF", "RV") * 3):
+        write.acdc(tmp_path / "acdc", number, group=group)
     every = [command for command in commands(ROOT / "README.md") if re.match(r"raylora (\S+ \S|doctor)|make demo", command)]
     assert len(every) >= 15
     wrong = {}
-    for command in [*there, *every]:
+    for command in every:
         if command.startswith("raylora resume"):  # of a run that was ended before its end
             (tmp_path / command.split()[2] / "summary.json").unlink()
         code, said = typed(small(command), monkeypatch), capfd.readouterr().err
