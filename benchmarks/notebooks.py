@@ -56,11 +56,10 @@ def read(path: Path) -> NotebookNode:
     return notebook
 
 
-def execute(path: Path, folder: Path, configs: Path = ROOT / "configs", kernel: Sequence[str] = ()) -> NotebookNode:
+def execute(path: Path, folder: Path, configs: Path = ROOT / "configs") -> NotebookNode:
     """Run a notebook in `folder`, which is made into the layout of a clone. Returns it with its outputs. Raises RunError.
 
-    `configs`: the configurations that it finds there; a test's are of smaller experiments. `kernel`: what starts one, if not this
-    interpreter.
+    `configs`: the configurations that it finds there; a test's are of smaller experiments.
     """
     place = folder / "notebooks"
     place.mkdir()
@@ -68,8 +67,6 @@ def execute(path: Path, folder: Path, configs: Path = ROOT / "configs", kernel: 
     notebook = read(path)
     ours = KernelSpecManager(kernel_dirs=[])  # of all kernels called python3 that of this interpreter
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ours)
-    if kernel:
-        manager.kernel_spec.argv = [*kernel, "-f", "{connection_file}"]
     client = NotebookClient(
         notebook,
         km=manager,

@@ -1,13 +1,10 @@
-"""`python tests/ask.py SOCKET run CONFIG ...`: a `raylora` command as a fork of the `tests/serve.py SOCKET` that has loaded torch already;
-`kernel -f FILE`: a notebook's kernel."""
+"""`python tests/ask.py SOCKET run CONFIG ...`: a `raylora` command as a fork of the `tests/serve.py SOCKET` that has loaded torch already."""
 
 import json
 import os
-import signal
 import socket
 import sys
 
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # sent to a kernel before it is asked to end
 with socket.socket(socket.AF_UNIX) as connection:
     connection.connect(sys.argv[1])
     request = json.dumps({"arguments": sys.argv[2:], "folder": os.getcwd(), "environment": dict(os.environ)}).encode()

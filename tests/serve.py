@@ -1,5 +1,4 @@
-"""`python tests/serve.py SOCKET`: runs the commands and notebooks' kernels that tests/ask.py asks for, each in a fork of this process, until
-somebody ends it.
+"""`python tests/serve.py SOCKET`: runs the commands that tests/ask.py sends, each in a fork of this process, until somebody ends it.
 
 Worker processes of these commands import this module anew: nothing but Python's own is imported before `main`.
 """
@@ -13,27 +12,14 @@ from collections.abc import Callable
 
 
 def main() -> None:
-    """Load once what commands and notebooks load."""
-    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # a kernel says so before anything loads matplotlib
-    import IPython.core.pylabtools  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
-    import mlflow  # noqa: F401
-    import pandas  # noqa: F401
+    """Load once what commands load."""
     from here import without_ray
-    from ipykernel.kernelapp import launch_new_instance
 
     import raylora.report.compare  # noqa: F401
     from raylora import cli
 
-    def command(arguments: list[str]) -> None:
-        if arguments[0] == "kernel":
-            os.environ.pop("JPY_PARENT_PID")  # a kernel ends with its parent, and that is this process
-            launch_new_instance(arguments[1:])
-        else:
-            cli.main(arguments)
-
     without_ray(setattr)
-    serve(sys.argv[1], command)
+    serve(sys.argv[1], cli.main)
 
 
 def serve(path: str, command: Callable[[list[str]], None]) -> None:

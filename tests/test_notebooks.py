@@ -78,7 +78,7 @@ def small_configs(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory) -> Iterator[str]:
-    """What runs the notebooks' kernels and commands: forks of one process, which loads torch once for all of them."""
+    """What runs the notebooks' commands: forks of one process, which loads torch once for all of them."""
     path = str(tmp_path_factory.mktemp("here") / "socket")
     with subprocess.Popen([sys.executable, ROOT / "tests" / "serve.py", path], stdout=subprocess.PIPE) as process:
         try:
@@ -93,7 +93,7 @@ def here(tmp_path_factory) -> Iterator[str]:
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path, small_configs, here, monkeypatch):
     monkeypatch.setenv("HERE", here)
-    done = notebooks.execute(smaller(path, tmp_path / "stored"), tmp_path, small_configs, [*here.split(), "kernel"])
+    done = notebooks.execute(smaller(path, tmp_path / "stored"), tmp_path, small_configs)
     assert notebooks.faults(done) == []
     stored = notebooks.read(path)
     assert [kinds(cell) for cell in code(done)] == [kinds(cell) for cell in code(stored)], "`make notebooks` keeps the outputs"
