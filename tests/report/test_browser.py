@@ -40,6 +40,8 @@ def test_a_page_opens_quietly_in_both_schemes(pages, tmp_path, name, scheme):
         assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth"), "the page is wider than the window"
         corner = np.asarray(Image.open(io.BytesIO(browser.screenshot())).convert("RGB"))[5, 5]
         assert (corner.max() < 60) == (scheme == "dark")
+        turned = browser.run("return getComputedStyle(document.querySelector('img.light')).filter") != "none"
+        assert turned == (scheme == "dark"), "light pictures are turned in the dark"
         assert browser.console() == []
         asked = browser.requests()
         assert asked and [url[:60] for url in asked if not url.startswith(("file://", "data:"))] == []

@@ -32,7 +32,7 @@ def test_the_page_of_a_run_is_whole_and_alone(tmp_path):
     assert "Synthetic hearts" in page.text
     names = {"learning_curves", "weights", "cross_client", "bytes", "overlays"}
     assert {p.stem for p in (folder / "plots").glob("*.png")} == names
-    assert len(page.all("img")) == 5
+    assert [image.get("class") for image in page.all("img")] == ["light"] * 4 + [None], "overlays are dark on every page"
     assert not list(folder.glob(".*.part"))
 
 
