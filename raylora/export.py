@@ -49,6 +49,7 @@ def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool 
     client that it does not have, a model that is no adapter or was damaged, or a place that is taken; RunError if the disk does not take
     it. Nothing is left behind then.
     """
+    out = out.absolute()  # "." too has a name and a parent
     require_writable(out, "OUT")
     run = read_run(run_dir)
     if not run.finished:
@@ -179,9 +180,11 @@ def _filling(out: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
+        if out.exists():  # empty, and perhaps where somebody stands
+            for written in partial.iterdir():
+                written.rename(out / written.name)
+        else:
+            partial.rename(out)
     except OSError as error:
         raise RunError(f"{error.filename or out}: cannot be written: {error.strerror or error}") from None
     finally:

@@ -8,12 +8,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from raylora import config as configuration
 from raylora.config import Config
 from raylora.core.errors import InputError, MachineError, RunError
-from raylora.core.files import read_json_object, require_writable
+from raylora.core.files import absolute_path, read_json_object, require_writable
 from raylora.core.loading import uncollected
 from raylora.data import obtain
 from raylora.data.manifest import Manifest, PrepareOptions
@@ -36,34 +36,48 @@ def free_folder(name: str, under: Path = Path("runs")) -> Path:
 
 
 def claim(folder: Path, text: str) -> None:
-    """Make the output folder with its `config.yaml`. Raises InputError if it holds anything already or cannot be written to."""
+    """Make the output folder with its `config.yaml`. Raises InputError if it holds anything already or cannot be written to; what was made
+    is gone then."""
+    missing, config = _missing(folder), folder / "config.yaml"
     try:
         refuse_used(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "config.yaml").open("x", encoding="utf-8") as file:  # of two runs that start at once, one
-            file.write(text)
+        file = config.open("x", encoding="utf-8")  # of two runs that start at once, one
     except FileExistsError:
         raise InputError(f"--output {folder}: another run has just started in it") from None
     except OSError as error:
+        raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
+    try:
+        with file:
+            file.write(text)
+    except OSError as error:  # a full disk
+        config.unlink()
+        _remove_empty(missing)
         raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
 
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Nobody else runs in this folder meanwhile. Raises InputError. The lock dies with the process, whatever its end."""
-    with (folder / "config.yaml").open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: a run is under way in this folder{_holder(file)}") from None
-        except OSError:  # a disk without locks
-            pass
+    """Nobody else runs in this folder meanwhile. Raises InputError. The lock is on the folder, since a file in it may be replaced by another;
+    it dies with the process, whatever its end."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = _holder(held)
+        os.close(held)
+        raise InputError(f"{folder}: a run is under way in this folder{who}") from None
+    except OSError:  # a disk without locks
+        pass
+    try:
         yield
+    finally:
+        os.close(held)
 
 
-def _holder(file: IO[bytes]) -> str:
-    """ " (process 12345)": who holds the lock on a file, as far as this machine knows."""
-    there = os.fstat(file.fileno())
+def _holder(held: int) -> str:
+    """ " (process 12345)": who holds the lock on what is open here, as far as this machine knows."""
+    there = os.fstat(held)
     wanted = f"{os.major(there.st_dev):02x}:{os.minor(there.st_dev):02x}:{there.st_ino}"
     with contextlib.suppress(OSError):
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
@@ -80,9 +94,9 @@ def absolute(config: Config, here: Path) -> Config:
     sources = data["dataset"] if isinstance(data["dataset"], list) else [data]
     for source in (*sources, data):
         if source.get("root") is not None:
-            source["root"] = str((here / Path(source["root"]).expanduser()).resolve())
+            source["root"] = str(absolute_path(source["root"], here, "data.root"))
     if data["cache"] is not None:
-        data["cache"] = str((here / Path(data["cache"]).expanduser()).resolve())
+        data["cache"] = str(absolute_path(data["cache"], here, "data.cache"))
     if model["weights"] is not None:
         from raylora.models import files
 
@@ -122,25 +136,46 @@ def run(
         if own:
             driver.request_of(plan, resources.local(), resume)  # says "this machine" where it has too little
         request = driver.request_of(plan, driver.available(), resume)
-        missing = [folder for folder in (*reversed(out.parents), out) if not folder.exists()]
+        missing = _missing(out)
         if not resume:
             claim(out, configuration.dump(config))
             ending.enter_context(alone(out))
         try:
             return _run(config, plan, request, out, address=address, on_event=on_event, resume=resume)
-        except InputError:
-            if not resume:
-                _forget(out, missing)
+        except InputError as error:
+            if resume:
+                raise
+            if any((out / "checkpoints").glob("round_*")):  # of a study that could not be read any more
+                raise MachineError(_goes_on(error, out)) from error
+            _forget(out, missing)
             raise
         except MachineError as error:
-            raise MachineError(f"{error}; `raylora resume {out}` goes on after the last complete round") from error
+            raise MachineError(_goes_on(error, out)) from error
+
+
+def _goes_on(error: Exception, out: Path) -> str:
+    return f"{error}; `raylora resume {out}` goes on after the last complete round"
+
+
+def _missing(out: Path) -> list[Path]:
+    """The folders that are not there yet, from the top."""
+    return [folder for folder in (*reversed(out.parents), out) if not folder.exists()]
 
 
 def _forget(out: Path, missing: list[Path]) -> None:
     """Leave what was there before."""
-    shutil.rmtree(missing[0] if missing else out, ignore_errors=True)
-    if not missing:  # it was there, and empty
+    shutil.rmtree(out, ignore_errors=True)
+    if missing:
+        _remove_empty(missing)
+    else:  # it was there, and empty
         out.mkdir()
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Those that hold nothing, from the bottom: another run may have begun in one of them meanwhile."""
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _run(
@@ -299,6 +334,8 @@ def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Even
     """
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder}: no run to resume (expected config.yaml in it)")
+    if not (folder / "config.yaml").stat().st_size:
+        raise InputError(f"{folder}: no run to resume (its config.yaml is empty: it was ended before it had begun)")
     config = configuration.load(folder / "config.yaml")
     summary = read_json_object(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     if summary.get("status") != "finished":

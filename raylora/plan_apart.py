@@ -52,7 +52,7 @@ class Planner:
             self.process.stdin.flush()  # it stays open as long as this process lives
 
     def result(self, say: Say) -> Plan:
-        """Raises InputError and RunError as `make_plan` does."""
+        """Raises InputError, RunError and OSError as `make_plan` does; what else it raises as RunError."""
         if self.process is None:
             assert self.plan is not None
             return self.plan
@@ -93,8 +93,11 @@ def main() -> None:
 
     try:
         tell("plan", make_plan(config, lambda *progress: tell("progress", progress)))
-    except (InputError, RunError) as error:
+    except (InputError, RunError, OSError) as error:
         tell("error", error)
+    except Exception as error:  # of a user's module, perhaps of a class that nobody else knows
+        tell("error", RunError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+    os._exit(0)  # at the end of an interpreter the thread would still hold standard input
 
 
 def _end_with(questions: IO[bytes]) -> None:

@@ -74,6 +74,8 @@ def check(stress: Stress, origin: str) -> Stress:
             raise InputError(f"{origin}: dials.{key}: expected what makes an experiment harder (faults, network, clients, data, ...)")
         if any(key in values for values in stress.strategies.values()):
             raise InputError(f"{origin}: dials.{key}: a strategy sets it too, and one of them would win")
+    if len(set(stress.seeds)) < len(stress.seeds):
+        raise InputError(f"{origin}: seeds: expected each seed once, found {stress.seeds}")
     for trial in trials(stress):
         try:
             stress.config(trial)

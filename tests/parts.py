@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-CORE = "core"  # data, models, training, strategies, whole runs
+CORE = "core"  # data, models, training, strategies, whole runs, README's commands
 PARTS = {  # how the names of a part's tests begin, after tests/; all others are the core's
     "sweeps": (  # and MLflow, comparison, notebooks
         "sweep/",
@@ -24,7 +24,6 @@ PARTS = {  # how the names of a part's tests begin, after tests/; all others are
         "tracking/test_server.py",
         "tracking/test_sweep_tracker.py",
         "test_notebooks.py",
-        "test_readme_runs.py",
         "benchmarks/test_campaigns.py::test_a_sweep",
     ),
     "speed": (  # stacks, caches, peers
@@ -44,7 +43,10 @@ PARTS = {  # how the names of a part's tests begin, after tests/; all others are
         "training/test_features.py",
     ),
     "stress": (  # and survival
-        "benchmarks/",
+        "benchmarks/test_campaigns.py",
+        "benchmarks/test_fuzz.py",
+        "benchmarks/test_stress_pages.py",
+        "benchmarks/test_time_to_dice.py",
         "cluster/test_ends.py",
         "cluster/test_stress_on_ray.py",
         "core/test_byzantine.py",

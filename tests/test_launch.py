@@ -16,7 +16,7 @@ from small_runs import settings, tiny
 
 from raylora import cli, experiment, launch
 from raylora.cluster import driver
-from raylora.core.errors import InputError, RunError
+from raylora.core.errors import InputError, MachineError, RunError
 from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
 from raylora.report import html
@@ -162,6 +162,30 @@ def test_bad_input_found_late_leaves_nothing(no_ray, prepared_folder, tmp_path, 
     with pytest.raises(InputError, match="found by the driver"):
         launch.run(tiny(prepared_folder, "disease"), out)
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == (["deep", "deep/out"] if exists else [])
+
+
+def test_it_leaves_the_run_that_began_beside_it_meanwhile(no_ray, prepared_folder, tmp_path):
+    other = tmp_path / "deep" / "other"
+
+    def stop(event):
+        launch.claim(other, "seed: 1")
+        raise InputError("found by the driver")
+
+    no_ray["stop"] = stop
+    with pytest.raises(InputError, match="found by the driver"):
+        launch.run(tiny(prepared_folder, "disease"), tmp_path / "deep" / "out")
+    assert list(tmp_path.rglob("*.yaml")) == [other / "config.yaml"] and not (tmp_path / "deep" / "out").exists()
+
+
+def test_it_leaves_the_rounds_that_are_done(no_ray, prepared_folder, tmp_path, runs):
+    """A study that cannot be read any more is bad input as well, and may be opened for the first time after hours."""
+    no_ray["stop"] = after(2, InputError("x.arrow: damaged"))
+    with pytest.raises(
+        MachineError, match=rf"^x.arrow: damaged; `raylora resume {tmp_path / 'out'}` goes on after the last complete round$"
+    ):
+        launch.run(tiny(prepared_folder, "disease"), tmp_path / "out")
+    no_ray["stop"] = lambda event: None
+    assert launch.resume(tmp_path / "out")["adapter_sha256"] == runs("disease").hashes
 
 
 @pytest.mark.parametrize("broken", ["unreachable", "locked"])

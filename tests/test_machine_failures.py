@@ -22,6 +22,7 @@ from raylora.core.errors import InputError, MachineError, RunError
 from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
 from raylora.report import html
+from raylora.tracking.record import write_text
 
 APART = multiprocessing.get_context("spawn")  # not forkserver: there is one a process, and it must not be older than the Ray of other tests
 LONG = {"training__rounds": 12, "training__local_steps": 1, "evaluation__every": 0, "checkpoint": {"every": 1, "keep": "all"}}
@@ -136,8 +137,26 @@ def test_of_two_runs_that_start_in_one_folder_one_does(tmp_path, monkeypatch):
     assert (tmp_path / "a" / "config.yaml").read_text() == "first"
 
 
+def test_a_disk_that_is_full_from_the_start_leaves_nothing_to_resume(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(InputError, match=r"deep/out: cannot be written: File too large$"):
+            launch.claim(tmp_path / "deep" / "out", "seed: 7")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_was_killed_before_its_configuration_was_written_is_not_another_one(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(InputError, match="no run to resume .*empty"):
+        launch.resume(tmp_path)
+
+
 def hold(folder: Path, ready, end) -> None:
     with launch.alone(folder):
+        write_text(folder / "config.yaml", (folder / "config.yaml").read_text())  # as a run that has chosen its stack does
         ready.set()
         end.wait(250)
 

@@ -75,6 +75,28 @@ def test_bad_input_and_a_lost_planner_are_one_line(prepared_folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["BadInput", "Other"])
+def test_an_error_is_told_once_and_the_planner_ends_by_itself(prepared_folder, tmp_path, kind):
+    """Nothing else is said, though whoever asked is still busy with something else and has not closed its side."""
+    values = settings(prepared_folder, lora__rank=4000)
+    if kind == "Other":  # a user's strategy with a bug
+        (tmp_path / "mine.py").write_text("class Odd(Exception):\n    pass\n\n\ndef mine():\n    raise Odd('oh')\n")
+        values = settings(prepared_folder, strategy={"name": "mine:mine"})
+    config = configuration.from_dict(values)
+    command = [sys.executable, "-m", "raylora.plan_apart"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, **pipes) as planner:
+        pickle.dump(config, planner.stdin)
+        planner.stdin.flush()
+        assert planner.wait(60) == 0
+        told, error = pickle.load(planner.stdout)
+        assert told == "error" and planner.stderr.read() == b""
+    assert type(error).__name__ == ("InputError" if kind == "BadInput" else "RunError")
+    assert str(error).startswith("lora.rank: " if kind == "BadInput" else "Odd: oh")
+
+
+@pytest.mark.slow
 def test_it_ends_with_whoever_asked(prepared_folder, tmp_path):
     (tmp_path / "c.yaml").write_text(
         yaml.safe_dump({**settings(prepared_folder), "data": {"dataset": "phantom", "cache": str(tmp_path / "cache")}})

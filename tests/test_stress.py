@@ -56,6 +56,7 @@ def test_every_level_meets_every_strategy_under_every_seed(tmp_path):
         ({"strategies": {}}, "strategies"),
         ({"strategies": {"a": {"faults.dropout": 0.1}}}, "dials.faults.dropout: a strategy sets it too"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [0, 0]}, r"seeds: expected each seed once, found \[0, 0\]"),
         ({"base": None}, "base: expected the path"),
         ({"seed": [1]}, "unknown key 'seed'"),
     ],

@@ -15,7 +15,8 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
-from raylora.cluster.resources import Request
+from raylora.cluster.driver import available
+from raylora.cluster.resources import Request, fitting
 from raylora.cluster.wire import Packed, pack, repeated, unpack
 from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.loading import uncollected
@@ -159,9 +160,10 @@ class RayExecutor:
         return actor, actor.open.remote(self.shared_spec, self.weights, self.request.gpus)
 
     def _send(self, index: int) -> Any:
-        """Open an actor on a machine without the data: its clients' studies go with it, and no others unless passes bring clients together."""
-        spec = self.spec if self.request.together else self.spec.of(self.request.groups[index])
-        self.whole[index] = self.request.together
+        """Open an actor on a machine without the data: its clients' studies go with it, and no others unless passes bring clients together,
+        or it is in the place of one that may have been asked for others."""
+        self.whole[index] = self.request.together or self.restarts[index] > 0
+        spec = self.spec if self.whole[index] else self.spec.of(self.request.groups[index])
         ids = [i for site in spec.sites for part in (site.training, site.validation, site.rating, site.test) for i in part]
         parcels = [travel.pack(Path(folder), ids, ray.put) for folder in spec.sets]
         return self.actors[index].open.remote(spec, self.weights, self.request.gpus, parcels)
@@ -192,10 +194,7 @@ class RayExecutor:
 
     def _room(self) -> bool:
         """Whether the nodes that are left can hold all actors at once."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus, gpus = self.request.cpus, self.request.gpus
-        each = (min(has.get("CPU", 0.0) // cpus, has.get("GPU", 0.0) // gpus if gpus else float("inf")) for has in nodes)
-        return sum(each) >= len([cpu for cpu in self.cpus if cpu])
+        return fitting(available(), self.request.cpus, self.request.gpus) >= len([cpu for cpu in self.cpus if cpu])
 
     def _revive(self, index: int, error: Exception) -> None:
         """A new actor with the clients' states as they were before the round that was lost. Raises MachineError for the fourth in a row."""

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +28,7 @@ from raylora.sweep.ledger import Ledger
 from raylora.sweep.search import Search
 from raylora.sweep.space import Sweep, Trial
 from raylora.sweep.state import summary_of, write_failure
+from raylora.tracking.record import write_text
 
 RESTARTS = 3  # of one trial's driver, after it was lost
 SETTLE_S = 60.0  # for pruned trials to write their end
@@ -136,8 +137,12 @@ def _running(place: Place, ready: list[Any]) -> Any:
 
     me = {"driver": {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}}
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.yaml").is_file():
-        (folder / "config.yaml").write_text(configuration.dump(plan.config), encoding="utf-8")
+    written = folder / "config.yaml"
+    if written.is_file():  # it goes on: with the clients in a pass that were chosen when it began
+        begun = plan.config.training.model_copy(update={"stack": configuration.load(written).training.stack})
+        plan = replace(plan, config=plan.config.model_copy(update={"training": begun}))
+    else:
+        write_text(written, configuration.dump(plan.config))
     return RunningTrial(plan, folder, place.metric, executor, notes=me, until=place.until)
 
 

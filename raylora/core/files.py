@@ -26,6 +26,22 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def absolute_path(text: str, here: Path, name: str) -> Path:
+    """A path as it was written, from the folder `here`. Raises InputError, naming the key or option, for what can be no path."""
+    try:
+        return (here / Path(text).expanduser()).resolve()
+    except (RuntimeError, ValueError, OSError) as error:  # nobody's home; a NUL; links in a circle
+        raise InputError(f"{name}: {text!r}: {error}") from None
+
+
+def is_folder(path: Path, name: str) -> bool:
+    """Whether one is there. Raises InputError, naming the key or option, where that cannot be seen."""
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise InputError(f"{name}: {path}: cannot be read: {error.strerror}") from None
+
+
 def require_writable(path: Path, name: str) -> None:
     """Raise InputError, naming the key or option, unless a file or folder can be made at `path`. Tried, and nothing stays.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylora.core.errors import InputError
-from raylora.core.files import require_writable
+from raylora.core.files import absolute_path, is_folder, require_writable
 from raylora.data import layouts, manifest
 from raylora.data.manifest import Manifest, PrepareOptions, Row
 from raylora.data.pool import process_map
@@ -28,9 +28,8 @@ CACHE = "data.cache (or RAYLORA_CACHE)"
 
 
 def cache_folder(configured: str | None = None) -> Path:
-    """Where prepared data and phantoms are kept."""
-    home = os.environ.get("RAYLORA_CACHE") or Path.home() / ".cache" / "raylora"
-    return Path(configured or home).expanduser().resolve()
+    """Where prepared data and phantoms are kept. Raises InputError for what can be no path."""
+    return absolute_path(configured or os.environ.get("RAYLORA_CACHE") or "~/.cache/raylora", Path.cwd(), CACHE)
 
 
 def workers() -> int:
@@ -70,7 +69,7 @@ def _one(source: Source, data: Data, say: Say, mapper: Mapper) -> Path:
         root = phantoms(cache, cohort, say)
     else:
         layout, root = source.dataset, Path(source.root or "").expanduser()
-        if not root.is_dir():
+        if not is_folder(root, "data.root"):
             raise InputError(f"data.root: {root}: no such folder (expected {source.dataset})")
         if (root / manifest.NAME).is_file():
             _matching(root, layout, options)

@@ -94,7 +94,9 @@ def paired_bootstrap(a: Panel, b: Panel, root_seed: int = 0, replicates: int = R
     """The difference of two panels' scores; both see the same draws of patients within clients (and classes), then of seeds.
 
     The p value is the one whose interval would just reach zero; there is neither where a client has one patient, or one of a class (see
-    `degrees_of_freedom`). None if either score does not exist.
+    `degrees_of_freedom`). Where no replicate is beyond zero, the tail is a normal one with the replicates' spread: counted, it could not be
+    below one in `replicates`, and after Holm over a few dozen pairs nothing could ever be shown. No p is below 2^(1 - n), the least that n
+    patients can say (all of them one way, in a sign test). None if either score does not exist.
     """
     if a.patients != b.patients or a.clients != b.clients:
         raise ValueError("a paired bootstrap needs the same patients of the same clients in both panels")
@@ -108,8 +110,13 @@ def paired_bootstrap(a: Panel, b: Panel, root_seed: int = 0, replicates: int = R
     p_value = None
     if bounds is not None:
         kept = drawn[np.isfinite(drawn)]
-        tail = min((1 + int((kept <= 0).sum())), (1 + int((kept >= 0).sum()))) / (len(kept) + 1)
-        p_value = float(min(1.0, 2 * stats.t.cdf(stats.norm.ppf(min(tail, 0.5)), degrees)))
+        beyond = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
+        tail = (1 + beyond) / (len(kept) + 1)
+        if not beyond:
+            spread = float(kept.std())
+            tail = min(tail, float(stats.norm.sf(abs(kept.mean()) / spread)) if spread else 0.0)
+        p_value = float(2 * stats.t.cdf(stats.norm.ppf(min(tail, 0.5)), degrees))
+        p_value = min(1.0, max(p_value, 2.0 ** (1 - len(a.patients))))
     return Difference(a.point - b.point, bounds, p_value)
 
 

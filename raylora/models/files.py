@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from raylora.core.errors import InputError
+from raylora.core.files import absolute_path, is_folder
 from raylora.models.arrays import read_names
 
 PUBLISHER = "huggingface.co/mathpluscode/CineMA"
@@ -25,16 +26,16 @@ def find(weights: str, folder: str | None = None, model: str = "") -> Path:
     `find_weights`). Raises InputError that says where it was looked for and, if it can be had somewhere, where.
     """
     ours = SHIPPED / f"{weights}.safetensors"
-    if "/" not in weights and ours.is_file():
+    if "/" not in weights and _file(ours):
         return ours
     folder = folder or os.environ.get("RAYLORA_WEIGHTS") or None
-    if folder is not None and not Path(folder).expanduser().is_dir():
+    if folder is not None and not is_folder(absolute_path(folder, Path.cwd(), "model.weights_folder"), "model.weights_folder"):
         raise InputError(f"model.weights_folder (or RAYLORA_WEIGHTS): {folder}: no such folder")
     if model == "cinema":
         return find_weights(weights, folder and Path(folder).expanduser())
     for path in (Path(weights), *([Path(folder) / weights, Path(folder) / f"{weights}.safetensors"] if folder else [])):
-        if path.expanduser().is_file():
-            return path.expanduser()
+        if found := _file(path):
+            return found
     names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.safetensors"))) or "none"
     where = f", nor one in {folder}" if folder else ""
     raise InputError(f"model.weights: {weights}: no such file{where}, and not the name of shipped weights ({names})")
@@ -48,14 +49,23 @@ def find_weights(name: str, folder: str | Path | None = None) -> Path:
     Raises InputError that says where the file was looked for and where it is published.
     """
     published = _published_name(name)
-    candidates = [Path(name).expanduser()]
+    candidates = [Path(name)]
     if folder is not None:
         candidates += [Path(folder) / name, Path(folder) / published, Path(folder) / Path(published).name]
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+        if found := _file(candidate):
+            return found
     where = f"in {folder}" if folder is not None else "and no weights folder is set"
     raise InputError(f"model.weights: no file {name} {where}; CineMA publishes {published} at {PUBLISHER}")
+
+
+def _file(path: Path) -> Path | None:
+    """The file there, if there is one and it can be seen."""
+    try:
+        path = path.expanduser()
+        return path if path.is_file() else None
+    except (RuntimeError, ValueError, OSError):  # nobody's home, a NUL, a name too long, a folder that is closed to us
+        return None
 
 
 def _published_name(name: str) -> str:

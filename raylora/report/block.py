@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from raylora.metrics.matrix import PRIMARY
-from raylora.report.groups import Group, baseline_of, frozen_group, groups_of, varied_keys
+from raylora.report.groups import Group, baseline_of, frozen_group, groups_of, has_all_seeds, varied_keys
 from raylora.report.marks import common_marks
 from raylora.report.pairs import Pair, SelfTest, pairs_of, self_test
 from raylora.report.runs import Run
@@ -80,19 +80,24 @@ def make_block(by_block: Blocks, task: str, data: str, baseline: str | None, roo
         remarks.append(f"No configuration of this block is called {baseline}: A/A is not available.")
     a_a = self_test(base, metric)
     scores = tuple(score_of(group, metric, root_seed, replicates) for group in groups)
-    winners = _winners(scores, tried)
+    partial = [group.label for group in groups if not has_all_seeds(group, tried)]
+    winners = _winners(scores, tried, partial)
+    if partial and len(partial) < len(groups):
+        remarks += [f"{label} has not finished every seed that was tried: it is not chosen." for label in partial]
     chosen = next(
         (group for group, score in zip(groups, scores, strict=True) if any(w.overall and w.score is score for w in winners)), None
     )
     against = chosen if len(groups) > MOST_TESTED else None  # nobody reads a hundred thousand sentences
     if against is not None:
         remarks.append(f"{len(groups)} configurations: only pairs with {against.label}, which validation patients chose, are tested.")
-    with_frozen = frozen_group(groups)
+    with_frozen, varied = frozen_group(groups), tuple(varied_keys(finished))
+    if with_frozen and any(key.startswith("model.") for key in varied):
+        remarks.append(f"These runs start from different models: the frozen one is that of {with_frozen.label}.")
     return Block(
         task=task,
         metric=metric,
         data_sha256=data,
-        varied=tuple(varied_keys(finished)),
+        varied=varied,
         runs=tuple(runs),
         scores=scores,
         frozen=frozen_score(with_frozen, metric, root_seed, replicates) if with_frozen else None,
@@ -104,14 +109,19 @@ def make_block(by_block: Blocks, task: str, data: str, baseline: str | None, roo
     )
 
 
-def _winners(scores: Sequence[Score], tried: Sequence[Group]) -> list[Winner]:
-    """For each strategy the configuration with the best validation score (the first of equals); one of them is the best of all."""
+def _winners(scores: Sequence[Score], tried: Sequence[Group], partial: Sequence[str]) -> list[Winner]:
+    """For each strategy the configuration with the best validation score (the first of equals); one of them is the best of all. Of a
+    configuration in `partial` the worse seeds may have been stopped: it is chosen only where there is no other."""
+
+    def rank(score: Score) -> tuple[bool, float]:
+        return score.label not in partial, _validated(score)
+
     chosen: dict[str, Score] = {}
     for score in scores:
         known = chosen.get(score.strategy)
-        if known is None or _validated(score) > _validated(known):
+        if known is None or rank(score) > rank(known):
             chosen[score.strategy] = score
-    best = max(chosen.values(), key=_validated)
+    best = max(chosen.values(), key=rank)
     counts = {strategy: sum(group.strategy == strategy for group in tried) for strategy in chosen}
     return [Winner(strategy, score, counts[strategy], score is best) for strategy, score in chosen.items()]
 

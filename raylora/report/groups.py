@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,12 @@ from raylora.metrics.rows import FROZEN, GLOBAL, CaseTable
 from raylora.report.runs import Run, flat
 
 # Keys that name, place or record a run and decide no number of it; the seed makes repeats; which data it was is told by their hash.
-NO_DIFFERENCE = ("name.", "seed.", "placement.", "tracking.", "checkpoint.", "evaluation.", "data.root.", "data.cache.", "data.dataset.")
+NO_DIFFERENCE = (
+    *("name.", "seed.", "placement.", "tracking.", "checkpoint.", "evaluation.", "data.root.", "data.cache.", "data.dataset."),
+    *("training.cache_gb.", "model.weights_folder."),
+)
 BASELINE = "fedit"
+STACK = "training.stack"  # if it was measured (`auto`), each run has its own: it tells runs apart only where one seed was run with several
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def groups_of(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     remarks = []
     varied = varied_keys(runs)
     for run in runs:
-        mine = {key: flat(run.config).get(key) for key in varied}
+        mine = {key: _flat(run).get(key) for key in varied}
         seeds = kept.setdefault(repr(mine), {})
         settings[repr(mine)] = mine
         if run.seed in seeds:
@@ -107,10 +111,33 @@ def groups_of(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 
 def varied_keys(runs: Sequence[Run]) -> list[str]:
     """The configuration keys that are not the same in all runs, without those that make no difference; the strategy's name first."""
-    configs = [flat(run.config) for run in runs]
+    configs = [_flat(run) for run in runs]
     keys = sorted({key for config in configs for key in config if not f"{key}.".startswith(NO_DIFFERENCE)})
     varied = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
+    if STACK in varied:
+        others = [key for key in varied if key != STACK]
+        repeats = {(repr([config.get(key) for key in others]), run.seed) for config, run in zip(configs, runs, strict=True)}
+        if len(repeats) == len(runs):
+            varied = others
     return sorted(varied, key=lambda key: (key != "strategy.name", key))
+
+
+def _flat(run: Run) -> dict[str, Any]:
+    """The configuration with dotted keys; 1.0 is 1, however it was written."""
+    return {key: _number(value) for key, value in flat(run.config).items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def has_all_seeds(group: Group, tried: Sequence[Group]) -> bool:
+    """Whether it has finished every seed that was `tried`, in groups that hold the runs that ended early as well."""
+    mine = _flat(group.runs[0])
+    same = [other for other in tried if all(repr(mine.get(key)) == repr(value) for key, value in other.settings.items())]
+    return all(set(other.seeds) <= set(group.seeds) for other in same)
 
 
 def baseline_of(groups: Sequence[Group], wanted: str | None) -> Group | None:
@@ -123,7 +150,7 @@ def baseline_of(groups: Sequence[Group], wanted: str | None) -> Group | None:
 
 
 def frozen_group(groups: Sequence[Group]) -> Group | None:
-    """Any group whose runs scored the frozen model: it is the same in all of them."""
+    """The first group whose runs scored the frozen model."""
     return next((group for group in groups if FROZEN in group.runs[0].test.models), None)
 
 
@@ -132,7 +159,7 @@ def _table(run: Run, split: str) -> CaseTable:
 
 
 def _labels(found: Sequence[tuple[Mapping[str, Any], str]]) -> list[str]:
-    """The strategy, and behind it the keys that tell groups of one strategy apart."""
+    """The strategy, and behind it the keys that tell groups of one strategy apart, with as many digits as that takes."""
     by_strategy: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for settings, strategy in found:
         by_strategy[strategy].append(settings)
@@ -140,8 +167,12 @@ def _labels(found: Sequence[tuple[Mapping[str, Any], str]]) -> list[str]:
     for settings, strategy in found:
         mine = by_strategy[strategy]
         apart = [key for key in settings if key != "strategy.name" and len({repr(other[key]) for other in mine}) > 1]
-        labels.append(" ".join([strategy, *(f"{_short(key, apart)}={value_text(settings[key])}" for key in apart)]))
-    return labels
+        short, exact = (
+            " ".join([strategy, *(f"{_short(key, apart)}={text(settings[key])}" for key in apart)]) for text in (value_text, str)
+        )
+        labels.append((short, exact))
+    shown = Counter(short for short, _ in labels)
+    return [short if shown[short] == 1 else exact for short, exact in labels]
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
@@ -156,4 +187,6 @@ def value_text(value: object) -> str:
         return f"{value:g}"
     if isinstance(value, list):
         return "[" + ",".join(value_text(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{value_text(v)}" for key, v in value.items()) + "}"
     return "-" if value is None else str(value)

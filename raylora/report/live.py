@@ -53,20 +53,21 @@ class Live:
             self.console.print(
                 f"{event['name']}: {len(event['clients'])} clients ({', '.join(event['clients'][:8])}), {event['rounds']} rounds{where}",
                 highlight=False,
+                markup=False,
             )
             self._advance("rounds", event["round"], event["rounds"])
         elif kind == "round":
-            self.console.print(_round_text(event), highlight=False)
+            self.console.print(_round_text(event), highlight=False, markup=False)
             if self.progress is not None:
                 self._advance("rounds", event["round"] + 1, event["rounds"])
         elif kind in ("note", "phase"):
-            self.console.print(str(event["text"]), highlight=False)
+            self.console.print(str(event["text"]), highlight=False, markup=False)
 
     def _advance(self, text: str, done: int, total: int) -> None:
         if self.progress is None:
             now = time.monotonic()
             if text != "rounds" and (now - self.told > PLAIN_EVERY_S or done == total):
-                self.console.print(f"{text}: {done}/{total}", highlight=False)
+                self.console.print(f"{text}: {done}/{total}", highlight=False, markup=False)
                 self.told = now
             return
         if self.task is None or text != self.text:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raylora.metrics.bootstrap import REPLICATES
+from raylora.metrics.bootstrap import REPLICATES, interval
 from raylora.metrics.panel import Panel, bootstrap, panel_interval
 from raylora.metrics.rows import FROZEN, GLOBAL
 from raylora.report.groups import Group
@@ -39,6 +39,8 @@ class Score:
     per_seed: Mapping[int, float | None] = field(default_factory=dict)
     replicates: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)  # (R,) of in_client, empty where there is no score
     validation_replicates: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)  # (R,) of validation
+    degrees: int = 0  # of freedom of in_client; 0: no interval
+    validation_degrees: int = 0
 
     @property
     def bytes_total(self) -> float | None:
@@ -73,6 +75,8 @@ def score_of(group: Group, metric: str, root_seed: int = 0, replicates: int = RE
         per_seed=own.seed_scores,
         replicates=_replicates(own, root_seed, replicates),
         validation_replicates=_replicates(validation, root_seed, replicates),
+        degrees=own.degrees if own.patients else 0,
+        validation_degrees=validation.degrees if validation.patients else 0,
     )
 
 
@@ -108,10 +112,9 @@ def mean_estimate(scores: Sequence[Score], split: str = "test") -> Estimate:
     drawn = [r for s in scores if len(r := s.replicates if on_test else s.validation_replicates)]
     if not values:
         return Estimate(None)
-    if any(e.low is None for e in estimates if e.value is not None):
-        return Estimate(float(np.mean(values)), n=estimates[0].n)
-    low, high = np.nanquantile(np.mean(drawn, axis=0), [0.025, 0.975])
-    return Estimate(float(np.mean(values)), float(low), float(high), estimates[0].n)
+    degrees = min((s.degrees if on_test else s.validation_degrees) for s, e in zip(scores, estimates, strict=True) if e.value is not None)
+    low, high = interval(np.mean(drawn, axis=0), degrees) or (None, None)
+    return Estimate(float(np.mean(values)), low, high, estimates[0].n)
 
 
 def _replicates(one: Panel, root_seed: int, replicates: int) -> np.ndarray:

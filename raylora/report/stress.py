@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from raylora.metrics.bootstrap import REPLICATES
+from raylora.metrics.bootstrap import REPLICATES, interval
 from raylora.metrics.matrix import PRIMARY
 from raylora.metrics.panel import Panel, panel_interval
 from raylora.report.groups import Group, value_text
@@ -231,6 +231,8 @@ def campaign(
     dials: dotted key -> its levels, one or two; labels: the strategies, the baseline of the pairs first. Experiments that were refused or
     failed leave gaps.
     """
+    dials = {key: tuple(map(_level, levels)) for key, levels in dials.items()}
+    ended = [replace(e, levels=tuple(map(_level, e.levels))) for e in ended]
     runs = {e.number: read_run(e.folder) for e in ended if e.status == "finished"}
     some = next(iter(runs.values()), None)
     metric = PRIMARY[some.task] if some else "dice"
@@ -264,6 +266,11 @@ def campaign(
     return Campaign(name, metric, dials, tuple(curves), pairs, tuple(ended), tuple(remarks), marks)
 
 
+def _level(value: Any) -> Any:
+    """A level as it stands in tables and tells experiments apart: one number, word or switch, or the text of several (one for each client)."""
+    return value_text(value) if isinstance(value, list | dict) else value
+
+
 def _point(level: Any, group: Group | None, metric: str, replicates: int) -> Point:
     if group is None:
         return Point(level, None, Estimate(None))
@@ -286,10 +293,10 @@ def _measured(label: str, held: Any, points: Sequence[Point], levels: Sequence[A
     heights = [None if p.score is None else p.score.in_client.value for p in points]
     value, area = area_under(levels, heights), Estimate(None)
     if value is not None:
-        drawn = [p.score.replicates for p in points if p.score is not None]
-        weights = trapezoids(levels)
-        low, high = np.nanquantile(np.sum([w * d for w, d in zip(weights, drawn, strict=True)], axis=0), [0.025, 0.975])
-        area = Estimate(value, float(low), float(high))
+        scores = [p.score for p in points if p.score is not None]
+        drawn = np.sum([w * score.replicates for w, score in zip(trapezoids(levels), scores, strict=True)], axis=0)
+        low, high = interval(drawn, min(score.degrees for score in scores)) or (None, None)
+        area = Estimate(value, low, high)
     return Curve(label, held, tuple(points), area, area_under(levels, [p.worst.value for p in points]))
 
 

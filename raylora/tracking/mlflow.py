@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raylora.core.errors import InputError
-from raylora.tracking.store import ENDED, FOLDER, KEY, RECORD, Node, Store, flat, now_ms
+from raylora.tracking.store import ENDED, FOLDER, KEY, PARENT, RECORD, Node, Store, flat, now_ms
 from raylora.tracking.writer import Writer
 
 NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "gpfs", "beegfs", "ceph", "9p"}
@@ -310,9 +310,10 @@ def upload(run: Finished, uri: str, experiment: str) -> Uploaded:
 def upload_sweep(folder: Path, sweep: Mapping[str, Any], trials: Mapping[int, Finished], uri: str, experiment: str) -> Uploaded:
     """Put a sweep (the contents of its `sweep.json`) and its ended trials into MLflow, or what of them is missing there."""
     store, record = Store(uri, experiment), record_sha256(sweep)
-    there = _whole(store, record)
+    key = sweep_key(str(sweep["sha256"]), folder / "ledger.jsonl") if "sha256" in sweep else f"record:{record}"
+    there = _whole_sweep(store, record, key)
     parent = Node(
-        key=sweep_key(str(sweep["sha256"]), folder / "ledger.jsonl") if "sha256" in sweep else f"record:{record}",
+        key=key,
         name=str(sweep.get("name") or folder.name),
         tags={name: str(sweep[name]) for name in ("task",) if name in sweep},
         id=_known_id(store, sweep) if there is None else there.info.run_id,
@@ -329,14 +330,23 @@ def upload_sweep(folder: Path, sweep: Mapping[str, Any], trials: Mapping[int, Fi
     return Uploaded(str(parent.id), there is not None and not brought, brought)
 
 
-def _whole(store: Store, record: str) -> Any | None:
-    """The run that holds all of this record, and has ended; None if there is none."""
-    there = store.find({RECORD: record})
+def _whole(store: Store, record: str, tags: Mapping[str, str] | None = None) -> Any | None:
+    """The run that holds all of this record, has these tags, and has ended; None if there is none."""
+    there = store.find({RECORD: record, **(tags or {})})
     return there if there is not None and there.info.status in ENDED else None
 
 
+def _whole_sweep(store: Store, record: str, key: str) -> Any | None:
+    """The same of a sweep. Two sweeps may come to the same, and are two: another folder's run is this one's only if that folder has moved."""
+    if (there := _whole(store, record, {KEY: key})) is not None:
+        return there
+    ended = [run for run in store.every({RECORD: record}) if run.info.status in ENDED]
+    return next((run for run in ended if not Path(run.data.tags.get(KEY, "").partition(":")[2]).is_file()), None)
+
+
 def _bring(store: Store, run: Finished, key: str, parent: Node | None, more: Mapping[str, str] | None = None) -> Uploaded:
-    if (there := _whole(store, record_sha256(run.summary))) is not None:
+    under = {} if parent is None else {PARENT: parent.id}
+    if None not in under.values() and (there := _whole(store, record_sha256(run.summary), under)) is not None:
         return Uploaded(there.info.run_id, True)
     at = now_ms()
     begun = at - int(1000 * (run.summary.get("wall_seconds") or 0))

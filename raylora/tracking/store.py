@@ -76,11 +76,14 @@ class Store:
         self.experiment_id = experiment_id(self.client, uri, experiment)
 
     def find(self, tags: Mapping[str, str]) -> Any | None:
-        """The run of this experiment with these tags, None if there is none."""
+        """The latest run of this experiment with these tags, None if there is none."""
+        return next(iter(self.every(tags, 1)), None)
+
+    def every(self, tags: Mapping[str, str], most: int = 1000) -> list[Any]:
+        """The runs of this experiment with these tags, the latest first."""
         quoted = {name: f'"{value}"' if "'" in value else f"'{value}'" for name, value in tags.items()}
         said = " and ".join(f"tags.`{name}` = {value}" for name, value in quoted.items())
-        found = self.client.search_runs([self.experiment_id], said, max_results=1)
-        return found[0] if found else None
+        return list(self.client.search_runs([self.experiment_id], said, max_results=most))
 
     def get(self, run_id: str) -> Any | None:
         """A run by its id, None if this server does not have it, or not in this experiment."""

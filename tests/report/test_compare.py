@@ -183,6 +183,49 @@ def test_winners_are_chosen_on_validation_and_say_how_many_were_tried(tmp_path):
     assert any("pruned" in remark for remark in block.remarks)
 
 
+def test_a_configuration_whose_worse_seeds_were_stopped_is_not_chosen(tmp_path):
+    def made(name, rank, seed, quality, status="finished"):
+        return make_run(tmp_path / name, config={"lora.rank": rank}, seed=seed, quality=quality, rounds=1, status=status)
+
+    runs = [made("a0", 4, 0, 0.9), made("a1", 4, 1, 0.9, "pruned"), *(made(f"b{s}", 8, s, 0.85) for s in (0, 1))]
+    (block,) = compare(runs, replicates=FEW).blocks
+    assert block.chosen.score.label == "fedit rank=8" and block.chosen.tried == 2
+    assert "fedit rank=4 has not finished every seed that was tried: it is not chosen." in block.remarks
+    again = made("a1 again", 4, 1, 0.9)
+    (block,) = compare([*runs, again], replicates=FEW).blocks
+    assert block.chosen.score.label == "fedit rank=4" and not any("not chosen" in remark for remark in block.remarks)
+    (block,) = compare([runs[0], runs[1]], replicates=FEW).blocks
+    assert block.chosen.score.label == "fedit"  # there is no other
+
+
+def test_equal_numbers_are_equal_however_they_are_written(tmp_path):
+    runs = [
+        make_run(tmp_path / f"{seed}", config={"strategy.temperature": t, "lora.scale": [t, 2]}, seed=seed, rounds=1)
+        for seed, t in enumerate((1, 1.0))
+    ]
+    runs += [make_run(tmp_path / f"near{n}", config={"strategy.temperature": 1 + n * 1e-9}, quality=0.6, rounds=1) for n in (1, 2)]
+    (block,) = compare(runs, replicates=FEW).blocks
+    assert [score.seeds for score in block.scores] == [(0, 1), (0,), (0,)]
+    assert len({score.label for score in block.scores}) == 3 and "temperature=1.000000001" in block.scores[1].label
+
+
+def test_a_stack_that_was_measured_tells_seeds_apart_only_if_somebody_asked(tmp_path):
+    stacks = enumerate((4, 8, 8))
+    runs = [make_run(tmp_path / f"{seed}", config={"training.stack": stack}, seed=seed, rounds=1) for seed, stack in stacks]
+    (block,) = compare(runs, replicates=FEW).blocks
+    assert [score.label for score in block.scores] == ["fedit"] and block.a_a.resolvable is not None
+    runs.append(make_run(tmp_path / "other", config={"training.stack": 4}, seed=2, rounds=1))
+    (block,) = compare(runs, replicates=FEW).blocks
+    assert [(score.label, score.seeds) for score in block.scores] == [("fedit stack=4", (0, 2)), ("fedit stack=8", (1, 2))]
+
+
+def test_whose_frozen_model_it_is_is_said_where_there_are_several(tmp_path):
+    given = {"phantom_unet": 0.9, "other": 0.7}
+    runs = [make_run(tmp_path / name, config={"model.weights": name}, quality=q, rounds=1) for name, q in given.items()]
+    (block,) = compare(runs, replicates=FEW).blocks
+    assert "These runs start from different models: the frozen one is that of fedit weights=phantom_unet." in block.remarks
+
+
 def test_a_sweep_folder_is_its_trials(tmp_path):
     sweep = tmp_path / "sweep"
     for number, rank in enumerate((2, 4, 8)):

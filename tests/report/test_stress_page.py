@@ -57,6 +57,27 @@ def test_every_strategy_is_tested_against_the_first_at_each_level(found):
     }
 
 
+def one_level_each(folder, levels, **options):
+    for number, level in enumerate(levels):
+        make_run(folder / str(number), quality=0.9 - 0.1 * number, config={"network.up_mbit": level}, **options)
+        yield Ended(number, "mean", (level,), 0, "finished", "", folder / str(number))
+
+
+def test_a_level_may_be_given_client_by_client(tmp_path):
+    levels = (10.0, {"ge": 1.0, "canon": 2.5})
+    found = campaign("lines", {"network.up_mbit": levels}, ["mean"], list(one_level_each(tmp_path, levels)), replicates=200)
+    assert [point.level for point in found.curves[0].points] == [10.0, "{ge:1,canon:2.5}"]
+    assert all(point.score is not None for point in found.curves[0].points)
+    assert "{ge:1,canon:2.5}" in write_campaign(found, tmp_path / "stress.html").read_text()
+
+
+def test_no_interval_of_points_that_have_none(tmp_path):
+    ended = list(one_level_each(tmp_path, (10.0, 1.0), patients=1))
+    found = campaign("lines", {"network.up_mbit": (10.0, 1.0)}, ["mean"], ended, replicates=200)
+    (curve,) = found.curves
+    assert curve.points[0].score.in_client.low is None and curve.area.value is not None and curve.area.low is None
+
+
 def test_the_page_says_what_is_missing_and_why(found, tmp_path):
     page = write_campaign(found, tmp_path / "page.html").read_text()
     assert "the loss is nan" in page and "median: without a score at 0.3" in page and "phantoms" in page

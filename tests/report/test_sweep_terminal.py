@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from raylora.report.live import Live
 from raylora.report.sweep import SweepLive, ranked
 
 
@@ -60,3 +61,11 @@ def test_trials_without_an_objective_come_last_whatever_is_best():
     rows = [{"number": number, "status": status, "objective": value} for number, (status, value) in enumerate(objectives)]
     assert [row["number"] for row in ranked(rows, "max")] == [0, 2, 1, 3, 4, 5]
     assert [row["number"] for row in ranked(rows, "min")] == [2, 0, 1, 3, 4, 5]
+
+
+@pytest.mark.parametrize("kind", ["note", "phase"])
+def test_brackets_are_no_markup(kind):
+    said = Console(file=io.StringIO())
+    with Live(said) as live:
+        live({"event": kind, "text": "kept in [/data/x] and [bold]"})
+    assert said.file.getvalue() == "kept in [/data/x] and [bold]\n"

@@ -207,6 +207,24 @@ def test_a_sweep_is_brought_later_and_only_once(mlflow_uri, tmp_path):
     assert alone.there and alone.run_id == trials[1].info.run_id
 
 
+def test_two_sweeps_that_came_to_the_same_are_two(mlflow_uri, tmp_path):
+    """The same file run into two folders: neither their tables nor the summaries of trials that failed alike hold a time."""
+    for name in ("one", "other"):
+        folder = tmp_path / name
+        for number in (0, 1):
+            config, lines, summary = trial(number, CLIENTS, ROUNDS)
+            write_folder(folder / "trials" / f"{number:03d}", config, lines, summary)
+        (folder / "ledger.jsonl").touch()
+        (folder / "sweep.json").write_text(json.dumps({"name": "ranks", "status": "finished", "sha256": "same"}))
+    one, other = (launch.upload(tmp_path / name, mlflow_uri) for name in ("one", "other"))
+    assert one.run_id != other.run_id and (one.trials, other.trials) == (2, 2) and not other.there
+    trials = [run for run in all_runs(mlflow_uri) if "trial" in run.data.tags]
+    assert sorted(run.data.tags["mlflow.parentRunId"] for run in trials) == sorted([one.run_id, other.run_id] * 2)
+    (tmp_path / "one").rename(tmp_path / "moved")  # and that is still the first
+    assert launch.upload(tmp_path / "moved", mlflow_uri).run_id == one.run_id
+    assert launch.upload(tmp_path / "other", mlflow_uri).there
+
+
 def test_a_trial_that_ended_as_its_sweep_was_killed_is_brought_later(mlflow_uri, tmp_path):
     """The ledger had its end, MLflow never heard of it: the sweep went on, ended, and its own run says that all is there."""
     tracker = SweepTracker(mlflow_uri, "raylora", "ranks", {}, {}, 16)

@@ -1,0 +1,62 @@
+"""What an executor and a trial's driver decide by themselves, with a stand-in for Ray."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import ray
+from small_runs import tiny
+
+from raylora import config as configuration
+from raylora import planning
+from raylora.cluster import client_actor, sweep
+from raylora.cluster.client_actor import RayExecutor
+from raylora.cluster.resources import Available, Request
+
+
+def executor(**attributes) -> RayExecutor:
+    """One that has started nothing."""
+    made = object.__new__(RayExecutor)
+    made.__dict__.update(attributes)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("gpus", "count", "there"), [(0.25, 4, True), (0.2, 5, True), (0.1, 10, True), (0.2, 6, False), (0.0, 10, True), (0.0, 11, False)]
+)
+def test_room_is_counted_as_it_was_when_the_run_began(monkeypatch, gpus, count, there):
+    """1 // 0.2 is 4: rounded down, an actor that had its share of a GPU would be said to have lost it."""
+    monkeypatch.setattr(client_actor, "available", lambda: Available(cpus=1.0, gpus=1.0, where="here"))
+    one = executor(request=Request(groups=(), cpus=0.1, gpus=gpus), cpus=[0.1] * count)
+    assert one._room() is there
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_an_actor_in_the_place_of_another_has_the_studies_of_all_clients(prepared_folder, monkeypatch, restarts):
+    """The one that was lost may have been asked for clients that are not at home in it; on a machine without the data they come with it."""
+    spec = planning.make_plan(tiny(prepared_folder)).spec
+    sent = []
+    actor = SimpleNamespace(open=SimpleNamespace(remote=lambda spec, *_: sent.append({site.id for site in spec.sites})))
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    everybody = sorted(site.id for site in spec.sites)
+    request = Request(groups=(tuple(everybody[:2]), tuple(everybody[2:])), cpus=1.0, gpus=0.0)
+    one = executor(spec=spec, request=request, weights={}, whole=[True, True], restarts=[0, restarts], actors=[None, actor])
+    one._send(1)
+    assert sent == [set(everybody if restarts else everybody[2:])] and one.whole == [True, bool(restarts)]
+
+
+def test_a_trial_that_goes_on_keeps_the_stack_that_was_chosen_when_it_began(prepared_folder, tmp_path, monkeypatch):
+    """`auto` depends on what the machine does meanwhile: chosen again, the rounds that are left could have other last bits."""
+    monkeypatch.setattr(ray, "get", lambda reference: {})
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    plan = planning.make_plan(tiny(prepared_folder, training__stack="auto"))
+    options = {"weights": {}, "metric": "dice", "until": None, "request": None, "node": "here"}
+    place = sweep.Place(number=0, plan=plan, folder=str(tmp_path / "trial"), **options)
+    assert sweep._running(place, [None]).plan.config.training.stack == "auto"
+    written = tmp_path / "trial" / "config.yaml"
+    begun = configuration.load(written)
+    assert begun == plan.config
+    chosen = begun.model_copy(update={"training": begun.training.model_copy(update={"stack": 3})})
+    written.write_text(configuration.dump(chosen))
+    again = sweep._running(replace(place), [None]).plan.config
+    assert again == chosen and configuration.load(written) == chosen
