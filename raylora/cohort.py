@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from raylora.config import Clients, Config, Data
-from raylora.core.errors import InputError
 from raylora.data import duplicates, obtain, partition, protocol
 from raylora.data.groups import disease_label
 from raylora.data.manifest import Row
@@ -42,6 +41,7 @@ class Cohort:
     held_out: tuple[str, ...]  # clients that never train
     left_out: Mapping[str, str]  # study id -> why it is in no client
     pairs: tuple[tuple[str, str], ...]  # studies of two data sets that show the same patient
+    twins: tuple[tuple[str, Patient], ...]  # the same, of which one is a case and the other (without a label, say) is none
     diseased: Mapping[str, int] | None  # study id -> 0 or 1, for disease
     protocol: Protocol | None
 
@@ -58,6 +58,7 @@ class Cohort:
     def seen_by(self, seen: Seen) -> list[str]:
         """The validation, rating and test cases that base weights have seen, themselves or as their duplicate in another data set."""
         known = {id for id, row in self.rows.items() if seen.covers(row.dataset, row.split, row.source_sha256)}
+        known |= {id for id, other in self.twins if seen.covers(other.dataset, other.split, other.source_sha256)}
         known |= {id for pair in self.pairs if known & set(pair) for id in pair}
         scored = [id for split in self.splits.values() for id in (*split.validation, *split.rating, *split.test)]
         return [id for id in scored if id in known]
@@ -76,8 +77,12 @@ class Cohort:
 
 def gather(config: Config, folders: Sequence[Path]) -> Cohort:
     """Divide the prepared studies of the folders. Raises InputError for a client without the cases it needs."""
-    rows, left_out = partition.eligible(obtain.studies(folders), config.task)
-    pairs = tuple((first, second) for first, second, _ in duplicates.pairs(rows)) if len(folders) > 1 else ()
+    every = obtain.studies(folders)
+    rows, left_out = partition.eligible(every, config.task)
+    cases, about = {row.id for row in rows}, {row.id: row for row in every}
+    alike = [(first, second) for first, second, _ in duplicates.pairs(every)] if len(folders) > 1 else []
+    pairs = tuple(pair for pair in alike if cases.issuperset(pair))
+    twins = tuple((a, Patient.of(about[b])) for pair in alike for a, b in (pair, pair[::-1]) if a in cases and b not in cases)
     rules = None if config.data.protocol is None else protocol.load(config.data.protocol)
     held_out: Mapping[str, Split] = {}
     if rules is None:
@@ -94,6 +99,7 @@ def gather(config: Config, folders: Sequence[Path]) -> Cohort:
         held_out=tuple(held_out),
         left_out={**left_out, **more, **{id: why for split in splits.values() for id, why in split.left_out.items()}},
         pairs=pairs,
+        twins=twins,
         diseased=diseased,
         protocol=rules,
     )
@@ -129,7 +135,4 @@ def _refuse_other_rules(data: Data, clients: Clients) -> None:
     """A protocol fixes clients and split: what would change them is refused rather than ignored. Raises InputError."""
     names = {"clients": ("by", "count", "sizes", "held_out", "unseen"), "data": ("split", "split_seed", "fractions")}
     for section, given in (("clients", clients), ("data", data)):
-        for name in names[section]:
-            found, neutral = getattr(given, name), type(given).model_fields[name].default
-            if found != neutral:
-                raise InputError(f"{section}.{name}: data.protocol {data.protocol} fixes it: expected nothing, found {found!r}")
+        given.require_defaults(section, names[section], f"data.protocol {data.protocol} fixes it")

@@ -71,6 +71,13 @@ class Section(BaseModel):
         """Plain values, `inf` included, as they go into YAML."""
         return self.model_dump(mode="python")
 
+    def require_defaults(self, section: str, names: Sequence[str], why: str) -> None:
+        """Refuse keys that would have no effect, rather than ignore them. Raises InputError."""
+        for name in names:
+            found = getattr(self, name)
+            if found != type(self).model_fields[name].get_default(call_default_factory=True):
+                raise InputError(f"{section}.{name}: {why}: expected nothing, found {found!r}")
+
 
 class Phantom(Section):
     """The cohort that `dataset: phantom` makes on demand."""

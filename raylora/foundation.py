@@ -24,6 +24,10 @@ def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None)
     """Pre-train the configured network on its population and write `out`. Raises InputError if `out` exists."""
     if out.exists():
         raise InputError(f"--output {out}: exists already")
+    why = "pre-training starts from drawn weights"
+    config.model.require_defaults("model", ("weights", "weights_folder", "head", "decoder", "checkpointing"), why)
+    parts = ("protocol", "split", "split_seed", "fractions", "rating_to_training", "allow_seen")
+    config.data.require_defaults("data", parts, "pre-training takes every study")
     torch.set_num_threads(config.threads)
     folders = obtain.prepared(config.data, say)
     sets = [PreparedSet.open(folder) for folder in folders]
@@ -62,4 +66,6 @@ def _samples(config: Pretrain, sets: list[PreparedSet]) -> Samples:
     if config.task == "disease":
         return Studies([tuple(s.frames[f].image for f in ("ED", "ES")) for s in studies], [0] * len(studies), depth, augmentation)
     frames = [frame for s in studies for frame in s.frames.values() if frame.label is not None]
+    if not frames:
+        raise InputError(f"data: no study with a label among {len(studies)}: nothing to pre-train segmentation on")
     return Frames([f.image for f in frames], [f.label for f in frames], depth, augmentation)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,9 +10,10 @@ import threadpoolctl
 from small_runs import Watched, run, tiny
 from small_studies import COHORT
 
+from raylora import cohort, experiment, planning
 from raylora import config as configuration
-from raylora import experiment, planning
 from raylora.core.errors import InputError, RunError
+from raylora.data import obtain
 from raylora.data.shards import PreparedSet
 from raylora.federation.build import build_host
 from raylora.models import zoo
@@ -193,6 +195,21 @@ def test_weights_that_have_seen_test_cases_are_refused_by_name(prepared_folder, 
     trained_on = opened.manifest.row(plain.splits["GE"]["train"][0])
     zoo.save_weights(path, plain.weights, half=False, seen=Seen(cases=frozenset({trained_on.source_sha256})), about={})
     assert planning.make_plan(tiny(prepared_folder, "disease", model__weights=str(path))).seen_cases == ()
+
+
+def test_weights_that_have_seen_a_copy_which_is_no_case_are_refused_too(prepared_folder, monkeypatch):
+    """Unlabelled studies of another set: what a base is pre-trained on, and never a case."""
+    rows = obtain.studies([prepared_folder])
+    copies = [
+        replace(row, id=f"copy-{row.id}", dataset="mnms2", labelled=False, sources=(replace(row.sources[0], sha256=f"copy {row.id}"),))
+        for row in rows
+    ]
+    monkeypatch.setattr(obtain, "studies", lambda folders: [*rows, *copies])
+    found = cohort.gather(tiny(prepared_folder, "disease"), [prepared_folder, prepared_folder])
+    scored = {id for split in found.splits.values() for id in (*split.validation, *split.rating, *split.test)}
+    assert found.pairs == () and found.seen_by(Seen()) == []
+    assert set(found.seen_by(Seen(cases=frozenset(row.source_sha256 for row in copies)))) == scored
+    assert set(found.seen_by(Seen(splits=frozenset({("mnms2", "*")})))) == scored
 
 
 # ---- what decides the numbers

@@ -23,6 +23,7 @@ STRUCTURES: Mapping[str, int] = MappingProxyType({"RV": RV, "MYO": MYO, "LV": LV
 FRAMES = ("ED", "ES")
 SPLITS = ("training", "validation", "testing")
 VENDORS = ("Siemens", "Philips", "GE", "Canon")
+SAME_DIRECTION = 0.9  # least cosine between the axes of two files of one study
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -91,6 +92,10 @@ def read(study: Study) -> Case:
     for name, frame in study.frames.items():
         index = frame.index or 0
         label = None if frame.label is None else relabel(voxels[frame.label][index], study.labels, f"{frame.label}: {name}")
+        if label is not None and not label.any():
+            raise InputError(
+                f"{frame.label}: {name}: no structure is labelled (frame {index}, zero-based): is that the frame that was drawn?"
+            )
         frames[name] = Frame(image=voxels[frame.image][index].astype(np.float32, copy=False), label=label)
     if np.array_equal(frames["ED"].image, frames["ES"].image):
         raise InputError(f"{study.frames['ES'].image}: ED and ES are the same image")
@@ -105,7 +110,8 @@ def inspect(study: Study) -> dict[Path, nifti.Header]:
         for path, ratio in ((frame.image, nifti.MAX_GZIP_RATIO), (frame.label, float("inf"))):  # a label's size is bounded by its image's
             if path is not None and path not in headers:
                 headers[path] = nifti.read_header(path, max_ratio=ratio)
-    grid = headers[study.frames["ED"].image].shape
+    first = headers[study.frames["ED"].image]
+    grid = first.shape
     for name, frame in study.frames.items():
         for path in (frame.image, frame.label):
             if path is None:
@@ -113,6 +119,8 @@ def inspect(study: Study) -> dict[Path, nifti.Header]:
             header = headers[path]
             if header.shape != grid:
                 raise InputError(f"{path}: shape {header.shape}, expected {grid} as {study.frames['ED'].image.name} has")
+            if _turned(header, first):
+                raise InputError(f"{path}: its axes point elsewhere than those of {study.frames['ED'].image.name}: one of them was turned")
             if frame.index is None and header.frames != 1:
                 raise InputError(f"{path}: expected one frame (3-D), found {header.frames}")
             if path is frame.label and header.frames != headers[frame.image].frames:
@@ -122,6 +130,15 @@ def inspect(study: Study) -> dict[Path, nifti.Header]:
     for header in headers.values():
         nifti.check_complete(header)
     return headers
+
+
+def _turned(header: nifti.Header, first: nifti.Header) -> bool:
+    """Whether the array runs through space in another direction along some axis: voxels of one number would be different places. Another
+    origin or spacing exchanges no voxels (`check` notes it), and an affine of ones is what tools write that do not know where they are."""
+    if np.array_equal(header.affine[:3, :3], np.eye(3)):
+        return False
+    mine, others = (a[:3, :3] / np.linalg.norm(a[:3, :3], axis=0) for a in (header.affine, first.affine))
+    return bool(np.any((mine * others).sum(0) < SAME_DIRECTION))
 
 
 def relabel(label: np.ndarray, labels: Mapping[int, int], name: str) -> np.ndarray:

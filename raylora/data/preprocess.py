@@ -95,7 +95,7 @@ def _on_grid(frame: cases.Frame, geometry: grid.Geometry, whole: grid.Size3, cli
 
 def _cut_voxels(case: Case, geometry: grid.Geometry) -> int:
     inside = []
-    for axis in range(2):
+    for axis in range(3):
         position = grid.source_position(axis, geometry.spacing_mm, geometry.native_spacing_mm, (0, 0, 0), geometry.native_shape)
         position = position - geometry.start[axis]
         inside.append((position >= -0.5) & (position < geometry.shape[axis] - 0.5))

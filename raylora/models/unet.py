@@ -106,6 +106,8 @@ class UNet(nn.Module):
             raise InputError(
                 f"U-Net: expected as many kernels and strides as channels, 3 or more, found {levels}, {len(kernels)}, {len(strides)}"
             )
+        if any(len(triple) != 3 or min(triple) < 1 for triple in (*kernels, *strides)) or min(channels) < 1:
+            raise InputError("model.sizes: expected channels, and three kernel sizes and strides a level, of 1 or more each")
         if any(size % 2 == 0 for kernel in kernels for size in kernel) or set(strides[0]) != {1}:
             raise InputError("model.sizes: expected odd kernels and strides of 1 at the U-Net's first level")
         self.arguments = {"channels": channels, "kernels": kernels, "strides": strides, "in_channels": in_channels, "out": out}

@@ -29,6 +29,7 @@ DEFAULT_TARGETS = {"unet": ("conv",), "vit": ("qkv", "out_proj"), "cinema": ("q"
 TASKS = {"unet": ("segmentation",), "vit": ("disease",), "cinema": ("segmentation", "disease")}
 CLASSES = {"segmentation": 4, "disease": 2}
 CHANNELS = {"segmentation": 1, "disease": 2}  # one frame; ED and ES
+FIXED = ("out", "in_channels", "n_frames", "image_size")  # constructor arguments that are nobody's choice
 
 
 def build(name: str, task: str, size: str, image_size: Sequence[int], sizes: Mapping[str, Any] | None = None, seed: int = 0) -> nn.Module:
@@ -43,6 +44,8 @@ def build(name: str, task: str, size: str, image_size: Sequence[int], sizes: Map
     sized = module() if callable(module) else module
     if size not in sized.SIZES:
         raise InputError(f"model.size: {name} comes as {', '.join(sized.SIZES)}, found {size!r}")
+    if fixed := [key for key in sizes or {} if key in FIXED]:
+        raise InputError(f"model.sizes: {fixed[0]!r} follows from the task and the data, and is not to be given")
     arguments: dict[str, Any] = {**sized.SIZES[size], **(sizes or {})}
     if name == "cinema":
         make = sized.segmenter if task == "segmentation" else sized.classifier
@@ -62,10 +65,10 @@ def build(name: str, task: str, size: str, image_size: Sequence[int], sizes: Map
         raise InputError(f"model.sizes: unknown {unknown[0]!r} (known: {', '.join(known)})")
     try:
         backbone = make(**{key: _tuples(value) for key, value in arguments.items()})
-    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(backbone, unet.UNet):  # the others are built for one size
+            backbone.require_size(image_size)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise InputError(f"model.sizes: {name} cannot be built: {error}") from None
-    if isinstance(backbone, unet.UNet):  # the others are built for one size
-        backbone.require_size(image_size)
     return draw_weights(backbone, torch.Generator().manual_seed(seed_of(seed, "weights") % 2**63))
 
 

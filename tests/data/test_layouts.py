@@ -1,5 +1,6 @@
 """The three layouts are read, their quirks are taken, and what is wrong is refused in one line that names the file."""
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -178,6 +179,31 @@ def test_shapes_and_label_values_are_checked(tmp_path, write):
         write.save(mask, array)
         with pytest.raises(InputError, match=message):
             cases.read(study)
+
+
+def test_a_label_on_other_axes_than_its_image_is_refused(tmp_path, write):
+    """Saved again by a tool that turns axes: the same places, other voxels. Another origin, or none that is known, changes nothing."""
+    folder = write.acdc(tmp_path)
+    study = acdc.scan(tmp_path)[0]
+    mask = folder / "patient001_frame01_gt.nii.gz"
+    stored = nibabel.load(mask)
+    voxels = np.asarray(stored.dataobj)
+    moved = stored.affine.copy()
+    moved[:3, 3] += 40
+    for affine in (moved, np.eye(4)):
+        nibabel.save(nibabel.Nifti1Image(voxels, affine), mask)
+        cases.read(study)
+    for turns in ([-1.0, 1.0, 1.0, 1.0], [1.0, 1.0, -1.0, 1.0]):
+        nibabel.save(nibabel.Nifti1Image(voxels, stored.affine @ np.diag(turns)), mask)
+        with pytest.raises(InputError, match=r"frame01_gt.nii.gz: its axes point elsewhere than those of patient001_frame01.nii.gz"):
+            cases.inspect(study)
+
+
+def test_a_frame_that_nobody_drew_is_no_truth(tmp_path, write):
+    """A table that counts from one where it should from zero points at frames without a label."""
+    write.mnms(tmp_path, ed=0, es=1)
+    with pytest.raises(InputError, match=r"sa_gt.nii.gz: ES: no structure is labelled \(frame 1, zero-based\)"):
+        cases.read(mnms.scan(tmp_path)[0])
 
 
 def assert_ring(study):

@@ -364,6 +364,17 @@ def test_a_crop_that_cuts_the_heart_says_so(tmp_path, studies):
     assert prepared.cut_voxels == sum(np.count_nonzero(frame.label) for frame in case.frames.values()) - kept > 0
 
 
+def test_a_slice_that_rounding_leaves_out_is_counted(tmp_path, write):
+    """Of five slices 5 mm apart two of 10 mm are made: 2.5, rounded to even."""
+    image, label = write.heart(shape=(24, 28, 5))
+    folder = write.acdc(tmp_path)
+    for name in ("01", "09"):
+        write.save(folder / f"patient001_frame{name}.nii.gz", image + np.int16(name == "09"), (1.5, 1.5, 5.0))
+        write.save(folder / f"patient001_frame{name}_gt.nii.gz", label, (1.5, 1.5, 5.0))
+    prepared = prepare_case(cases.read(acdc.scan(tmp_path)[0]), replace(SMALL, spacing_mm=(1.5, 1.5, 10.0), size=(24, 28, None)))
+    assert prepared.geometry.shape == (24, 28, 2) and prepared.cut_voxels == 2 * np.count_nonzero(label[..., 4])
+
+
 def test_the_motion_crop_finds_what_moves(write):
     ed, es = np.zeros((64, 80, 3), np.float32), np.zeros((64, 80, 3), np.float32)
     es[40:46, 20:26] = 1.0
