@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raylora.config import Config, Faults, Network, Training
@@ -224,11 +224,11 @@ def _refuse_beside_buffer(config: Config, clients: int) -> None:
         raise InputError(f"sampling.buffer: expected at most the {clients} clients that train, found {s.buffer}")
 
 
-def require_asynchronous(strategy: Strategy, server: State, clients: Sequence[Client], names: Sequence[str]) -> None:
+def require_asynchronous(strategy: Strategy, server: State, clients: Sequence[Client], names: Sequence[str], rounds: int) -> None:
     """Raise InputError, with the reason, if the strategy cannot take an update that started from an older version of the model: what a
     client moved is then added to what it would be sent now, name by name.
 
-    names: of a client's whole tree. The strategy is shown one round in which nobody moves.
+    names: of a client's whole tree. The strategy is shown one round in which nobody moves, and asked what it wants in each of `rounds`.
     """
 
     def refuse(why: str) -> InputError:
@@ -258,6 +258,11 @@ def require_asynchronous(strategy: Strategy, server: State, clients: Sequence[Cl
             raise refuse("it folds into the base, which a client that is still training would not have")
         if set(two.adapter) != set(one.adapter) or two.task.uploads != one.task.uploads:
             raise refuse("rounds send different names")
+    first = clients[0]
+    for number in range(2, rounds):
+        then = strategy.broadcast(replace(later, values={**later.values, "round": number}), first)
+        if then.task.uploads != before[first.id].task.uploads:
+            raise refuse(f"from round {number + 1} on it asks for other names")
 
 
 def _uploads(broadcast: Any, names: Sequence[str]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ def make_strategy(config: Config, clients: int | None = None) -> Strategy:
         require_cohort(config, 1 if config.sampling.kind == "poisson" else expected_cohort(config, clients))
     if config.privacy.clip is None:
         return create(name, options, seed=config.seed, clients=clients)
+    _require_accountable(config)
     if "reduce" in options:
         raise InputError(f"privacy.clip: a private mean takes the place of strategy.reduce, found both ({options['reduce']})")
     cohort = None if clients is None else expected_cohort(config, clients)
@@ -35,6 +36,22 @@ def make_strategy(config: Config, clients: int | None = None) -> Strategy:
         return create(name, {**options, "reduce": private}, seed=config.seed, clients=clients)
     except InputError as error:
         raise InputError(str(error).replace("strategy.reduce:", "privacy.clip:", 1)) from None
+
+
+def _require_accountable(config: Config) -> None:
+    """Refuse rounds whose sensitivity or sampling rate is not the one that epsilon is computed for. Raises InputError."""
+    s, f = config.sampling, config.faults
+    if s.wait_for < 1:
+        raise InputError(
+            f"sampling.wait_for: with privacy.clip expected 1.0, found {s.wait_for:g}: where the first answers count, a client that stays "
+            "away lets another one in, and the sum moves by twice the clip"
+        )
+    if s.kind == "uniform" and (f.joins or f.leaves):
+        name = "joins" if f.joins else "leaves"
+        raise InputError(
+            f"faults.{name}: with privacy.clip and sampling.kind uniform expected 0, found {getattr(f, name):g}: of fewer clients each would "
+            "be drawn more often than epsilon assumes"
+        )
 
 
 def expected_cohort(config: Config, clients: int) -> float:

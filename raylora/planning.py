@@ -32,6 +32,7 @@ from raylora.models.seen import Seen
 from raylora.models.stacked import StackedModel
 from raylora.planned import Plan, opening
 from raylora.training import features
+from raylora.training.local import phase_ends
 from raylora.training.settings import CacheSpec, Settings
 
 POOL = "pooled"  # the one client of a strategy that pools all data
@@ -144,11 +145,19 @@ def _rehearse(config: Config, outline: Outline, spec: HostSpec, clients: Sequenc
     require_cohort(config, dials.fewest(clients))
     server = opening(strategy, outline, spec, clients)
     if config.sampling.buffer is not None:
-        require_asynchronous(strategy, server, clients, tuple(initial_tree(outline, protocol_of(spec), clients[0].id, spec.max_rank)))
+        require_asynchronous(
+            strategy, server, clients, tuple(initial_tree(outline, protocol_of(spec), clients[0].id, spec.max_rank)), config.training.rounds
+        )
     rating = {site.id: site.rating for site in spec.sites}
     for client in clients:
         task = strategy.broadcast(server, client).task
         require_compressible(config, strategy, task)
+        steps = dials.steps[client.id]
+        if 0 in np.diff([0, *phase_ends(task.phases, steps)]):
+            raise InputError(
+                f"client {client.id}: {steps} local steps a round, too few for the {len(task.phases)} phases of strategy.name "
+                f"{strategy.name}: one of them would never be trained (see training.local_steps, local_epochs, batch_size)"
+            )
         asks = bool(task.scores) or strategy.review is not None
         if asks and not rating[client.id]:
             raise InputError(

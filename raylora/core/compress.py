@@ -102,5 +102,5 @@ def compressed(update: ClientUpdate, received: Tree, error: Tree, compress: Comp
     wanted = {name: step + error[name] if name in error and error[name].shape == step.shape else step for name, step in movement.items()}
     decoded, sent_bytes = compress(wanted, generator)
     adapter = trees.freeze({name: np.asarray(received[name], dtype=np.float64) + step for name, step in decoded.items()})
-    lost = trees.freeze(trees.subtract(wanted, decoded))
+    lost = trees.freeze({**error, **trees.subtract(wanted, decoded)})  # of names that go in other rounds (RoLoRA) it stays
     return Sent(update=replace(update, adapter=adapter, adapter_bytes=sent_bytes), error=lost)

@@ -8,24 +8,32 @@ from typing import cast
 from raylora.core import lowrank
 from raylora.core import tree as trees
 from raylora.core.errors import InputError
-from raylora.core.reduce import Reduce, Seeded, by_client, mean, movement, shares
+from raylora.core.reduce import Reduce, Seeded, Weighing, by_client, mean, movement, shares
 from raylora.core.types import Broadcast, Client, ClientUpdate, Phase, State, Strategy, Task, Tree
 from raylora.strategies import options
 
 OWN = (trees.LORA, "!local.*", "!rest.*")
 
 
-def fedalt(*, router: str = "local", weights: str = "size", head: str = "shared", reduce: Reduce = mean) -> Strategy:
+def fedalt(
+    *, router: str = "local", weights: str = "size", head: str = "shared", reduce: Reduce = mean, clients: int | None = None
+) -> Strategy:
     """h = W_0 x + g_0 B^RoW A^RoW x + g_1 B_k A_k x with g = softmax(W_r x), (A, B)^RoW_k = mean over j != k of the others' last
     (A_j, B_j), frozen. A client trains its own pair, which is sent but never overwritten, and its router.
 
     router: local (private), shared (averaged like the head) or none (g_0 = g_1 = 1). Sent each way and layer: r (in + out) floats; the
-    server keeps every client's pair. The paper's mean is uniform; sizes are our default.
+    server keeps every client's pair. The paper's mean is uniform; sizes are our default. A reduction that needs m clients has a mean of others
+    once m of them have sent a pair.
     """
     options.check(weights=weights, head=head)
     options.one_of("router", router, ("local", "shared", "none"))
     if isinstance(reduce, Seeded):
         raise InputError("strategy.reduce: fedalt sends each client another mean, expected a reduction without noise")
+    needs = reduce.needs if isinstance(reduce, Weighing) else 1
+    if clients is not None and needs > max(clients - 1, 1):
+        raise InputError(
+            f"strategy.reduce: fedalt reduces the other clients' pairs: expected at least {needs + 1} clients, found {clients}"
+        )
     heads = ((*trees.HEAD,) if head == "shared" else ()) + (("router.*",) if router == "shared" else ())
     uploads, phases = (*heads, *OWN), (Phase(trains=("*", "!rest.*")),)
 
@@ -38,7 +46,7 @@ def fedalt(*, router: str = "local", weights: str = "size", head: str = "shared"
         task = Task(round=state.round, phases=phases, uploads=uploads, keeps=OWN)
         others = sorted(key for key in state.trees if key.startswith("of:") and key != f"of:{client.id}")
         rest = trees.zeros(state.trees["start"])
-        if others:
+        if len(others) >= needs:
             rest = trees.add(
                 rest, movement(rest, [state.trees[key] for key in others], [sizes(state)[k] for k in others], reduce, state.round)
             )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from raylora.core import lowrank
 from raylora.core import tree as trees
+from raylora.core.errors import InputError
 from raylora.core.reduce import by_client
 from raylora.core.types import Broadcast, Client, ClientUpdate, State, Strategy, Task
 from raylora.strategies import options
@@ -24,6 +25,8 @@ def rate_my_lora(*, rule: str = "drop", temperature: float = 0.1, weights: str =
     options.one_of("rule", rule, tuple(RULES))
     options.number("temperature", temperature, 0.0, open_low=True)
     weigh, scores = RULES[rule]
+    if rule == "peer" and head == "private":
+        raise InputError("strategy.rule: peer scores other clients' models, which a private head does not leave: expected head: shared")
 
     def rating(state: State, updates: Sequence[ClientUpdate]) -> tuple[Sequence[float], dict[str, object]]:
         w = weigh(state, updates, temperature, seed)

@@ -33,9 +33,11 @@ def rolora(*, first: str = "B", period: int = 1, weights: str = "size", head: st
     inner = averaging("rolora", task, shared, weights=weights, reduce=reduce, product="exact")
 
     def broadcast(state: State, client: Client) -> Broadcast:
-        changed, seen = remembered(state, "changed"), remembered(state, "seen").get(client.id, 0)
+        changed, last = remembered(state, "changed"), remembered(state, "seen").get(client.id, -1)
         whole = inner.broadcast(state, client)
-        return replace(whole, adapter={name: array for name, array in whole.adapter.items() if changed.get(name, 0) > seen})
+        # A client gives away what it uploads: if it came too late in a round that changed nothing, it has that factor no longer.
+        given = {name for r in range(last + 1, state.round) for name in trees.match(whole.adapter, task(r).uploads)}
+        return replace(whole, adapter={n: array for n, array in whole.adapter.items() if n in given or changed.get(n, 0) > max(last, 0)})
 
     def aggregate(state: State, updates: Sequence[ClientUpdate]) -> State:
         after = inner.aggregate(state, updates)

@@ -54,12 +54,9 @@ def train(
     trees: list[Mapping[str, np.ndarray]] = [dict(job.tree) for job in jobs]
     losses: list[list[float]] = [[] for _ in jobs]
     done = [0] * len(jobs)
-    passed = 0.0
+    every = [phase_ends(phases, len(plan)) for plan in plans]
     for number, phase in enumerate(phases):
-        passed += phase.share
-        ends = [round_half_up(len(plan) * min(passed, 1.0)) for plan in plans]
-        if number == len(phases) - 1 and passed >= 1 - 1e-9:
-            ends = [len(plan) for plan in plans]
+        ends = [of[number] for of in every]
         steps = [plan[a:b] for plan, a, b in zip(plans, done, ends, strict=True)]
         trees = _phase(model, jobs, trees, phase, steps, losses, settings, loss, seed=seed, round=round, number=number)
         done = ends
@@ -67,6 +64,12 @@ def train(
         Result(tree=dict(tree), metrics={"loss": float(np.mean(values))} if values else {}, steps=len(plan))
         for tree, values, plan in zip(trees, losses, plans, strict=True)
     ]
+
+
+def phase_ends(phases: Sequence[Phase], steps: int) -> list[int]:
+    """The step with which each phase of a round of `steps` local steps ends."""
+    passed = [min(share, 1.0) for share in np.cumsum([phase.share for phase in phases])]
+    return [steps if share >= 1 - 1e-9 else round_half_up(steps * share) for share in passed]
 
 
 def round_half_up(value: float) -> int:

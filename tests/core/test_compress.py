@@ -61,6 +61,16 @@ def test_error_feedback_sends_everything_in_the_end() -> None:
     assert np.abs(error["w"]).max() < 12 * np.abs(movement).max()  # it does not grow without bound
 
 
+def test_what_was_lost_of_a_factor_waits_for_the_round_that_sends_it() -> None:
+    """RoLoRA sends B in one round and A in the next."""
+    error: dict[str, np.ndarray] = {}
+    for name in ("B", "A", "B"):
+        sent = compress.compressed(update({name: np.arange(1.0, 5.0)}), {name: np.zeros(4)}, error, compress.top_k(0.25), draw())
+        error = dict(sent.error)
+    assert error["A"].tolist() == [1, 2, 3, 0] and error["B"].tolist() == [2, 4, 0, 4]
+    assert sent.update.adapter["B"].tolist() == [0, 0, 6, 0], "what was left out two rounds ago went with it"
+
+
 @pytest.mark.parametrize("scheme", [compress.top_k(1.0), compress.quantise(16)])
 def test_full_precision_changes_nothing(scheme: compress.Compress) -> None:
     received = {"w": draw(1).normal(size=(4, 4)).astype(np.float32)}

@@ -300,6 +300,14 @@ def test_what_cannot_work_asynchronously_says_why(prepared_folder, strategy, why
         planning.make_plan(config)
 
 
+@pytest.mark.parametrize("strategy", [{"name": "feddpa", "schedule": "F"}, {"name": "med_duallora", "mode": "staged"}])
+def test_a_strategy_that_asks_for_other_names_later_is_found_out_before_it_starts(prepared_folder, strategy):
+    options = {"sampling": {"buffer": 2}, "network": {"step_s": 1.0}, "training__rounds": 4}
+    with pytest.raises(InputError, match="cannot work asynchronously: from round 3 on it asks for other names"):
+        planning.make_plan(tiny(prepared_folder, "disease", strategy={**strategy, "stage_rounds": 2}, **options))
+    planning.make_plan(tiny(prepared_folder, "disease", strategy={**strategy, "stage_rounds": 4}, **options))
+
+
 @pytest.mark.parametrize("strategy", ["fedit", "ffa_lora", "fedsa_lora", "feddpa", "fedadam", "fedprox", "fedavg_full", "local", "hetlora"])
 def test_what_can_is_let_through(prepared_folder, strategy):
     planning.make_plan(tiny(prepared_folder, strategy={"name": strategy}, sampling={"buffer": 2}, network={"step_s": 1.0}))
@@ -322,6 +330,21 @@ def test_what_can_is_let_through(prepared_folder, strategy):
             "disease",
             {"sampling": {"buffer": 2}, "network": SLOW_LINE, "privacy": {"clip": 1.0, "delta": 0.1}},
             "privacy.clip: in asynchronous",
+        ),
+        (
+            "disease",
+            {"sampling": {"wait_for": 0.5}, "network": SLOW_LINE, "privacy": {"clip": 1.0, "delta": 0.1}},
+            "sampling.wait_for: with privacy.clip expected 1.0, found 0.5",
+        ),
+        (
+            "disease",
+            {"sampling": {"kind": "uniform", "fraction": 0.5}, "faults": {"leaves": 0.5}, "privacy": {"clip": 1.0, "delta": 0.1}},
+            "faults.leaves: with privacy.clip and sampling.kind uniform expected 0, found 0.5",
+        ),
+        (
+            "disease",
+            {"strategy": {"name": "med_duallora", "mode": "alternating"}, "training__local_steps": 1},
+            "client Canon: 1 local steps a round, too few for the 2 phases of strategy.name med_duallora",
         ),
         ("disease", {"clients": {"by": "vendor", "sizes": 1.0}}, "clients.sizes: expected clients.by: iid, found vendor"),
     ],

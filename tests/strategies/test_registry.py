@@ -9,6 +9,7 @@ import raylora.strategies
 from raylora.core.errors import InputError
 from raylora.core.privacy import dp_mean
 from raylora.core.reduce import median
+from raylora.core.types import Client
 from raylora.strategies import STRATEGIES, create, toy
 
 CONTRACT = (
@@ -41,6 +42,7 @@ REFUSED: list[tuple[str, dict[str, object], str]] = [
     ("rate_my_lora", {"temperature": 0.0}, "strategy.temperature: expected a number above 0.0, found 0.0"),
     ("rate_my_lora", {"temperature": "hot"}, "strategy.temperature: expected a number above 0.0, found hot"),
     ("rate_my_lora", {"rule": "best"}, "strategy.rule: expected drop or trend or softmax or peer or shuffled, found best"),
+    ("rate_my_lora", {"rule": "peer", "head": "private"}, "strategy.rule: peer scores other clients' models, which a private head"),
     ("fedit", {"weights": "loss"}, "strategy.weights: expected size or uniform, found loss"),
     ("fedit", {"head": "frozen"}, "strategy.head: expected shared or private, found frozen"),
     ("fedprox", {"mu": -1}, "strategy.mu: expected a number of at least 0.0, found -1"),
@@ -83,6 +85,22 @@ def test_refused_in_one_line(name: str, options: dict[str, object], message: str
     with pytest.raises(InputError) as refused:
         create(name, options, clients=4)
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_reduction_of_the_others_needs_one_client_more() -> None:
+    krum = {"reduce": {"name": "krum", "f": 1}}
+    with pytest.raises(InputError, match="fedalt reduces the other clients' pairs: expected at least 6 clients, found 5"):
+        create("fedalt", krum, clients=5)
+    game = toy.start(create("fedalt", krum, clients=6), 2)
+    sites = [Client(id=f"c{k}", num_examples=1, rank=2) for k in range(6)]
+
+    def rest(game: toy.Game) -> float:
+        sent = game.strategy.broadcast(game.state, sites[0]).adapter
+        return sum(float(abs(array).sum()) for name, array in sent.items() if name.startswith("rest."))
+
+    game = toy.play(game, sites[:5], toy.at_random)  # some were drawn: of one of them there are four others
+    assert rest(game) == 0
+    assert rest(toy.play(game, sites, toy.at_random)) > 0
 
 
 def test_a_factory_of_ones_own() -> None:

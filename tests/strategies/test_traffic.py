@@ -5,6 +5,8 @@ Modules of (out, in) = (7, 6) and (5, 12), head of 3 + 12 elements, rank 2, thre
 smaller side is 5.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from raylora.core.payload import bytes_of
@@ -91,6 +93,18 @@ def test_rolora_sends_both_factors_to_a_client_that_was_away() -> None:
         game = toy.play(game, cohort, toy.at_random)
     sent = [bytes_of(game.strategy.broadcast(game.state, site)) for site in SITES]
     assert sent == [4 * (B + HEAD), 4 * (B + HEAD), 4 * (PAIR + HEAD)]
+
+
+def test_rolora_sends_again_what_a_round_that_nobody_finished_in_time_took_from_its_clients() -> None:
+    """A client gives away the factor that it uploads. If no answer counts, the server's has not changed, and the client has none."""
+    game = toy.start(create("rolora"), 2)
+    for _ in range(2):
+        game = toy.play(game, SITES, toy.at_random)
+    late = replace(game, state=game.strategy.aggregate(game.state, []))  # of B, in the third round
+    assert [bytes_of(late.strategy.broadcast(late.state, site)) for site in SITES] == [4 * (PAIR + HEAD)] * 3
+    fresh = toy.start(create("rolora"), 2)
+    fresh = replace(fresh, state=fresh.strategy.aggregate(fresh.state, []))
+    assert bytes_of(fresh.strategy.broadcast(fresh.state, SITES[0])) == 4 * (B + HEAD)
 
 
 def test_ranks_by_client_pay_for_their_own() -> None:
