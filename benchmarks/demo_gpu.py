@@ -5,7 +5,7 @@
 
 Says how far apart the two devices are. They add up in different orders, so the frozen model's scores and the first round's losses must agree to
 rounding (FROZEN, FIRST). From there 22 or 40 rounds of AdamW carry a difference in the last bit on, as they do between two kinds of CPU: the
-ends are compared by their means over clients (MEANS), of 48 test patients. The last run again with all its clients in one actor, if it is there,
+ends are compared by their means over clients (MEANS), of 47 test patients. The last run again with all its clients in one actor, if it is there,
 must have the same hash. The CPU's runs may be made on another machine, from the same data (`data_sha256`).
 """
 

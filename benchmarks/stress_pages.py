@@ -1,6 +1,6 @@
 """Every ready stress campaign, with what came of it in one file each.
 
-    make stress                                         # all five of configs/stress, at their size; an hour on two cores
+    make stress                                         # all five of configs/stress, at their size; an hour on two cores with AVX-512
     python -m benchmarks.stress_pages byzantine         # one of them
     python -m benchmarks.stress_pages --override seeds=[0]
 

@@ -312,7 +312,7 @@ class Faults(Section):
     leaves: Share = 0.0  # of the clients: they go for good, likewise
 
     # Devices, as network.speed_spread draws them.
-    rank_halvings: Whole = 0  # the weakest devices' ranks are halved so many times, the best one's never
+    rank_halvings: Whole = 0  # the weakest class of devices: so many times; the best class: never
 
     # Byzantine clients.
     byzantine: Share = 0.0  # of the clients, the same in all rounds

@@ -6,6 +6,7 @@ Nothing is copied by hand. Ratios are of medians; above 1 raylora is faster.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,9 +119,17 @@ def note(several: Sequence[dict[str, Any]]) -> str:
         f"round's arithmetic comes to; what raylora keeps or leaves out is counted as if it were computed), medians of at least {repeats} "
         f"interleaved runs. Then how many times as fast raylora is, "
         f"and with one client at a time and no cache; the first round's end (from the start of the process) and peak "
-        f"memory of all processes as parts of Flower's. Every client's loss in every round was the same in all systems to {gap:.0e}. "
+        f"memory of all processes as parts of Flower's. Every client's loss in every round was the same in all systems to {_up(gap):.0e}. "
         f"{machine['processor']}, {some['workers']} cores, torch {machine['torch']}, flwr {machine['flwr']}, pfl {machine['pfl']}, ray {machine['ray']}."
     )
+
+
+def _up(value: float) -> float:
+    """To one digit, away from zero: a bound."""
+    if not value:
+        return value
+    unit = 10.0 ** math.floor(math.log10(value))
+    return math.ceil(value / unit - 1e-9) * unit
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
