@@ -44,7 +44,7 @@ RATES = (0.3, 1.0, 3.0)  # times the task's training.lr
 CENTRES = {"fedavg_full": 0.1, "scaffold": 30.0}  # where every weight is trained rates are smaller, for SGD they are larger
 SEEDS = (0, 1, 2)
 CHOSEN_BY = {"segmentation": "dice", "disease": "likelihood"}  # on validation patients; the second moves where an accuracy of few does not
-SMALL = ("data.phantom.patients=32", "training.rounds=1", "training.local_steps=1", "evaluation.bootstrap=50")
+SMALL = ("data.phantom.patients=32", "training.rounds=1", "training.local_steps=2", "evaluation.bootstrap=50")
 
 
 @dataclass(frozen=True, kw_only=True)

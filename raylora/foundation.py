@@ -24,8 +24,8 @@ def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None)
     """Pre-train the configured network on its population and write `out`. Raises InputError if `out` exists."""
     if out.exists():
         raise InputError(f"--output {out}: exists already")
-    why = "pre-training starts from drawn weights"
-    config.model.require_defaults("model", ("weights", "weights_folder", "head", "decoder", "checkpointing"), why)
+    config.model.require_defaults("model", ("weights", "weights_folder"), "pre-training starts from drawn weights")
+    config.model.require_defaults("model", ("head", "decoder", "checkpointing"), "pre-training trains every weight in its own way")
     parts = ("protocol", "split", "split_seed", "fractions", "rating_to_training", "allow_seen")
     config.data.require_defaults("data", parts, "pre-training takes every study")
     torch.set_num_threads(config.threads)

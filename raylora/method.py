@@ -41,12 +41,14 @@ def make_strategy(config: Config, clients: int | None = None) -> Strategy:
 def _require_accountable(config: Config) -> None:
     """Refuse rounds whose sensitivity or sampling rate is not the one that epsilon is computed for. Raises InputError."""
     s, f = config.sampling, config.faults
+    if not config.privacy.sigma:  # clipping alone: epsilon is infinite, and says so
+        return
     if s.wait_for < 1:
         raise InputError(
             f"sampling.wait_for: with privacy.clip expected 1.0, found {s.wait_for:g}: where the first answers count, a client that stays "
             "away lets another one in, and the sum moves by twice the clip"
         )
-    if s.kind == "uniform" and (f.joins or f.leaves):
+    if s.kind == "uniform" and s.fraction < 1 and (f.joins or f.leaves):
         name = "joins" if f.joins else "leaves"
         raise InputError(
             f"faults.{name}: with privacy.clip and sampling.kind uniform expected 0, found {getattr(f, name):g}: of fewer clients each would "

@@ -93,9 +93,8 @@ def read(study: Study) -> Case:
         index = frame.index or 0
         label = None if frame.label is None else relabel(voxels[frame.label][index], study.labels, f"{frame.label}: {name}")
         if label is not None and not label.any():
-            raise InputError(
-                f"{frame.label}: {name}: no structure is labelled (frame {index}, zero-based): is that the frame that was drawn?"
-            )
+            where = "" if frame.index is None else f" (frame {index}, zero-based)"
+            raise InputError(f"{frame.label}: {name}: no structure is labelled{where}: is that the frame that was drawn?")
         frames[name] = Frame(image=voxels[frame.image][index].astype(np.float32, copy=False), label=label)
     if np.array_equal(frames["ED"].image, frames["ES"].image):
         raise InputError(f"{study.frames['ES'].image}: ED and ES are the same image")
@@ -134,8 +133,8 @@ def inspect(study: Study) -> dict[Path, nifti.Header]:
 
 def _turned(header: nifti.Header, first: nifti.Header) -> bool:
     """Whether the array runs through space in another direction along some axis: voxels of one number would be different places. Another
-    origin or spacing exchanges no voxels (`check` notes it), and an affine of ones is what tools write that do not know where they are."""
-    if np.array_equal(header.affine[:3, :3], np.eye(3)):
+    origin or spacing exchanges no voxels (`check` notes it), and a file that does not know where it is says nothing."""
+    if not (header.placed and first.placed):
         return False
     mine, others = (a[:3, :3] / np.linalg.norm(a[:3, :3], axis=0) for a in (header.affine, first.affine))
     return bool(np.any((mine * others).sum(0) < SAME_DIRECTION))

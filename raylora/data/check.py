@@ -159,7 +159,7 @@ def _check_prepared(root: Path, progress: Callable[[int, int], None]) -> Report:
     notes = manifest.done_to(found.manifest.options) + [f"skipped {id}: {reason}" for id, reason in found.manifest.skipped] + _notes(facts)
     cut = [row.id for row in found.manifest.rows if row.cut_voxels]
     if cut:
-        notes.append(f"the crop cuts labelled voxels of {len(cut)} studies: {', '.join(cut[:5])}{' ...' if len(cut) > 5 else ''}")
+        notes.append(f"the grid leaves out labelled voxels of {len(cut)} studies: {', '.join(cut[:5])}{' ...' if len(cut) > 5 else ''}")
     return Report(root=root, sets=found.manifest.datasets, studies=tuple(facts), problems=tuple(problems), notes=tuple(notes))
 
 

@@ -85,7 +85,7 @@ class Row:
     ed: int | None  # zero-based time index, None where a frame is a file of its own
     es: int | None
     crop: str  # centre | motion | oracle
-    cut_voxels: int  # labelled voxels (native, ED and ES) that the crop leaves out
+    cut_voxels: int  # labelled voxels (native, ED and ES) that the crop, or the rounding of slices, leaves out
     fingerprint: str  # of the ED image, to find the same study in another set (see duplicates)
     geometry: Geometry
     sources: tuple[Source, ...]

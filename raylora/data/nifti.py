@@ -44,6 +44,7 @@ class Header:
     frames: int  # along t; 1 for a 3-D file
     spacing_mm: tuple[float, float, float]
     affine: np.ndarray  # (4, 4) voxel -> mm
+    placed: bool  # whether the file says where it is: tools that do not know write no code, or an affine of ones
     dtype: np.dtype
     offset: int  # bytes before the first voxel
     slope: float
@@ -164,7 +165,8 @@ def _geometry(path: Path, raw: nibabel.Nifti1Header) -> dict:
         volume = abs(np.linalg.det(affine[:3, :3])) if np.isfinite(affine).all() else 0.0
     if not volume > 1e-6 * float(np.prod(spacing)):
         raise InputError(f"{path}: the affine is singular or not finite")
-    return {"shape": tuple(sizes[:3]), "frames": sizes[3], "spacing_mm": tuple(spacing), "affine": affine}
+    placed = bool(raw["sform_code"] or raw["qform_code"]) and not np.array_equal(np.abs(affine[:3, :3]), np.eye(3))
+    return {"shape": tuple(sizes[:3]), "frames": sizes[3], "spacing_mm": tuple(spacing), "affine": affine, "placed": placed}
 
 
 def _encoding(path: Path, raw: nibabel.Nifti1Header) -> dict:

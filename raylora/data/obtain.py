@@ -68,7 +68,7 @@ def _one(source: Source, data: Data, say: Say, mapper: Mapper) -> Path:
         layout = cohort.layout
         root = phantoms(cache, cohort, say)
     else:
-        layout, root = source.dataset, Path(source.root or "").expanduser()
+        layout, root = source.dataset, absolute_path(str(source.root), Path.cwd(), "data.root")
         if not is_folder(root, "data.root"):
             raise InputError(f"data.root: {root}: no such folder (expected {source.dataset})")
         if (root / manifest.NAME).is_file():

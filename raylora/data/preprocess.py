@@ -32,7 +32,7 @@ class PreparedCase:
     frames: Mapping[str, PreparedFrame]
     geometry: grid.Geometry
     crop: str  # centre | motion | oracle
-    cut_voxels: int  # labelled native voxels, of all frames, whose centre lies outside the crop
+    cut_voxels: int  # labelled native voxels, of all frames, whose centre lies outside the grid
 
 
 def prepare_case(case: Case, options: PrepareOptions) -> PreparedCase:

@@ -96,7 +96,8 @@ def paired_bootstrap(a: Panel, b: Panel, root_seed: int = 0, replicates: int = R
     The p value is the one whose interval would just reach zero; there is neither where a client has one patient, or one of a class (see
     `degrees_of_freedom`). Where no replicate is beyond zero, the tail is a normal one with the replicates' spread: counted, it could not be
     below one in `replicates`, and after Holm over a few dozen pairs nothing could ever be shown. No p is below 2^(1 - n), the least that n
-    patients can say (all of them one way, in a sign test). None if either score does not exist.
+    patients can say (all of them one way, in a sign test); `report.pairs` counts those on whom two models decide differently. None if
+    either score does not exist.
     """
     if a.patients != b.patients or a.clients != b.clients:
         raise ValueError("a paired bootstrap needs the same patients of the same clients in both panels")

@@ -14,6 +14,7 @@ from raylora.report.runs import Run
 from raylora.report.scores import Score, frozen_score, score_of
 from raylora.report.words import inside
 
+OTHER_MODELS = ("model.name", "model.weights", "model.size")  # and model.sizes
 MOST_TESTED = 40  # configurations of which all pairs are tested
 Blocks = Mapping[tuple[str, str], Sequence[Run]]  # (task, data hash) -> runs
 
@@ -82,8 +83,8 @@ def make_block(by_block: Blocks, task: str, data: str, baseline: str | None, roo
     scores = tuple(score_of(group, metric, root_seed, replicates) for group in groups)
     partial = [group.label for group in groups if not has_all_seeds(group, tried)]
     winners = _winners(scores, tried, partial)
-    if partial and len(partial) < len(groups):
-        remarks += [f"{label} has not finished every seed that was tried: it is not chosen." for label in partial]
+    chosen_ones = {winner.score.label for winner in winners}
+    remarks += [f"{label} has not finished every seed that was tried: it is not chosen." for label in partial if label not in chosen_ones]
     chosen = next(
         (group for group, score in zip(groups, scores, strict=True) if any(w.overall and w.score is score for w in winners)), None
     )
@@ -91,7 +92,7 @@ def make_block(by_block: Blocks, task: str, data: str, baseline: str | None, roo
     if against is not None:
         remarks.append(f"{len(groups)} configurations: only pairs with {against.label}, which validation patients chose, are tested.")
     with_frozen, varied = frozen_group(groups), tuple(varied_keys(finished))
-    if with_frozen and any(key.startswith("model.") for key in varied):
+    if with_frozen and any(key.startswith(OTHER_MODELS) for key in varied):
         remarks.append(f"These runs start from different models: the frozen one is that of {with_frozen.label}.")
     return Block(
         task=task,

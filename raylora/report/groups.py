@@ -116,8 +116,8 @@ def varied_keys(runs: Sequence[Run]) -> list[str]:
     varied = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
     if STACK in varied:
         others = [key for key in varied if key != STACK]
-        repeats = {(repr([config.get(key) for key in others]), run.seed) for config, run in zip(configs, runs, strict=True)}
-        if len(repeats) == len(runs):
+        found = {(repr([c.get(key) for key in others]), run.seed, c.get(STACK)) for c, run in zip(configs, runs, strict=True)}
+        if len({(one, seed) for one, seed, _ in found}) == len(found):
             varied = others
     return sorted(varied, key=lambda key: (key != "strategy.name", key))
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+import numpy as np
+
 from raylora.metrics.bootstrap import REPLICATES
 from raylora.metrics.panel import Panel
 from raylora.metrics.significance import (
@@ -87,7 +89,7 @@ def pairs_of(
         if (one.point or 0.0) < (other.point or 0.0):
             a, b, one, other = b, a, other, one
         limit = resolvable_difference(list(a_a.scores.values()), len(a.seeds), len(b.seeds))
-        pair = replace(_tested(a.label, b.label, one, other, metric, root_seed, replicates), resolvable=limit)
+        pair = replace(pair_of(a.label, b.label, one, other, metric, root_seed, replicates), resolvable=limit)
         if probability and pair.difference is not None:
             pair = replace(pair, auc=delong(*common(probability[a.label], probability[b.label])), mcnemar_p=_mcnemar(one, other))
         pairs.append(pair)
@@ -103,7 +105,8 @@ def common(a: Panel, b: Panel) -> tuple[Panel, Panel]:
     return one, replace(other, clients=one.clients)
 
 
-def _tested(a: str, b: str, one: Panel, other: Panel, metric: str, root_seed: int, replicates: int) -> Pair:
+def pair_of(a: str, b: str, one: Panel, other: Panel, metric: str, root_seed: int, replicates: int) -> Pair:
+    """The test of two configurations on the same patients, not corrected yet."""
     n = len(one.patients)
     by_patient = metric == "dice"  # a patient has a Dice; it has no balanced accuracy
     test = "Wilcoxon" if by_patient else "paired bootstrap"
@@ -112,6 +115,8 @@ def _tested(a: str, b: str, one: Panel, other: Panel, metric: str, root_seed: in
         return Pair(a=a, b=b, n=n, test=test)
     differences = one.values.mean(0) - other.values.mean(0) if by_patient else one.decisions.mean(0) - other.decisions.mean(0)
     p_value = wilcoxon(differences) if by_patient else estimate.p_value
+    if not by_patient and p_value is not None:  # no less than coins as many as the patients on whom the decisions differ: few may not vary
+        p_value = min(1.0, max(p_value, 2.0 ** (1 - np.count_nonzero(differences))))
     effect = rank_biserial(differences)
     return Pair(a=a, b=b, n=n, test=test, difference=estimate.difference, ci95=estimate.ci95, p_value=p_value, effect=effect)
 

@@ -36,7 +36,9 @@ def rolora(*, first: str = "B", period: int = 1, weights: str = "size", head: st
         changed, last = remembered(state, "changed"), remembered(state, "seen").get(client.id, -1)
         whole = inner.broadcast(state, client)
         # A client gives away what it uploads: if it came too late in a round that changed nothing, it has that factor no longer.
-        given = {name for r in range(last + 1, state.round) for name in trees.match(whole.adapter, task(r).uploads)}
+        since = max(last + 1, state.round - period - 1)  # of so many rounds in a row both factors had their turn
+        asked = {task(r).uploads for r in range(since, state.round)}
+        given = {name for uploads in asked for name in trees.match(whole.adapter, uploads)}
         return replace(whole, adapter={n: array for n, array in whole.adapter.items() if n in given or changed.get(n, 0) > max(last, 0)})
 
     def aggregate(state: State, updates: Sequence[ClientUpdate]) -> State:

@@ -3,10 +3,14 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from benchmarks import strategies
-from raylora.strategies import STRATEGIES
+from raylora.core.types import Client
+from raylora.method import make_strategy
+from raylora.strategies import STRATEGIES, toy
+from raylora.training.local import phase_ends
 
 
 def test_every_strategy_of_the_registry_has_a_row():
@@ -33,6 +37,17 @@ def test_all_rows_have_the_same_budget(tmp_path):
             assert config.lora.alpha / config.lora.rank == base.lora.alpha / base.lora.rank
             clients = 4 if entry == "centralised" else 1
             assert config.training.local_steps == clients * base.training.local_steps, entry
+
+
+def test_a_small_campaign_has_steps_for_every_phase(tmp_path):
+    (steps,) = (int(word.partition("=")[2]) for word in strategies.SMALL if word.startswith("training.local_steps"))
+    for entry in strategies.entries():
+        strategy = make_strategy(
+            strategies.Study(task="disease", entry=entry, folder=tmp_path, data="", rates=(1.0,), seeds=(0,)).config(1.0, 0)
+        )
+        game = toy.start(strategy, 2)
+        phases = strategy.broadcast(game.state, Client(id="a", num_examples=1, rank=2)).task.phases
+        assert 0 not in np.diff([0, *phase_ends(phases, steps)]), entry
 
 
 @pytest.mark.slow

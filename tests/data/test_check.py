@@ -61,7 +61,7 @@ def test_a_prepared_folder_is_checked_too(tmp_path, write):
     prepare(acdc.scan(tmp_path / "raw"), tmp_path / "out", options, skipped=[("patient003", "was bad")])
     report = check(tmp_path / "out")
     assert len(report.studies) == 2 and not report.problems
-    assert any(note.startswith("the crop cuts labelled voxels of 2 studies") for note in report.notes)
+    assert any(note.startswith("the grid leaves out labelled voxels of 2 studies") for note in report.notes)
     assert "skipped patient003: was bad" in report.notes
     path = tmp_path / "out" / "studies" / "patient002.arrow"
     path.write_bytes(path.read_bytes()[:-8] + b"\0" * 8)

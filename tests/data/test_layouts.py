@@ -190,7 +190,7 @@ def test_a_label_on_other_axes_than_its_image_is_refused(tmp_path, write):
     voxels = np.asarray(stored.dataobj)
     moved = stored.affine.copy()
     moved[:3, 3] += 40
-    for affine in (moved, np.eye(4)):
+    for affine in (moved, np.eye(4), np.diag([-1.0, -1.0, 1.0, 1.0]), None):  # None: no code either
         nibabel.save(nibabel.Nifti1Image(voxels, affine), mask)
         cases.read(study)
     for turns in ([-1.0, 1.0, 1.0, 1.0], [1.0, 1.0, -1.0, 1.0]):

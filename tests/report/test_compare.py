@@ -196,6 +196,11 @@ def test_a_configuration_whose_worse_seeds_were_stopped_is_not_chosen(tmp_path):
     assert block.chosen.score.label == "fedit rank=4" and not any("not chosen" in remark for remark in block.remarks)
     (block,) = compare([runs[0], runs[1]], replicates=FEW).blocks
     assert block.chosen.score.label == "fedit"  # there is no other
+    others = [
+        make_run(tmp_path / f"h{s}", strategy="hetlora", seed=s, rounds=1, status=how) for s, how in enumerate(("finished", "failed"))
+    ]
+    (block,) = compare([*runs[2:], *others], replicates=FEW).blocks
+    assert [winner.strategy for winner in block.winners] == ["fedit", "hetlora"] and not any("not chosen" in r for r in block.remarks)
 
 
 def test_equal_numbers_are_equal_however_they_are_written(tmp_path):
@@ -214,6 +219,8 @@ def test_a_stack_that_was_measured_tells_seeds_apart_only_if_somebody_asked(tmp_
     runs = [make_run(tmp_path / f"{seed}", config={"training.stack": stack}, seed=seed, rounds=1) for seed, stack in stacks]
     (block,) = compare(runs, replicates=FEW).blocks
     assert [score.label for score in block.scores] == ["fedit"] and block.a_a.resolvable is not None
+    again = make_run(tmp_path / "again", config={"training.stack": 8}, seed=1, rounds=1)
+    assert len(compare([*runs, again], replicates=FEW).blocks[0].scores) == 1  # a copy, which is left out
     runs.append(make_run(tmp_path / "other", config={"training.stack": 4}, seed=2, rounds=1))
     (block,) = compare(runs, replicates=FEW).blocks
     assert [(score.label, score.seeds) for score in block.scores] == [("fedit stack=4", (0, 2)), ("fedit stack=8", (1, 2))]
@@ -224,6 +231,8 @@ def test_whose_frozen_model_it_is_is_said_where_there_are_several(tmp_path):
     runs = [make_run(tmp_path / name, config={"model.weights": name}, quality=q, rounds=1) for name, q in given.items()]
     (block,) = compare(runs, replicates=FEW).blocks
     assert "These runs start from different models: the frozen one is that of fedit weights=phantom_unet." in block.remarks
+    same = [make_run(tmp_path / f"c{on}", config={"model.checkpointing": bool(on)}, rounds=1) for on in (0, 1)]
+    assert not any("different models" in remark for remark in compare(same, replicates=FEW).blocks[0].remarks)
 
 
 def test_a_sweep_folder_is_its_trials(tmp_path):

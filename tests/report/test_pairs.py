@@ -1,6 +1,9 @@
+import numpy as np
 import pytest
 
-from raylora.report.pairs import Pair, SelfTest, worded
+from raylora.metrics.classification import weighted_balanced_accuracy
+from raylora.metrics.panel import Panel
+from raylora.report.pairs import Pair, SelfTest, pair_of, worded
 
 
 @pytest.mark.parametrize(
@@ -21,6 +24,22 @@ def test_better_needs_a_corrected_p_an_interval_and_more_than_the_a_a_limit(diff
     said = worded(pair, "dice", family=3, baseline="base")
     assert said.verdict == verdict and said.sentence.startswith(begins)
     assert said.sentence.endswith("24 patients).") and "after Holm over 3 pairs" in said.sentence
+
+
+@pytest.mark.parametrize(("differing", "least"), [(2, 0.5), (5, 2**-4)])
+def test_few_patients_on_whom_two_models_differ_say_little(differing, least):
+    """Where all of them are one way, replicates may not vary at all: no p is below that of as many coins."""
+    truth = np.tile([0.0, 0.0, 1.0, 1.0], 8)
+    right, wrong = np.where(truth == 1, 0.9, 0.1), np.where(truth == 1, 0.9, 0.1)
+    wrong[np.flatnonzero(truth == 1)[:differing]] = 0.2
+
+    def panel(values):
+        clients = tuple(f"c{i // 4}" for i in range(32))
+        patients = tuple(f"p{i:02d}" for i in range(32))
+        return Panel((0,), patients, clients, truth, values[None], np.full((1, 32), 0.5), weighted_balanced_accuracy)
+
+    found = pair_of("right", "wrong", panel(right), panel(wrong), "balanced_accuracy", 0, 2000)
+    assert found.difference > 0 and found.p_value == pytest.approx(least)
 
 
 def test_a_pair_without_a_score_is_not_tested():

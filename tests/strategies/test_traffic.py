@@ -107,6 +107,16 @@ def test_rolora_sends_again_what_a_round_that_nobody_finished_in_time_took_from_
     assert bytes_of(fresh.strategy.broadcast(fresh.state, SITES[0])) == 4 * (B + HEAD)
 
 
+@pytest.mark.parametrize("period", [1, 3])
+def test_rolora_sends_both_factors_after_however_many_rounds(period: int) -> None:
+    game = toy.start(create("rolora", {"period": period}), 2)
+    for _ in range(3):
+        game = toy.play(game, SITES, toy.at_random)
+    for _ in range(20):
+        game = toy.play(game, SITES[:1], toy.at_random)
+    assert bytes_of(game.strategy.broadcast(game.state, SITES[1])) == 4 * (PAIR + HEAD)
+
+
 def test_ranks_by_client_pay_for_their_own() -> None:
     sites = [Client(id=str(rank), num_examples=1, rank=rank) for rank in (1, 2, 4)]
     game = toy.play(toy.start(create("flexlora"), 4), sites, toy.at_random)
