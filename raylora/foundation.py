@@ -9,9 +9,10 @@ import torch
 
 from raylora.config import Pretrain
 from raylora.core.errors import InputError
+from raylora.core.files import require_writable
 from raylora.data import obtain
 from raylora.data.shards import PreparedSet
-from raylora.data.transforms import Augmentation
+from raylora.data.transforms import Augmentation, aspect
 from raylora.models import zoo
 from raylora.models.seen import Seen
 from raylora.training import pretrain
@@ -24,6 +25,7 @@ def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None)
     """Pre-train the configured network on its population and write `out`. Raises InputError if `out` exists."""
     if out.exists():
         raise InputError(f"--output {out}: exists already")
+    require_writable(out, "--output")
     config.model.require_defaults("model", ("weights", "weights_folder"), "pre-training starts from drawn weights")
     config.model.require_defaults("model", ("head", "decoder", "checkpointing"), "pre-training trains every weight in its own way")
     parts = ("protocol", "split", "split_seed", "fractions", "rating_to_training", "allow_seen")
@@ -61,7 +63,7 @@ def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None)
 
 def _samples(config: Pretrain, sets: list[PreparedSet]) -> Samples:
     studies = [opened.study(i) for opened in sets for i in opened.ids]
-    augmentation = Augmentation(strength=config.augment) if config.augment else None
+    augmentation = Augmentation(strength=config.augment, aspect=aspect(config.data.spacing_mm)) if config.augment else None
     depth = config.data.size[2]
     if config.task == "disease":
         return Studies([tuple(s.frames[f].image for f in ("ED", "ES")) for s in studies], [0] * len(studies), depth, augmentation)

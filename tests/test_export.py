@@ -18,6 +18,7 @@ from raylora.core.errors import InputError, RunError
 from raylora.export import base_model, export
 from raylora.models import zoo
 from raylora.models.seen import read_seen
+from raylora.report import card
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -222,6 +223,23 @@ def test_the_card_says_where_it_comes_from_and_what_it_reached(runs, tmp_path):
     ):  # fmt: skip
         assert said in text, said
     assert text.startswith("---\nlibrary_name") and "\n---\n\n# tiny" in text
+
+
+@pytest.mark.parametrize(
+    ("weights", "licence", "base"),
+    [
+        (None, "apache-2.0", None),
+        ("phantom_unet", "apache-2.0", None),
+        ("/data/acdc_sax_0.safetensors", "other", "mathpluscode/CineMA"),
+        ("/data/cinema.safetensors", "other", "mathpluscode/CineMA"),
+        ("/data/exported/model.safetensors", "other", None),
+    ],
+)
+def test_a_card_gives_away_no_more_than_its_base_may(weights, licence, base):
+    config = {"model": {"name": "cinema", "weights": weights}, "task": "segmentation"}
+    found = card._front_matter(config, ["phantom"], merged=False)
+    assert (found["license"], found.get("base_model")) == (licence, base)
+    assert card._front_matter(config, ["acdc"], merged=False)["license"] == "other"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`raylora pretrain` refuses what it would ignore, and what it could not end."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from small_runs import GRID
@@ -33,6 +34,13 @@ def test_keys_that_would_do_nothing_are_refused(prepared_folder, tmp_path, key, 
     with pytest.raises(InputError) as caught:
         foundation.make(settings(prepared_folder, **{key: value}), tmp_path / "w.safetensors")
     assert str(caught.value).startswith(said) and not list(tmp_path.iterdir())
+
+
+def test_where_it_cannot_be_written_is_said_before_the_work(prepared_folder, tmp_path):
+    (tmp_path / "file").touch()
+    for out in ("/proc/x/w.safetensors", tmp_path / "file" / "w.safetensors"):
+        with pytest.raises(InputError, match=r"^--output: .*w.safetensors: cannot be written"):
+            foundation.make(settings(prepared_folder), Path(out))
 
 
 def test_without_a_label_there_is_nothing_to_learn_segmentation_from(prepared_folder, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ No flips: a mirrored heart has its right ventricle on the wrong side. Ranges are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,12 @@ class Augmentation:
     brightness: float = 0.1
     contrast: float = 0.2  # around the mean
     noise: float = 0.05  # standard deviation
+    aspect: float = 1.0  # the voxels' size along y as a multiple of that along x: hearts are turned, not sheared
+
+
+def aspect(spacing_mm: Sequence[float]) -> float:
+    """`Augmentation.aspect` of this grid."""
+    return float(spacing_mm[1] / spacing_mm[0])
 
 
 def augment(
@@ -30,7 +37,7 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """New ``image`` (c, x, y, z) float32 in 0-1 and ``label`` (x, y, z); the arguments stay as they are.
 
-    All channels and slices are moved alike. Slices that are zero throughout (padding) stay zero.
+    All channels and slices are moved alike. A slice of a channel that is zero throughout (padding, or missing) stays zero.
     """
     size, p = options.strength, options.probability
     if size == 0.0:
@@ -48,6 +55,7 @@ def augment(
             zoom=1.0 + options.scale * zoom * chance[1],
             shift=options.translation * chance[2] * np.array([shift_x * image.shape[1], shift_y * image.shape[2]]),
             shape=image.shape[1:3],
+            aspect=options.aspect,
         )
         part, mask = _moved(part, mask, matrix, offset)
     if chance[3]:
@@ -59,6 +67,7 @@ def augment(
         part = part + np.float32(size * options.noise * rng.random()) * rng.standard_normal(part.shape, np.float32)
     new_image = np.zeros(image.shape, np.float32)
     new_image[..., depth] = np.clip(part, 0.0, 1.0)
+    new_image *= image.any(axis=(1, 2), keepdims=True)
     if label is None or mask is None:
         return new_image, None
     new_label = np.zeros_like(label)
@@ -66,10 +75,10 @@ def augment(
     return new_image, new_label
 
 
-def _in_plane(angle_rad: float, zoom: float, shift: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _in_plane(angle_rad: float, zoom: float, shift: np.ndarray, shape: tuple[int, int], aspect: float) -> tuple[np.ndarray, np.ndarray]:
     """(matrix, offset): where in the old plane a voxel of the new one comes from, turning and scaling about the middle."""
     cos, sin = np.cos(angle_rad) / zoom, np.sin(angle_rad) / zoom
-    matrix = np.array([[cos, sin], [-sin, cos]])
+    matrix = np.array([[cos, sin * aspect], [-sin / aspect, cos]])
     middle = (np.asarray(shape) - 1) / 2
     return matrix, middle - matrix @ (middle + shift)
 

@@ -33,6 +33,8 @@ def build_model(
             raise InputError(f"model.checkpointing: {spec.name} does not offer it")
         if spec.dropout:
             raise InputError("model.checkpointing: not with lora.dropout, whose draws the backward pass would repeat differently")
+        if spec.full:
+            raise InputError("model.checkpointing: not with a strategy that trains every weight, which the backward pass would not find")
         recompute()
     targets = zoo.DEFAULT_TARGETS[spec.name] if spec.targets is None else spec.targets
     modules = () if spec.full else adapted_modules(backbone, targets, spec.blocks)

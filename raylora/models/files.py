@@ -12,6 +12,7 @@ from raylora.models.arrays import read_names
 
 PUBLISHER = "huggingface.co/mathpluscode/CineMA"
 PRETRAINED = "pretrained/cinema.safetensors"
+PUBLISHED = re.compile(r"(?P<data>[a-z0-9]+)_(?:sax|lax_\w+)_\d+\.safetensors")  # names of CineMA's fine-tuned files
 
 _OF_PRETRAINING = re.compile(r"dec_linear\.|decoder\.|.*\.mask_token$")  # in no fine-tuned file, whose decoder is `decoder_dict`
 _SHORT = re.compile(r"(?P<task>\w+)/(?P<model>\w+_(?:sax|lax_\w+))_(?P<seed>\d+)")
@@ -57,6 +58,12 @@ def find_weights(name: str, folder: str | Path | None = None) -> Path:
             return found
     where = f"in {folder}" if folder is not None else "and no weights folder is set"
     raise InputError(f"model.weights: no file {name} {where}; CineMA publishes {published} at {PUBLISHER}")
+
+
+def is_published(weights: str) -> bool:
+    """Whether this is CineMA's pre-training checkpoint or one of its fine-tuned files, by the name of the file."""
+    name = Path(_published_name(weights)).name
+    return name == Path(PRETRAINED).name or PUBLISHED.fullmatch(name) is not None
 
 
 def _file(path: Path) -> Path | None:

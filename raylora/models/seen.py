@@ -1,14 +1,12 @@
 """What data a set of base weights has already seen: such cases must not be scored as if they were new."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from raylora.core.errors import InputError
 from raylora.models.arrays import read_header
-
-_PUBLISHED = re.compile(r"(?P<data>[a-z0-9]+)_(?:sax|lax_\w+)_\d+\.safetensors")
+from raylora.models.files import PUBLISHED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,5 +38,5 @@ def read_seen(path: str | Path) -> Seen:
             return Seen(splits=frozenset((str(a), str(b)) for a, b in value["splits"]), cases=frozenset(map(str, value["cases"])))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: its header's entry 'seen' is not an object of splits and cases ({error!r})") from None
-    published = _PUBLISHED.fullmatch(Path(path).name)
+    published = PUBLISHED.fullmatch(Path(path).name)
     return Seen(splits=frozenset({(published["data"], "*")})) if published else Seen()

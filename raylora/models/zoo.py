@@ -29,7 +29,7 @@ DEFAULT_TARGETS = {"unet": ("conv",), "vit": ("qkv", "out_proj"), "cinema": ("q"
 TASKS = {"unet": ("segmentation",), "vit": ("disease",), "cinema": ("segmentation", "disease")}
 CLASSES = {"segmentation": 4, "disease": 2}
 CHANNELS = {"segmentation": 1, "disease": 2}  # one frame; ED and ES
-FIXED = ("out", "in_channels", "n_frames", "image_size")  # constructor arguments that are nobody's choice
+FIXED = ("out", "in_channels", "n_frames", "image_size", "drop_path", "grad_checkpoint")  # constructor arguments that `sizes` cannot set
 
 
 def build(name: str, task: str, size: str, image_size: Sequence[int], sizes: Mapping[str, Any] | None = None, seed: int = 0) -> nn.Module:
@@ -45,7 +45,7 @@ def build(name: str, task: str, size: str, image_size: Sequence[int], sizes: Map
     if size not in sized.SIZES:
         raise InputError(f"model.size: {name} comes as {', '.join(sized.SIZES)}, found {size!r}")
     if fixed := [key for key in sizes or {} if key in FIXED]:
-        raise InputError(f"model.sizes: {fixed[0]!r} follows from the task and the data, and is not to be given")
+        raise InputError(f"model.sizes: {fixed[0]!r} is no size: it follows from the task, the data or other keys")
     arguments: dict[str, Any] = {**sized.SIZES[size], **(sizes or {})}
     if name == "cinema":
         make = sized.segmenter if task == "segmentation" else sized.classifier

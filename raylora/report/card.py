@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from raylora.metrics.matrix import PRIMARY
+from raylora.models import files
 from raylora.report.marks import marks_of
 from raylora.report.runs import Run
 from raylora.report.tables import reported_metrics
@@ -57,9 +58,13 @@ def datasets(config: Mapping[str, Any]) -> list[str]:
 
 
 def _front_matter(config: Mapping[str, Any], sets: Sequence[str], merged: bool) -> dict[str, Any]:
-    free = set(sets) == {"phantom"}
+    name, weights = config["model"]["name"], config["model"].get("weights")
+    ours = (
+        weights is None or (files.SHIPPED / f"{weights}.safetensors").is_file()
+    )  # what other files were made of is for their owner to say
+    free = set(sets) == {"phantom"} and ours
     found: dict[str, Any] = {"library_name": "raylora" if merged else "peft", "license": "apache-2.0" if free else "other"}
-    if config["model"]["name"] == "cinema" and config["model"].get("weights"):
+    if name == "cinema" and weights is not None and files.is_published(weights):
         found["base_model"] = "mathpluscode/CineMA"
     return {**found, "tags": ["federated-learning", "lora", "cardiac-mri", str(config["task"])]}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from raylora.core.seeds import generator
-from raylora.data.transforms import Augmentation, augment
+from raylora.data.transforms import Augmentation, aspect, augment
 
 FULL = Augmentation(probability=1.0)
 STILL = replace(FULL, rotation_deg=0, scale=0, translation=0, gamma=0, brightness=0, contrast=0, noise=0)
@@ -48,6 +48,26 @@ def test_one_generator_one_result_and_the_arguments_stay(heart):
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
     assert np.array_equal(heart[0], image) and np.array_equal(heart[1], label)
+
+
+def test_what_is_missing_stays_missing(heart):
+    image = np.concatenate([heart[0], heart[0]])
+    image[0, ..., 3] = 0
+    image[1] = 0
+    for seed in range(20):
+        new, _ = augment(image, heart[1], generator(seed, "t"), FULL)
+        assert not new[0, ..., 3].any() and not new[1].any() and new[0].any()
+
+
+def test_a_heart_is_turned_and_not_sheared_where_voxels_are_not_square():
+    """A disk of 20 mm on voxels of 1 x 2 mm."""
+    x, y = np.meshgrid(np.arange(96) - 47.5, 2.0 * (np.arange(48) - 23.5), indexing="ij")
+    image = (np.hypot(x, y) < 20).astype(np.float32)[None, ..., None]
+    turned = replace(STILL, rotation_deg=60, aspect=aspect((1.0, 2.0, 10.0)))
+    for seed in range(5):
+        new, _ = augment(image, None, generator(seed, "t"), turned)
+        inside = new[0, ..., 0] > 0.5
+        assert abs(np.ptp(x[inside]) - np.ptp(y[inside])) <= 4 and abs(inside.sum() / image.sum() - 1) < 0.05
 
 
 def test_image_and_label_move_together(heart):

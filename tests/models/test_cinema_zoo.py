@@ -167,6 +167,11 @@ def test_recomputed_activations_change_no_bit(runs):
 def test_recomputing_is_refused_where_it_would_not_be_the_same(prepared_folder):
     with pytest.raises(InputError, match="model.checkpointing: not with lora.dropout"):
         planning.make_plan(tiny(prepared_folder, **with_model(checkpointing=True), lora__dropout=0.1))
+    with pytest.raises(InputError, match="model.checkpointing: not with a strategy that trains every weight"):
+        planning.make_plan(tiny(prepared_folder, **with_model(checkpointing=True), strategy={"name": "fedavg_full"}))
+    for key in ("grad_checkpoint", "drop_path"):  # the constructor's way around the keys above
+        with pytest.raises(InputError, match=f"model.sizes: '{key}' is no size"):
+            planning.make_plan(tiny(prepared_folder, **with_model(sizes={**SIZES, key: 1}), lora__dropout=0.1))
     with pytest.raises(InputError, match="model.checkpointing: vit does not offer it"):
         planning.make_plan(configuration.from_dict(settings(prepared_folder, "disease", model__checkpointing=True)))
 
