@@ -27,13 +27,17 @@ def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None)
         raise InputError(f"--output {out}: exists already")
     require_writable(out, "--output")
     config.model.require_defaults("model", ("weights", "weights_folder"), "pre-training starts from drawn weights")
-    config.model.require_defaults("model", ("head", "decoder", "checkpointing"), "pre-training trains every weight in its own way")
+    config.model.require_defaults("model", ("head", "decoder"), "pre-training trains every weight")
     parts = ("protocol", "split", "split_seed", "fractions", "rating_to_training", "allow_seen")
     config.data.require_defaults("data", parts, "pre-training takes every study")
     torch.set_num_threads(config.threads)
     folders = obtain.prepared(config.data, say)
     sets = [PreparedSet.open(folder) for folder in folders]
     network = zoo.build(config.model.name, config.task, config.model.size, config.data.size, config.model.sizes, config.seed)
+    if config.model.checkpointing:
+        if not hasattr(network, "recompute_activations"):
+            raise InputError(f"model.checkpointing: {config.model.name} does not offer it")
+        network.recompute_activations()
     samples = _samples(config, sets)
 
     def report(step: int, steps: int, loss: float) -> None:

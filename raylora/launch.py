@@ -103,7 +103,7 @@ def absolute(config: Config, here: Path) -> Config:
         with contextlib.suppress(InputError):  # what is missing is said where it is needed
             found = files.find(model["weights"], model["weights_folder"], model["name"])
             if found.parent != files.SHIPPED:
-                model["weights"] = str((here / found).resolve())
+                model["weights"] = os.path.abspath(here / found)  # not what a link points to: a file says by its name what it has seen
     if tracking["uri"] is not None:
         from raylora.tracking.mlflow import resolved
 

@@ -45,13 +45,13 @@ def _require_accountable(config: Config) -> None:
         return
     if s.wait_for < 1:
         raise InputError(
-            f"sampling.wait_for: with privacy.clip expected 1.0, found {s.wait_for:g}: where the first answers count, a client that stays "
+            f"sampling.wait_for: with privacy.sigma expected 1.0, found {s.wait_for:g}: where the first answers count, a client that stays "
             "away lets another one in, and the sum moves by twice the clip"
         )
     if s.kind == "uniform" and s.fraction < 1 and (f.joins or f.leaves):
         name = "joins" if f.joins else "leaves"
         raise InputError(
-            f"faults.{name}: with privacy.clip and sampling.kind uniform expected 0, found {getattr(f, name):g}: of fewer clients each would "
+            f"faults.{name}: with privacy.sigma and sampling.kind uniform expected 0, found {getattr(f, name):g}: of fewer clients each would "
             "be drawn more often than epsilon assumes"
         )
 

@@ -240,6 +240,8 @@ def test_a_card_gives_away_no_more_than_its_base_may(weights, licence, base):
     found = card._front_matter(config, ["phantom"], merged=False)
     assert (found["license"], found.get("base_model")) == (licence, base)
     assert card._front_matter(config, ["acdc"], merged=False)["license"] == "other"
+    body = card._base({"model": {**config["model"], "size": "small"}}) + card._licence(config, ["phantom"])
+    assert ("under the terms of their owner" in body and "(the terms of its weights)" in body) == (licence == "other")
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ def settings(root, task="segmentation", **more):
     ("key", "value", "said"),
     [
         ("model__weights", "cinema", "model.weights: pre-training starts from drawn weights: expected nothing, found 'cinema'"),
-        ("model__head", "frozen", "model.head: pre-training trains every weight in its own way"),
+        ("model__head", "frozen", "model.head: pre-training trains every weight"),
+        ("model__checkpointing", True, "model.checkpointing: unet does not offer it"),
         ("data__split", "official", "data.split: pre-training takes every study: expected nothing, found 'official'"),
         ("data__fractions", [0.5, 0.1, 0.1, 0.3], "data.fractions: pre-training takes every study"),
         ("data__allow_seen", True, "data.allow_seen: pre-training takes every study"),

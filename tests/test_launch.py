@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from small_runs import settings, tiny
 
 from raylora import cli, experiment, launch
+from raylora import config as configuration
 from raylora.cluster import driver
 from raylora.core.errors import InputError, MachineError, RunError
 from raylora.federation.build import build_host
@@ -151,6 +152,14 @@ def test_ray_starts_beside_the_planning_unless_the_plan_is_made_here(prepared_fo
         launch.run(tiny(prepared_folder), tmp_path / "out")
     assert said == ["planner", "asked", "Ray", "waited for", "end of Ray", "end of planner"]
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_keep_the_name_of_a_link_to_them(tmp_path):
+    """A hub's cache holds blobs with links to them: what weights have seen goes by the published name."""
+    (tmp_path / "blob").touch()
+    (tmp_path / "acdc_sax_0.safetensors").symlink_to(tmp_path / "blob")
+    config = configuration.from_dict({"model": {"name": "cinema", "weights": "./acdc_sax_0.safetensors", "weights_folder": str(tmp_path)}})
+    assert launch.absolute(config, tmp_path).model.weights == str(tmp_path / "acdc_sax_0.safetensors")
 
 
 @pytest.mark.parametrize("exists", [False, True])

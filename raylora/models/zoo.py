@@ -29,7 +29,12 @@ DEFAULT_TARGETS = {"unet": ("conv",), "vit": ("qkv", "out_proj"), "cinema": ("q"
 TASKS = {"unet": ("segmentation",), "vit": ("disease",), "cinema": ("segmentation", "disease")}
 CLASSES = {"segmentation": 4, "disease": 2}
 CHANNELS = {"segmentation": 1, "disease": 2}  # one frame; ED and ES
-FIXED = ("out", "in_channels", "n_frames", "image_size", "drop_path", "grad_checkpoint")  # constructor arguments that `sizes` cannot set
+FIXED = {  # constructor arguments that are no sizes, and what decides them
+    **dict.fromkeys(("out", "in_channels", "n_frames"), "the task decides it"),
+    "image_size": "the key is data.size",
+    "grad_checkpoint": "the key is model.checkpointing",
+    "drop_path": "frozen blocks drop nothing",
+}
 
 
 def build(name: str, task: str, size: str, image_size: Sequence[int], sizes: Mapping[str, Any] | None = None, seed: int = 0) -> nn.Module:
@@ -45,7 +50,7 @@ def build(name: str, task: str, size: str, image_size: Sequence[int], sizes: Map
     if size not in sized.SIZES:
         raise InputError(f"model.size: {name} comes as {', '.join(sized.SIZES)}, found {size!r}")
     if fixed := [key for key in sizes or {} if key in FIXED]:
-        raise InputError(f"model.sizes: {fixed[0]!r} is no size: it follows from the task, the data or other keys")
+        raise InputError(f"model.sizes: {fixed[0]!r} is no size: {FIXED[fixed[0]]}")
     arguments: dict[str, Any] = {**sized.SIZES[size], **(sizes or {})}
     if name == "cinema":
         make = sized.segmenter if task == "segmentation" else sized.classifier

@@ -83,8 +83,11 @@ def make_block(by_block: Blocks, task: str, data: str, baseline: str | None, roo
     scores = tuple(score_of(group, metric, root_seed, replicates) for group in groups)
     partial = [group.label for group in groups if not has_all_seeds(group, tried)]
     winners = _winners(scores, tried, partial)
-    chosen_ones = {winner.score.label for winner in winners}
-    remarks += [f"{label} has not finished every seed that was tried: it is not chosen." for label in partial if label not in chosen_ones]
+    of_strategies = {winner.score.label: winner.overall for winner in winners}
+    for label in partial:
+        if not of_strategies.get(label, False):
+            among = "among all strategies it is not chosen" if label in of_strategies else "it is not chosen"
+            remarks.append(f"{label} has not finished every seed that was tried: {among}.")
     chosen = next(
         (group for group, score in zip(groups, scores, strict=True) if any(w.overall and w.score is score for w in winners)), None
     )

@@ -59,14 +59,17 @@ def datasets(config: Mapping[str, Any]) -> list[str]:
 
 def _front_matter(config: Mapping[str, Any], sets: Sequence[str], merged: bool) -> dict[str, Any]:
     name, weights = config["model"]["name"], config["model"].get("weights")
-    ours = (
-        weights is None or (files.SHIPPED / f"{weights}.safetensors").is_file()
-    )  # what other files were made of is for their owner to say
-    free = set(sets) == {"phantom"} and ours
+    free = set(sets) == {"phantom"} and not _of_others(config)
     found: dict[str, Any] = {"library_name": "raylora" if merged else "peft", "license": "apache-2.0" if free else "other"}
     if name == "cinema" and weights is not None and files.is_published(weights):
         found["base_model"] = "mathpluscode/CineMA"
     return {**found, "tags": ["federated-learning", "lora", "cardiac-mri", str(config["task"])]}
+
+
+def _of_others(config: Mapping[str, Any]) -> bool:
+    """Whether the base's weights are a file that does not come with raylora: what it was made of, and its terms, are its owner's to say."""
+    weights = config["model"].get("weights")
+    return weights is not None and not (files.SHIPPED / f"{weights}.safetensors").is_file()
 
 
 def _base(config: Mapping[str, Any]) -> str:
@@ -74,7 +77,8 @@ def _base(config: Mapping[str, Any]) -> str:
     what, licence = BASES[model["name"]]
     file = str(model.get("weights") or "").rsplit("/", 1)[-1]
     weights = f"weights `{file}`" if file else "random weights (their seed is in `raylora.json`)"
-    return f"{what}, size {model['size']}, licence {licence}; {weights}."
+    terms = ", under the terms of their owner" if _of_others(config) else ""
+    return f"{what}, size {model['size']}, licence {licence}; {weights}{terms}."
 
 
 def _data(config: Mapping[str, Any], sets: Sequence[str]) -> str:
@@ -146,8 +150,9 @@ def _use_merged() -> str:
 
 def _licence(config: Mapping[str, Any], sets: Sequence[str]) -> str:
     terms = [f"{TERMS[name][0]}: {TERMS[name][1]}" for name in sets]
+    base = "the terms of its weights" if _of_others(config) else BASES[config["model"]["name"]][1]
     return (
-        f"Trained weights follow from the base ({BASES[config['model']['name']][1]}) and from the data ({'; '.join(terms)}). "
+        f"Trained weights follow from the base ({base}) and from the data ({'; '.join(terms)}). "
         "Whoever passes them on must respect both. For research; not a medical device."
     )
 

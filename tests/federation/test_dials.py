@@ -313,6 +313,17 @@ def test_what_can_is_let_through(prepared_folder, strategy):
     planning.make_plan(tiny(prepared_folder, strategy={"name": strategy}, sampling={"buffer": 2}, network={"step_s": 1.0}))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampling": {"wait_for": 0.5}, "network": {"up_mbit": 1.0}, "privacy": {"clip": 1.0, "delta": 0.1}},  # clipping alone
+        {"sampling": {"kind": "uniform"}, "faults": {"leaves": 0.5}, "privacy": {"clip": 1.0, "sigma": 1.0, "delta": 0.1}},  # all are drawn
+    ],
+)
+def test_a_private_mean_that_can_be_accounted_is_let_through(prepared_folder, options):
+    planning.make_plan(tiny(prepared_folder, "disease", **options))
+
+
 # ---- what does not fit together
 
 
@@ -333,13 +344,17 @@ def test_what_can_is_let_through(prepared_folder, strategy):
         ),
         (
             "disease",
-            {"sampling": {"wait_for": 0.5}, "network": SLOW_LINE, "privacy": {"clip": 1.0, "delta": 0.1}},
-            "sampling.wait_for: with privacy.clip expected 1.0, found 0.5",
+            {"sampling": {"wait_for": 0.5}, "network": SLOW_LINE, "privacy": {"clip": 1.0, "sigma": 1.0, "delta": 0.1}},
+            "sampling.wait_for: with privacy.sigma expected 1.0, found 0.5",
         ),
         (
             "disease",
-            {"sampling": {"kind": "uniform", "fraction": 0.5}, "faults": {"leaves": 0.5}, "privacy": {"clip": 1.0, "delta": 0.1}},
-            "faults.leaves: with privacy.clip and sampling.kind uniform expected 0, found 0.5",
+            {
+                "sampling": {"kind": "uniform", "fraction": 0.5},
+                "faults": {"leaves": 0.5},
+                "privacy": {"clip": 1.0, "sigma": 1.0, "delta": 0.1},
+            },
+            "faults.leaves: with privacy.sigma and sampling.kind uniform expected 0, found 0.5",
         ),
         (
             "disease",
