@@ -101,7 +101,8 @@ def measure(folder: Path, small: bool) -> dict[str, Any]:
         shared = prepare(folder / f"cache-{repeat}")
         sweeps.append(raylora("sweep", folder / "sweep.yaml", shared, "--output", folder / f"sweep-{repeat}"))
     without = raylora("sweep", folder / "sweep.yaml", *off, plain, "--output", folder / "without")
-    check(len(grid), hashes(folder / "sweep-0"), hashes(folder / "without"), hashes(folder / "plain"))
+    for repeat in range(repeats):
+        check(len(grid), hashes(folder / f"sweep-{repeat}"), hashes(folder / "without"), hashes(folder / "plain"))
     return {
         "command": "python -m benchmarks.cached_sweep",
         "trials": len(grid),

@@ -36,8 +36,8 @@ PLACES: Mapping[str, tuple[str, ...]] = {
 AGAIN, TOGETHER = "one_actor", ("training.device=cuda", "placement.gpus_per_client=0.5", "placement.clients_per_actor=4")
 
 
-def main() -> None:
-    """Run, compare, write."""
+def main() -> int:
+    """Run, compare, write; 1 if the two places do not agree."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/demo_gpu"))
     parser.add_argument("--rounds", type=int)
@@ -50,10 +50,11 @@ def main() -> None:
     if not options.compare:
         words = [] if options.rounds is None else [f"training.rounds={options.rounds}"]
         compute(options.runs, options.place or list(PLACES), [run for run in RUNS if options.task is None or options.task in run[0]], words)
-        return
+        return 0
     found = measure(options.runs) | {"machine": options.machine}
     options.output.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
+    return int(not all(one["within_tolerance"] and one["same_data"] for one in found["runs"].values()))
 
 
 def compute(folder: Path, places: Sequence[str], runs: Sequence[tuple[str, str, tuple[str, ...]]], options: Sequence[str]) -> None:

@@ -157,14 +157,16 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a round, a rate, a seed: to see that everything works")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--runs", type=Path, help="where run folders stay (default: runs/strategies, --small: runs/strategies_small)")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/strategies, --small or --only: the run folders' own")
+    parser.add_argument(
+        "--output", type=Path, help="default: benchmarks/results/strategies, --small, --only or one --task: the run folders' own"
+    )
     given = parser.parse_args()
     rows = entries()
     if unknown := sorted(set(given.only or ()) - set(rows)):
         raise InputError(f"--only: expected files of configs/strategies/ ({', '.join(rows)}), found {', '.join(unknown)}")
     rows = [row for row in rows if given.only is None or row in ("fedit", *given.only)]
     folder = (given.runs or ROOT / "runs" / ("strategies_small" if given.small else "strategies")).resolve()
-    public = not given.small and given.only is None and given.output is None
+    public = not given.small and given.only is None and given.output is None and set(given.task) == set(TASKS)
     output = ROOT / "benchmarks" / "results" / "strategies" if public else (given.output or folder).resolve()
     overrides = SMALL if given.small else ()
     size = {"rates": RATES[1:2], "seeds": SEEDS[:1]} if given.small else {"rates": RATES, "seeds": SEEDS}

@@ -22,7 +22,7 @@ from raylora.report.table import (
     decimal,
     estimate,
     p_value,
-    rich_table,
+    print_table,
     seconds,
     signed,
     size,
@@ -73,7 +73,7 @@ def write(tasks: Sequence[str], entries: Sequence[str], folder: Path, output: Pa
         rows = [Row(g.label, studies[g.label], score_of(g, metric, 0, REPLICATES), pairs.get(g.label)) for g in groups]
         frozen = frozen_score(base, metric, 0, REPLICATES)
         full = table(task, rows, frozen, a_a.sentence)
-        terminal().print(rich_table(full))
+        print_table(terminal(), full)
         (output / f"{task}.csv").write_text(to_csv(full), encoding="utf-8")
         (output / f"{task}.md").write_text(to_markdown(full) + f"\n\n{full.note}\n", encoding="utf-8")
         about = {

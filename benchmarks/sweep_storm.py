@@ -41,6 +41,7 @@ SEARCHES: Mapping[str, Mapping[str, Any]] = {
     "random": {"space": {"training.lr": {"loguniform": [1e-4, 0.1]}}, "search": {"kind": "random", "trials": 4, "seed": 1}},
     "asha": {"space": {"training.lr": {"grid": RATES}}, "scheduler": {"kind": "asha", "reduction": 2}},
 }
+TRIALS = 4  # of each search
 LINES = 12  # of the ledger after which a sweep surely goes on, pruned or not
 START_S = 240  # at most, until a line is written
 
@@ -92,7 +93,8 @@ def kill(path: Path, out: Path, lines: int, more_s: float) -> str:
 
 def differences(found: Mapping[str, Any], out: Path) -> list[str]:
     """Trials that are not what a plain run of their written configuration gives."""
-    wrong = []
+    counts = found.get("counts", {})
+    wrong = [f"{counts[key]} trials are {key}" for key in ("failed", "unfinished") if counts.get(key)]
     for row in found["trials"]:
         folder = out / "plain" / str(row["number"])
         folder.mkdir(parents=True)
@@ -130,6 +132,7 @@ def storm(search: str, kills: int, draw: np.random.Generator, folder: Path, data
     wrong += [
         f"the ledger of kill {number} is not the beginning of the last" for number, text in enumerate(lost) if not ledger.startswith(text)
     ]
+    wrong += [] if len(found["trials"]) == TRIALS else [f"{len(found['trials'])} trials instead of {TRIALS}"]
     wrong += ["a round was reported twice"] if len(set(reports)) != len(reports) else []
     if undisturbed and search != "asha" and complete(path, folder / "undisturbed")["trials"] != found["trials"]:
         wrong.append("an undisturbed sweep has other rows")

@@ -33,7 +33,7 @@ from raylora.config import Config
 from raylora.core.clock import Line, Trip
 from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
-from raylora.report.table import Table, rich_table, seconds, terminal, to_markdown, whole, words
+from raylora.report.table import Table, print_table, seconds, terminal, to_markdown, whole, words
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES: Mapping[str, Sequence[str]] = {"fedit": (), "med_duallora": (), "fedavg_full": ("training.lr=1e-3",)}
@@ -118,7 +118,7 @@ def main() -> None:
     )
     note = f"Virtual time to a mean validation Dice of {given.target:g}; n/a: not reached in the rounds of the run."
     table = Table(f"Time to Dice {given.target:g}", columns, tuple((n, r, s, round(b), *t) for n, r, s, b, *t in rows), note)
-    terminal().print(rich_table(table))
+    print_table(terminal(), table)
     given.output.mkdir(parents=True, exist_ok=True)
     machine = {"processor": platform.processor() or platform.machine(), "cpus": len(os.sched_getaffinity(0))}
     found = {"command": "python -m benchmarks.time_to_dice", "target": given.target, "machine": machine, "strategies": about}

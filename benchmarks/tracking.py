@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -31,8 +32,8 @@ AHEAD = 4  # trials told before the store has begun them: as many as a sweep wou
 METRICS = ("dice", "dice_lv", "dice_myo", "dice_rv", "hd95_mm", "lv_ef_error")
 
 
-def main() -> None:
-    """Measure, print, write."""
+def main() -> int:
+    """Measure, print, write; 1 if what was read back is not what was told."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=4)
@@ -44,6 +45,7 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
+    return int(bool(result["differing"] or result["missing"]))
 
 
 def measure(folder: Path, trials: int, clients: int, rounds: int) -> dict[str, Any]:
@@ -157,4 +159,4 @@ def read_back(uri: str, parent: str, ids: Mapping[int, str], told: Mapping[int, 
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -49,7 +49,6 @@ def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool 
     client that it does not have, a model that is no adapter or was damaged, or a place that is taken; RunError if the disk does not take
     it. Nothing is left behind then.
     """
-    out = out.absolute()  # "." too has a name and a parent
     require_writable(out, "OUT")
     run = read_run(run_dir)
     if not run.finished:
@@ -175,6 +174,7 @@ def _describe(folder: Path, run: Run, name: str, base: Base, *, merged: bool) ->
 def _filling(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into, which takes its place when it is whole and goes away if it does not get there."""
     _refuse_taken(out)
+    out = out.absolute()  # "." too has a name and a parent
     partial = out.with_name(f".{out.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -21,7 +21,7 @@ from raylora.report.groups import baseline_of, blocks_of, groups_of
 from raylora.report.html import render, save_pictures, table_context, write_page
 from raylora.report.runs import find_runs
 from raylora.report.sweep import values_text
-from raylora.report.table import Table, file_name, rich_table, terminal, to_csv
+from raylora.report.table import Table, file_name, print_table, terminal, to_csv
 from raylora.report.words import inside, metric_words
 
 MOST_SENTENCES = 8  # on a terminal; the page has all of them
@@ -42,7 +42,7 @@ class Comparison:
         for block in self.blocks:
             console.rule(f"{block.title}: {metric_words(block.metric)} on test patients", align="left")
             for table in terminal_tables(block):
-                console.print(rich_table(table))
+                print_table(console, table)
             findings = block.findings()
             for sentence in findings[:MOST_SENTENCES]:
                 console.print(f"- {sentence}", highlight=False, markup=False)

@@ -111,8 +111,8 @@ def swept_keys(block: Block) -> list[str]:
     """The varied keys with two values or more that can stand on an axis: numbers, or a few words. The strategy has pictures of its own."""
     found = []
     for key in block.varied:
-        values = {_hashable(v) for s in block.scores if (v := s.settings.get(key)) is not None}
-        if key != "strategy.name" and len(values) > 1 and (all(map(_number, values)) or len(values) <= MOST_WORDS):
+        values = {_hashable(s.settings.get(key)) for s in block.scores if _has(s, key)}
+        if key != "strategy.name" and len(values) > 1 and (all(map(_number, values - {None})) or len(values) <= MOST_WORDS):
             found.append(key)
     return found
 
@@ -122,10 +122,10 @@ def key_picture(block: Block, key: str) -> Picture | None:
     over the configurations with a value, and the band of that mean."""
     series: dict[str, list[tuple[object, Estimate, Estimate]]] = {}
     for strategy in dict.fromkeys(s.strategy for s in block.scores):
-        mine = [s for s in block.scores if s.strategy == strategy and s.in_client.value is not None and s.settings.get(key) is not None]
-        values = sorted({_hashable(s.settings[key]) for s in mine}, key=_order)
+        mine = [s for s in block.scores if s.strategy == strategy and s.in_client.value is not None and _has(s, key)]
+        values = sorted({_hashable(s.settings.get(key)) for s in mine}, key=_order)
         if len(values) > 1:
-            same = [(v, [s for s in mine if _hashable(s.settings[key]) == v]) for v in values]
+            same = [(v, [s for s in mine if _hashable(s.settings.get(key)) == v]) for v in values]
             series[strategy] = [(v, mean_estimate(scores, "validation"), mean_estimate(scores)) for v, scores in same]
     if not series:
         return None
@@ -217,8 +217,15 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _has(score: Score, key: str) -> bool:
+    """Whether a configuration has this key: another strategy's option it has not, whereas nothing is a value of every other key."""
+    return score.settings.get(key) is not None or not key.startswith("strategy.")
+
+
 def _hashable(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    return value_text(value) if isinstance(value, dict) else value
 
 
 def _order(value: object) -> tuple[int, float, str]:

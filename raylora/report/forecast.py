@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from raylora.report.marks import marks_of, stamped
-from raylora.report.table import Table, bytes_text, rich_table, terminal, whole, words
+from raylora.report.table import Table, bytes_text, print_table, terminal, whole, words
 
 PARTS = ("train", "validation", "rating", "test")
 
@@ -62,11 +62,12 @@ def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(
         f"{plan['name']}: {plan['strategy']} on {plan['task']}, {plan['rounds']} rounds; {base['name']} {base['size']}, {weights}",
         highlight=False,
+        markup=False,
     )
     pairs = f"; {plan['duplicate_pairs']} patients are in two sets" if plan["duplicate_pairs"] else ""
-    console.print(f"patients: {sets}{pairs}", highlight=False)
+    console.print(f"patients: {sets}{pairs}", highlight=False, markup=False)
     for table in (clients_table(plan), needs_table(plan)):
-        console.print(rich_table(stamped(table, marks_of(plan))))
+        print_table(console, stamped(table, marks_of(plan)))
     if base["missing"]:
         console.print(f"! {base['missing']}", highlight=False, markup=False)
     for reason, count in plan["left_out"].items():

@@ -185,7 +185,7 @@ def value_text(value: object) -> str:
     """A setting in a label or on an axis."""
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "[" + ",".join(value_text(v) for v in value) + "]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{value_text(v)}" for key, v in value.items()) + "}"

@@ -1,5 +1,7 @@
 "use strict";
 // Tables sort by the column whose header button is pressed; numbers as numbers, missing values last.
+const value = (text) => (text === "inf" ? Infinity : Number(text));
+const number = (text) => text.trim() !== "" && !Number.isNaN(value(text));
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const headers = [...table.tHead.rows[0].cells];
@@ -14,7 +16,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const rows = [...body.rows].sort((a, b) => {
         const x = key(a), y = key(b);
         if (x === "" || y === "") return (x === "") - (y === "");
-        const order = numeric ? Number(x) - Number(y) : x.localeCompare(y, "en", { numeric: true });
+        const both = numeric || (number(x) && number(y)); // settings and levels are words that may all be numbers
+        const order = both ? value(x) - value(y) : x.localeCompare(y, "en", { numeric: true });
         return descending ? -order : order;
       });
       body.append(...rows);

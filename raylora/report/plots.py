@@ -39,7 +39,7 @@ def learning_curves(run: Run) -> Picture | None:
     panels = [(name, series) for name, series in ((f"Validation: {metric_words(metric)}", score), ("Training loss", loss)) if series]
     if not panels:
         return None
-    clients = sorted(score.keys() | loss.keys())  # not all have validation patients
+    clients = sorted({*run.clients, *score, *loss})  # not all have validation patients; in every picture each has one colour
 
     def draw(theme: Theme) -> Figure:
         made, axes = figure(theme, 8.6, 3.4, columns=len(panels))
@@ -66,7 +66,7 @@ def weights_by_round(run: Run) -> Picture | None:
 
     def draw(theme: Theme) -> Figure:
         made, (axes,) = figure(theme, 7.0, 3.2)
-        _lines(axes, series, theme, mean=False)
+        _lines(axes, series, theme, mean=False, among=sorted({*run.clients, *series}))
         axes.set(xlabel="Round", ylabel="Weight")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -177,7 +177,7 @@ def _lines(axes: Axes, series: Series, theme: Theme, *, mean: bool = True, among
     clients = list(among or series)
     looks = zip(colours(theme, len(clients)), markers(len(clients)), strict=True)
     styles = {client: {"color": c, "marker": m, "alpha": 0.9} for client, (c, m) in zip(clients, looks, strict=True)}
-    bundle = len(series) > MOST_LINES
+    bundle = len(clients) > MOST_LINES
     for number, (client, values) in enumerate(series.items()):
         style, label = styles[client], client
         if bundle:
@@ -191,9 +191,10 @@ def _lines(axes: Axes, series: Series, theme: Theme, *, mean: bool = True, among
 def _ends(name: str, series: Series) -> str:
     """The last values in words."""
     last = {client: values[max(values)] for client, values in series.items()}
+    when = "in the last round" if len({max(values) for values in series.values()}) == 1 else "in each client's last round"
     if len(last) > MOST_LINES:
-        return f"{name} in the last round: mean {np.mean(list(last.values())):.3f} over {len(last)} clients."
-    return f"{name} in the last round: {listing((f'{client} {value:.3f}' for client, value in last.items()), MOST_LINES)}."
+        return f"{name} {when}: mean {np.mean(list(last.values())):.3f} over {len(last)} clients."
+    return f"{name} {when}: {listing((f'{client} {value:.3f}' for client, value in last.items()), MOST_LINES)}."
 
 
 def _counted(record: Mapping[str, Any]) -> int:

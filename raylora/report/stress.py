@@ -21,7 +21,7 @@ from raylora.report.pairs import Pair, pairs_of, self_test
 from raylora.report.runs import read_run
 from raylora.report.scores import Score, score_of
 from raylora.report.stress_plots import campaign_pictures
-from raylora.report.table import Estimate, Table, decimal, estimate, p_value, rich_table, seconds, signed, size, terminal, whole, words
+from raylora.report.table import Estimate, Table, decimal, estimate, p_value, print_table, seconds, signed, size, terminal, whole, words
 from raylora.report.words import inside, metric_words
 
 
@@ -202,7 +202,7 @@ class Campaign:
     def show(self, console: Console | None = None) -> None:
         """Print the essential table and the sentences."""
         console = console or terminal()
-        console.print(rich_table(stamped(self.robustness(), self.marks)))
+        print_table(console, stamped(self.robustness(), self.marks))
         for sentence in (*self.findings(), *(f"! {remark}" for remark in self.remarks)):
             console.print(f"- {sentence}".replace("- !", "!"), highlight=False, markup=False)
 

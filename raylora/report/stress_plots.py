@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
@@ -35,12 +37,10 @@ def _degradation(found: Campaign, curves: list[Curve], held: Any, number: int) -
         made, axes = figure(theme, 9.6, 3.5, columns=2, sharey=True)
         for place, (panel, name) in enumerate(zip(axes, ("mean over clients", "worst client"), strict=True)):
             for curve, colour, marker in zip(curves, colours(theme, len(curves)), markers(len(curves)), strict=True):
-                shown = [(i, e) for i, e in enumerate(_heights(curve)[place]) if e.value is not None]
-                x = [i for i, _ in shown]
-                panel.plot(x, [e.value for _, e in shown], color=colour, marker=marker, label=curve.label)
-                banded = [(i, e) for i, e in shown if e.low is not None and e.high is not None]
-                low, high = [e.low for _, e in banded], [e.high for _, e in banded]
-                panel.fill_between([i for i, _ in banded], low, high, color=colour, alpha=0.15, linewidth=0)
+                heights = _heights(curve)[place]
+                value, low, high = (_with_gaps(getattr(e, name) for e in heights) for name in ("value", "low", "high"))
+                panel.plot(range(len(heights)), value, color=colour, marker=marker, label=curve.label)
+                panel.fill_between(range(len(heights)), low, high, color=colour, alpha=0.15, linewidth=0)
             panel.set_xticks(range(len(levels)), [value_text(level) for level in levels])
             panel.set(title=name, xlabel=found.dial)
         axes[0].set_ylabel(f"{metric}, in-client")
@@ -61,8 +61,8 @@ def _times(found: Campaign, curves: list[Curve], held: Any, number: int) -> Pict
     def draw(theme: Theme) -> Figure:
         made, (axes,) = figure(theme, 7.2, 3.2)
         for curve, colour, marker in zip(curves, colours(theme, len(curves)), markers(len(curves)), strict=True):
-            shown = [(i, p.virtual_s) for i, p in enumerate(curve.points) if p.virtual_s]
-            axes.plot([i for i, _ in shown], [s for _, s in shown], color=colour, marker=marker, label=curve.label)
+            taken = _with_gaps(p.virtual_s or None for p in curve.points)
+            axes.plot(range(len(taken)), taken, color=colour, marker=marker, label=curve.label)
         axes.set_xticks(range(len(levels)), [value_text(level) for level in levels])
         axes.set(xlabel=found.dial, ylabel="Virtual seconds", yscale="log")
         legend_outside(axes)
@@ -81,3 +81,8 @@ def _heights(curve: Curve) -> tuple[list[Estimate], list[Estimate]]:
 
 def _title(found: Campaign, what: str, held: Any) -> str:
     return f"{what} ({found.held_text(held)})" if found.held_text(held) else what
+
+
+def _with_gaps(values: Iterable[float | None]) -> list[float]:
+    """For a line: what is not there is a gap."""
+    return [math.nan if value is None else value for value in values]

@@ -13,7 +13,7 @@ from rich.live import Live as RichLive
 from rich.text import Text
 
 from raylora.report.live import Live
-from raylora.report.table import Table, decimal, rich_table, seconds_text, terminal, whole, words
+from raylora.report.table import Table, decimal, print_table, rich_table, seconds_text, terminal, whole, words
 
 MOST_ROWS = 12
 
@@ -53,7 +53,7 @@ class SweepLive:
                 self.live.__exit__(None, None, None)  # its bar makes way
                 self.table = RichLive(console=self.console, transient=True, refresh_per_second=2)
                 self.table.start()
-            self.table.update(Group(Text(headline(event)), rich_table(running(event["state"]))))
+            self.table.update(Group(Text(headline(event), overflow="fold"), rich_table(running(event["state"]))))
             return
         ended = [row for row in event["state"]["trials"] if row["status"] not in ("unfinished",)]
         for row in ended:
@@ -138,7 +138,7 @@ def show_sweep(state: Mapping[str, Any]) -> None:
     rows = ranked(state["trials"], state["objective"]["mode"])
     console = terminal()
     note = "Ranked on validation patients; test patients are scored once, after a trial's last round, and choose nothing. "
-    console.print(rich_table(trials_table(state["name"], state, rows, note)))
+    print_table(console, trials_table(state["name"], state, rows, note))
     console.print(winner(state), highlight=False, markup=False, soft_wrap=True)
 
 

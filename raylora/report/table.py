@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 MISSING = "n/a"
@@ -126,10 +127,10 @@ def bytes_text(cell: Cell) -> str:
     """Decimal units, as networks count."""
     value = float(cell)
     for unit in ("B", "kB", "MB"):
-        if abs(value) < 1000:
+        if abs(value) < 999.5:
             return f"{value:.0f} B" if unit == "B" else f"{value:.3g} {unit}"
         value /= 1000
-    return f"{value:.3g} GB" if abs(value) < 1000 else f"{value / 1000:,.3g} TB"
+    return f"{value:.3g} GB" if abs(value) < 999.5 else f"{value / 1000:,.3g} TB"
 
 
 def seconds_text(cell: Cell) -> str:
@@ -142,7 +143,7 @@ def seconds_text(cell: Cell) -> str:
 def rich_table(table: Table) -> RichTable:
     """For a terminal: the essential columns, the first sentence of the note, and the marks."""
     caption = "\n".join(text for text in (table.note.split(". ")[0], table.marks) if text)
-    shown = RichTable(title=table.title, caption=escape(caption) or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = RichTable(title=escape(table.title), caption=escape(caption) or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown.title_justify = shown.caption_justify = "left"
     keep = [i for i, column in enumerate(table.columns) if column.essential]
     rows = [[_brief(table.columns[i], row[i]) for i in keep] for row in table.rows]
@@ -151,10 +152,19 @@ def rich_table(table: Table) -> RichTable:
         widest = max((len(row[place]) for row in rows), default=0)
         narrowest = widest if column.number else min(widest, 16)
         side = "right" if column.number else "left"
-        shown.add_column(column.brief or column.name, justify=side, no_wrap=column.number, overflow="fold", min_width=narrowest)
+        shown.add_column(escape(column.brief or column.name), justify=side, no_wrap=column.number, overflow="fold", min_width=narrowest)
     for number, row in enumerate(rows):
         shown.add_row(*map(escape, row), style="bold" if number in table.marked else None)
     return shown
+
+
+def print_table(console: Console, table: Table) -> None:
+    """All of it, also where the terminal is too narrow: lines that a terminal folds can be read, columns that are cut off cannot."""
+    shown = rich_table(table)
+    needed = Measurement.get(console, console.options.update(width=10_000), shown).minimum
+    if needed > console.width:
+        shown.width = needed
+    console.print(shown, crop=False)
 
 
 def terminal() -> Console:

@@ -18,7 +18,7 @@ from raylora.report.table import (
     estimate,
     estimate_of,
     interval_words,
-    rich_table,
+    print_table,
     seconds_text,
     signed,
     terminal,
@@ -122,7 +122,10 @@ def headline(summary: Mapping[str, Any], final: Final) -> str:
     if block.get("mean") is None:
         return f"This run has no test score (status: {summary['status']})."
     score = estimate_of(block)
-    said = f"After {summary.get('rounds')} rounds the mean {inside(metric)} over {len(summary['clients'])} clients is "
+    everybody, own = summary["clients"], block.get("per_client") or {}
+    without = [client for client in everybody if own.get(client, 0.0) is None]  # a client may lack a class
+    of = f"{len(everybody) - len(without)} of " if without else ""
+    said = f"After {summary.get('rounds')} rounds the mean {inside(metric)} over {of}{len(everybody)} clients is "
     said += f"{score.value:.3f}{interval_words(score)} on {score.n} test patients"
     return f"{said}; the frozen model alone reaches {block['frozen']:.3f}." if block.get("frozen") is not None else f"{said}."
 
@@ -135,4 +138,4 @@ def show_summary(summary: Mapping[str, Any], console: Console | None = None) -> 
     if final:
         for table in (final_table(final, summary["task"]), dataset_table(summary)):
             if table.rows:
-                console.print(rich_table(stamped(table, marks_of(summary))))
+                print_table(console, stamped(table, marks_of(summary)))

@@ -1,5 +1,7 @@
 """A few seconds of the fuzz of what reads files from outside, and the cases that it has found."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -27,6 +29,18 @@ def test_a_failure_is_seen_for_what_it_is(tmp_path, monkeypatch, error, said):
 
     monkeypatch.setattr(fuzz, "TARGETS", {"x": fail})
     assert fuzz.one("x", 0, tmp_path).startswith(said)
+
+
+def test_a_reader_that_hangs_is_a_failure_whatever_it_makes_of_errors(tmp_path, monkeypatch):
+    def hang(folder, draw):
+        try:
+            time.sleep(30)
+        except Exception as error:  # as a reader does
+            raise InputError("cannot be read") from error
+
+    monkeypatch.setattr(fuzz, "SLOW_S", 1)
+    monkeypatch.setattr(fuzz, "TARGETS", {"x": hang})
+    assert fuzz.one("x", 0, tmp_path) == "failed: TooSlow: more than 1 s"
 
 
 def test_a_case_can_be_made_again():

@@ -42,7 +42,7 @@ def after_five_rounds(prepared_folder, task: str, name: str, stack: int, dtype: 
         "training": {
             "rounds": ROUNDS,
             "local_epochs": 1,
-            "batch_size": 8 if task == "segmentation" else 2,
+            "batch_size": 2 if task == "disease" else 4 if name == "feddpa" else 8,  # its two phases need a step each
             "lr": 0.01,
             "clip": 1.0,
             "dtype": dtype,

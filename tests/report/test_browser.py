@@ -27,7 +27,8 @@ return table.tHead.rows[0].cells[arguments[1]]
 def pages(tmp_path_factory):
     need_chromium()
     root = tmp_path_factory.mktemp("pages")
-    runs = [make_run(root / s, strategy=s, quality=q, rounds=2) for s, q in (("fedit", 0.85), ("rate_my_lora", 0.9), ("local", 0.8))]
+    made = (("fedit", 0.85, 0.1), ("rate_my_lora", 0.9, 0.25), ("local", 0.8, 0.05))
+    runs = [make_run(root / s, strategy=s, quality=q, rounds=2, config={"training.lr": lr}) for s, q, lr in made]
     return {"report": write_report(runs[0]), "comparison": compare(runs, replicates=200).write_html(root / "comparison.html")}
 
 
@@ -64,6 +65,8 @@ def test_tables_sort_by_mouse_and_by_keyboard_with_missing_values_last(pages, tm
         browser.run(HEADER + '.querySelector("button").click()', title, 0)
         assert browser.run(COLUMN, title, 0) == ["fedit", "frozen model", "local", "rate_my_lora"]
         assert browser.run("return document.querySelectorAll('[aria-sort]').length") == 1
+        browser.run(HEADER + '.querySelector("button").click()', "What differs", 2)
+        assert browser.run(COLUMN, "What differs", 2) == ["0.05", "0.1", "0.25"], "settings are words that are numbers here"
         assert browser.console() == []
 
 

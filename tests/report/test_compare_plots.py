@@ -4,6 +4,7 @@ from make_run import make_run
 
 from raylora.report.compare import compare
 from raylora.report.compare_plots import block_pictures, pareto, swept_keys
+from raylora.report.figures import LIGHT
 
 
 def test_the_pareto_front_by_hand():
@@ -50,6 +51,24 @@ def test_a_key_shows_the_mean_over_the_configurations_with_each_value(swept):
     on_validation = {row[1]: row[3] for row in picture.data.rows}
     assert {r: on_validation[str(r)].value for r in (2, 8)} == pytest.approx({r: np.mean(v) for r, v in chosen_by.items()})
     assert "Highest on validation patients: fedit at 8: " in picture.alt
+
+
+def test_nothing_is_a_value_too_and_lists_and_sections_are_read_as_in_tables(tmp_path):
+    settings = [
+        {"training.clip": None, "lora.blocks": [0, 1], "model.sizes": {}},
+        {"training.clip": 1.0, "lora.blocks": "all", "model.sizes": {"channels": [8, 16]}},
+    ]
+    qualities = (0.9, 0.7)
+    runs = [
+        make_run(tmp_path / f"{i}", quality=q, rounds=1, patients=3, config=c)
+        for i, (q, c) in enumerate(zip(qualities, settings, strict=True))
+    ]
+    block = compare(runs, replicates=200).blocks[0]
+    pictures = {p.name: p for p in block_pictures(block)}
+    clip = pictures["segmentation_by_training_clip"]
+    assert {row[1] for row in clip.data.rows} == {"-", "1"} and "fedit at -: 0.9" in clip.alt
+    assert {row[1] for row in pictures["segmentation_by_lora_blocks"].data.rows} == {"[0,1]", "all"}
+    assert all(picture.draw(LIGHT) for picture in pictures.values())
 
 
 def test_the_heat_map_holds_every_cell(swept):

@@ -8,6 +8,7 @@ from page_reader import Page, assert_self_contained
 from PIL import Image
 
 from raylora.report.html import write_report
+from raylora.report.tables import headline
 
 
 @pytest.fixture
@@ -45,6 +46,17 @@ def test_the_page_of_a_disease_run_and_its_csv_links(tmp_path, tiny_pictures):
     rows = base64.b64decode(link.split(",", 1)[1]).decode().splitlines()
     assert rows[0].startswith("Metric,Mean [95 %],Mean [95 %] low,Mean [95 %] high,Mean [95 %] n,Frozen")
     assert rows[1].split(",")[0] == "Balanced accuracy"
+
+
+def test_the_sentence_counts_the_clients_that_are_in_the_mean():
+    own = {"a": 0.8, "b": 0.9, "c": None}
+    block = {"mean": 0.85, "pooled": 0.85, "ci95": None, "n": 20, "frozen": None, "per_client": own}
+    said = headline({"task": "disease", "rounds": 3, "clients": list(own), "status": "finished"}, {"balanced_accuracy": block})
+    assert "over 2 of 3 clients is 0.850" in said
+    whole = {**block, "per_client": {**own, "c": 0.85}}
+    assert "over 3 clients is" in headline(
+        {"task": "disease", "rounds": 3, "clients": list(own), "status": "finished"}, {"balanced_accuracy": whole}
+    )
 
 
 def test_names_from_the_configuration_are_words_and_never_markup(tmp_path, tiny_pictures):

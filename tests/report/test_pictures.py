@@ -70,6 +70,31 @@ def test_a_client_looks_the_same_in_both_panels(run):
     assert looks[0].keys() == {"b", "c", "mean"} and looks[0].items() <= looks[1].items()
 
 
+def test_and_in_every_picture_also_if_it_came_later(run):
+    some = read_run(run.folder)
+    first, *others = sorted(run.clients)
+    records = [
+        {"kind": "client", "round": t, "client": c, "loss": 1.0, "validation": {}} for t in (0, 1) for c in run.clients if t or c != first
+    ]
+    records += [{"kind": "round", "round": t, "weights": {c: 0.5 for c in run.clients if t or c != first}} for t in (0, 1)]
+    object.__setattr__(some, "rounds", records)
+    pictures = {p.name: p for p in run_pictures(some)}
+    looks = [
+        {line.get_label(): (line.get_color(), line.get_marker()) for line in pictures[name].draw(LIGHT).axes[0].lines}
+        for name in ("learning_curves", "weights")
+    ]
+    assert looks[1].keys() == {first, *others} and looks[1].items() <= looks[0].items()
+
+
+def test_last_values_of_different_rounds_are_called_so(run):
+    some = read_run(run.folder)
+    records = [
+        {"kind": "client", "round": t, "client": c, "loss": float(t), "validation": {}} for t in (0, 1) for c in "ab" if c == "a" or not t
+    ]
+    object.__setattr__(some, "rounds", records)
+    assert run_pictures(some)[0].alt.endswith("Training loss in each client's last round: a 1.000, b 0.000.")
+
+
 def test_a_matrix_of_many_clients_stays_a_picture(run):
     many = read_run(run.folder)
     clients = [f"c{i:02d}" for i in range(30)]

@@ -1,9 +1,12 @@
 """The figures of a stress page, by hand and against the runs that they are made of."""
 
+import numpy as np
 import pytest
 from make_run import make_run
 
+from raylora.report.figures import LIGHT
 from raylora.report.stress import Ended, area_under, campaign, trapezoids, worst_client, write_campaign
+from raylora.report.stress_plots import campaign_pictures
 
 
 def test_the_area_is_the_mean_height_of_the_curve():
@@ -69,6 +72,15 @@ def test_a_level_may_be_given_client_by_client(tmp_path):
     assert [point.level for point in found.curves[0].points] == [10.0, "{ge:1,canon:2.5}"]
     assert all(point.score is not None for point in found.curves[0].points)
     assert "{ge:1,canon:2.5}" in write_campaign(found, tmp_path / "stress.html").read_text()
+
+
+def test_a_level_without_a_score_is_a_gap_in_the_line(tmp_path):
+    ended = list(one_level_each(tmp_path, (0.0, 0.1, 0.3)))
+    ended[1] = Ended(1, "mean", (0.1,), 0, "refused", "for a reason", tmp_path / "1")
+    found = campaign("lines", {"faults.dropout": (0.0, 0.1, 0.3)}, ["mean"], ended, replicates=200)
+    (line,) = campaign_pictures(found)[0].draw(LIGHT).axes[0].lines
+    heights = line.get_ydata()
+    assert np.isnan(heights[1]) and np.isfinite(heights[[0, 2]]).all()
 
 
 def test_no_interval_of_points_that_have_none(tmp_path):

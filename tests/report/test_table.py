@@ -12,6 +12,7 @@ from raylora.report.table import (
     estimate,
     file_name,
     p_text,
+    print_table,
     rich_table,
     seconds_text,
     signed,
@@ -53,9 +54,27 @@ def test_terminal_shows_essential_columns_and_brackets_as_they_are():
     assert "Hidden" not in text and "[0.700, 0.900]" not in text and "Second" not in text
 
 
+@pytest.mark.parametrize("width", [30, 50, 80])
+def test_a_table_that_is_wider_than_the_terminal_is_shown_whole(width):
+    columns = (words("Configuration"), *(whole(f"Number {i}") for i in range(8)))
+    wide = Table("Scores [of all]", columns, (("fedit", *(1_234_500 + i for i in range(8))),))
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_table(console, wide)
+    text = console.export_text()
+    assert "Scores [of all]" in text and "fedit" in text and all(f"1,234,50{i}" in text for i in range(8))
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0 B"), (999, "999 B"), (1_800_000, "1.8 MB"), (28_000_000, "28 MB"), (1_008_000_000, "1.01 GB"), (2.5e12, "2.5 TB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999_700, "1 MB"),
+        (1_800_000, "1.8 MB"),
+        (28_000_000, "28 MB"),
+        (1_008_000_000, "1.01 GB"),
+        (2.5e12, "2.5 TB"),
+    ],
 )
 def test_bytes_in_decimal_units(value, text):
     assert bytes_text(value) == text
