@@ -6,9 +6,9 @@
     python -m benchmarks.overhead curves    # rounds a second and memory against clients, rank, blocks, tokens; one picture each
 
 Each writes benchmarks/results/overhead_<name>.json (and .png), or into --output; --small is a version for the tests. Needs a machine with
-nothing else to do: about 1, 5, 3 and 15 minutes on two cores. The rounds are those of `raylora run`: the same strategy, executor, checks
-and byte counts; "kept" adds the record and a checkpoint synced to the disk in every round. Clients hold synthetic samples of their own, so
-that nothing but the process's own memory is counted (PSS of driver and actors).
+nothing else to do: about 1, 5, 3 and 15 minutes on two cores. The rounds are those of `raylora run`: the same strategy, executor, checks and
+byte counts; "kept" adds the record and a checkpoint synced to the disk in every round. Clients hold synthetic samples of their own, so that
+nothing but the process's own memory is counted (PSS of driver and actors); each point of the curves has processes of its own.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -295,10 +297,22 @@ def curves(small: bool) -> dict[str, Any]:
         table[key] = []
         for value in values:
             work = replace(Work(), **{key: value})
-            found = play(work, 3 if small else 8)
+            found = play(work, 3) if small else fresh(work, 8)
             tokens = (work.side // 4) ** 2 * 2 + 1
             table[key].append({key: value, "tokens": tokens, "rounds_per_s": 1 / later(found, 1), "pss_mb": found["pss_mb"][-1]})
     return {"curves": table}
+
+
+def fresh(work: Work, count: int) -> dict[str, list[float]]:
+    """`play` in a process, with a Ray, of its own: what a run of a thousand clients leaves behind is no memory of the next point."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(alone, work, count).result()
+
+
+def alone(work: Work, count: int) -> dict[str, list[float]]:
+    """The other side of `fresh`."""
+    with driver.session(None):
+        return play(work, count)
 
 
 def draw(found: Mapping[str, Any], stem: Path) -> list[Path]:
