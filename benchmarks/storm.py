@@ -37,7 +37,7 @@ from raylora.federation import checkpoint
 
 VICTIMS = ("client", "driver", "node")
 ROUNDS = 8
-TRIES = 6  # for a kill that must land while the run is under way
+TRIES = 10  # for a kill that must land while the run is under way
 
 
 def record(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any]:

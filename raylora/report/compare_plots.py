@@ -108,9 +108,12 @@ def cost_picture(
 
 
 def swept_keys(block: Block) -> list[str]:
-    """The varied keys with two values or more that can stand on an axis: numbers, or a few words. The strategy has pictures of its own."""
+    """The varied keys with two values or more that can stand on an axis: numbers, or a few words. The strategy has pictures of its own, and
+    what is one value here and a section there (a rank for all, ranks by client) has none."""
     found = []
     for key in block.varied:
+        if any(other.startswith(f"{key}.") or key.startswith(f"{other}.") for other in block.varied):
+            continue
         values = {_hashable(s.settings.get(key)) for s in block.scores if _has(s, key)}
         if key != "strategy.name" and len(values) > 1 and (all(map(_number, values - {None})) or len(values) <= MOST_WORDS):
             found.append(key)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 MISSING = "n/a"
+NARROW, EDGES = 16, 2  # characters: below which words are not folded; between two columns
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,10 @@ def rich_table(table: Table) -> RichTable:
     rows = [[_brief(table.columns[i], row[i]) for i in keep] for row in table.rows]
     for place, i in enumerate(keep):
         column = table.columns[i]
-        widest = max((len(row[place]) for row in rows), default=0)
-        narrowest = widest if column.number else min(widest, 16)
-        side = "right" if column.number else "left"
-        shown.add_column(escape(column.brief or column.name), justify=side, no_wrap=column.number, overflow="fold", min_width=narrowest)
+        name = column.brief or column.name
+        widest = max(map(len, (*name.split(), *(row[place] for row in rows))), default=0)  # a head may stand on several lines
+        narrowest = widest if column.number else min(widest, NARROW)
+        shown.add_column(escape(name), justify="right" if column.number else "left", overflow="fold", min_width=narrowest)
     for number, row in enumerate(rows):
         shown.add_row(*map(escape, row), style="bold" if number in table.marked else None)
     return shown
@@ -161,7 +161,7 @@ def rich_table(table: Table) -> RichTable:
 def print_table(console: Console, table: Table) -> None:
     """All of it, also where the terminal is too narrow: lines that a terminal folds can be read, columns that are cut off cannot."""
     shown = rich_table(table)
-    needed = Measurement.get(console, console.options.update(width=10_000), shown).minimum
+    needed = sum((column.min_width or 0) + EDGES for column in shown.columns) + EDGES
     if needed > console.width:
         shown.width = needed
     console.print(shown, crop=False)

@@ -39,7 +39,7 @@ def test_killed_while_checkpoints_are_written(tmp_path, data):
 @pytest.mark.slow
 def test_a_small_storm_on_three_nodes(tmp_path, data):
     found = campaign("storm", tmp_path, data, "--kills", "2", "--torn", "0", "--kinds", "personalised")["cluster"]
-    assert found["same"] and found["kills"] >= 1 and [run["victim"] for run in found["runs"]] == ["client", "driver"]
+    assert found["same"] and found["kills"] == 2 and [run["victim"] for run in found["runs"]] == ["client", "driver"]
 
 
 @pytest.mark.ray

@@ -68,6 +68,7 @@ def test_nothing_is_a_value_too_and_lists_and_sections_are_read_as_in_tables(tmp
     clip = pictures["segmentation_by_training_clip"]
     assert {row[1] for row in clip.data.rows} == {"-", "1"} and "fedit at -: 0.9" in clip.alt
     assert {row[1] for row in pictures["segmentation_by_lora_blocks"].data.rows} == {"[0,1]", "all"}
+    assert not [name for name in pictures if "sizes" in name], "a value here and a section there stand on no axis"
     assert all(picture.draw(LIGHT) for picture in pictures.values())
 
 

@@ -64,6 +64,19 @@ def test_a_table_that_is_wider_than_the_terminal_is_shown_whole(width):
     assert "Scores [of all]" in text and "fedit" in text and all(f"1,234,50{i}" in text for i in range(8))
 
 
+@pytest.mark.parametrize("width", [40, 80, 107, 140])
+def test_long_heads_and_long_words_take_nothing_away(width):
+    columns = (words("Client"), *(whole(f"Validation, diseased {i}") for i in range(6)), words("What differs"))
+    long = "targets=[qkv,proj,fc1,fc2,qkv,proj,fc1,fc2,qkv,proj]"
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_table(console, Table("Plan", columns, (("site_a", *range(6), long),)))
+    text = console.export_text()
+    assert "site_a" in text and text.count("Validation") == text.count("diseased") == 6
+    rows = [line for line in text.splitlines() if "Validation" not in line]
+    assert long in "".join(line.rsplit(" ", 1)[-1] if line.split() else "" for line in (row.rstrip() for row in rows))
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= max(width, 120)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
