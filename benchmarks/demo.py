@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from raylora import config as configuration
-from raylora import launch
+from raylora import launch, run_folder
 from raylora.cli import guarded
 from raylora.cluster import driver
 from raylora.report import compare, tables
@@ -28,7 +28,7 @@ RUNS = (
 
 def main() -> None:
     """Run, compare, and say where everything is."""
-    out, started = launch.free_folder("demo"), time.perf_counter()
+    out, started = run_folder.free("demo"), time.perf_counter()
     folders = []
     with driver.session(None):
         for name, strategy, options in RUNS:

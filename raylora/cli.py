@@ -47,7 +47,7 @@ def run(
 ) -> None:
     """One federated experiment."""
     from raylora import config as configuration
-    from raylora import launch
+    from raylora import launch, run_folder
     from raylora.report.live import Live
 
     settings = configuration.load(config, overrides or ())
@@ -58,7 +58,7 @@ def run(
             found = launch.plan(settings, on_event=live)
         _print(found, True) if as_json else show_plan(found)
         return
-    out = output or launch.free_folder(settings.name)
+    out = output or run_folder.free(settings.name)
     with _interruptible(lambda: _left(out)), Live() as live:
         summary = launch.run(settings, out.resolve(), address=address, on_event=live)
     _end(summary, out, as_json)

@@ -12,7 +12,7 @@ from raylora.core.errors import InputError
 from raylora.core.files import require_writable
 from raylora.data import obtain
 from raylora.data.shards import PreparedSet
-from raylora.data.transforms import Augmentation, aspect
+from raylora.data.transforms import augmentation
 from raylora.models import zoo
 from raylora.models.seen import Seen
 from raylora.training import pretrain
@@ -35,9 +35,7 @@ def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None)
     sets = [PreparedSet.open(folder) for folder in folders]
     network = zoo.build(config.model.name, config.task, config.model.size, config.data.size, config.model.sizes, config.seed)
     if config.model.checkpointing:
-        if not hasattr(network, "recompute_activations"):
-            raise InputError(f"model.checkpointing: {config.model.name} does not offer it")
-        network.recompute_activations()
+        zoo.recompute(network, config.model.name)
     samples = _samples(config, sets)
 
     def report(step: int, steps: int, loss: float) -> None:
@@ -67,11 +65,11 @@ def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None)
 
 def _samples(config: Pretrain, sets: list[PreparedSet]) -> Samples:
     studies = [opened.study(i) for opened in sets for i in opened.ids]
-    augmentation = Augmentation(strength=config.augment, aspect=aspect(config.data.spacing_mm)) if config.augment else None
+    changes = augmentation(config.augment, config.data.spacing_mm)
     depth = config.data.size[2]
     if config.task == "disease":
-        return Studies([tuple(s.frames[f].image for f in ("ED", "ES")) for s in studies], [0] * len(studies), depth, augmentation)
+        return Studies([tuple(s.frames[f].image for f in ("ED", "ES")) for s in studies], [0] * len(studies), depth, changes)
     frames = [frame for s in studies for frame in s.frames.values() if frame.label is not None]
     if not frames:
         raise InputError(f"data: no study with a label among {len(studies)}: nothing to pre-train segmentation on")
-    return Frames([f.image for f in frames], [f.label for f in frames], depth, augmentation)
+    return Frames([f.image for f in frames], [f.label for f in frames], depth, changes)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raylora import config as configuration
+from raylora import run_folder
 from raylora.config import Config
 from raylora.core.errors import InputError, MachineError, RunError
-from raylora.core.files import absolute_path, read_json_object, require_writable
+from raylora.core.files import absolute_path, read_json_object
 from raylora.core.loading import uncollected
 from raylora.data import obtain
 from raylora.data.manifest import Manifest, PrepareOptions
@@ -24,67 +23,6 @@ if TYPE_CHECKING:
     from raylora.tracking.mlflow import Finished, Uploaded
 
 Event = Mapping[str, Any]
-
-
-def free_folder(name: str, under: Path = Path("runs")) -> Path:
-    """runs/<name>, or runs/<name>-2, ... : the first that does not exist."""
-    number, folder = 1, under / name
-    while folder.exists():
-        number += 1
-        folder = under / f"{name}-{number}"
-    return folder
-
-
-def claim(folder: Path, text: str) -> None:
-    """Make the output folder with its `config.yaml`. Raises InputError if it holds anything already or cannot be written to; what was made
-    is gone then."""
-    missing, config = _missing(folder), folder / "config.yaml"
-    try:
-        refuse_used(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        file = config.open("x", encoding="utf-8")  # of two runs that start at once, one
-    except FileExistsError:
-        raise InputError(f"--output {folder}: another run has just started in it") from None
-    except OSError as error:
-        raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
-    try:
-        with file:
-            file.write(text)
-    except OSError as error:  # a full disk
-        config.unlink()
-        _remove_empty(missing)
-        raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Nobody else runs in this folder meanwhile. Raises InputError. The lock is on the folder, since a file in it may be replaced by another;
-    it dies with the process, whatever its end."""
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        who = _holder(held)
-        os.close(held)
-        raise InputError(f"{folder}: a run is under way in this folder{who}") from None
-    except OSError:  # a disk without locks
-        pass
-    try:
-        yield
-    finally:
-        os.close(held)
-
-
-def _holder(held: int) -> str:
-    """ " (process 12345)": who holds the lock on what is open here, as far as this machine knows."""
-    there = os.fstat(held)
-    wanted = f"{os.major(there.st_dev):02x}:{os.minor(there.st_dev):02x}:{there.st_ino}"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
-            words = line.split()  # 1: FLOCK ADVISORY WRITE 12345 fe:01:678 0 EOF
-            if words[1] == "FLOCK" and words[5] == wanted:
-                return f" (process {words[4]})"
-    return ""
 
 
 def absolute(config: Config, here: Path) -> Config:
@@ -117,11 +55,11 @@ def run(
     """Run one experiment into `out` and return its summary. Raises InputError before anything is left behind, RunError afterwards."""
     make_strategy(config)  # a misspelt name is said before torch and Ray are loaded
     if not resume:
-        refuse_used(out)
+        run_folder.refuse_used(out)
         config = absolute(config, Path.cwd())
     with contextlib.ExitStack() as ending:
         if resume:
-            ending.enter_context(alone(out))
+            ending.enter_context(run_folder.alone(out))
         planner = ending.enter_context(contextlib.closing(Planner()))
         with uncollected():
             from raylora.cluster import driver, resources  # while torch is loaded over there
@@ -136,10 +74,10 @@ def run(
         if own:
             driver.request_of(plan, resources.local(), resume)  # says "this machine" where it has too little
         request = driver.request_of(plan, driver.available(), resume)
-        missing = _missing(out)
+        made: list[Path] = []
         if not resume:
-            claim(out, configuration.dump(config))
-            ending.enter_context(alone(out))
+            made = run_folder.claim(out, configuration.dump(config))
+            ending.enter_context(run_folder.alone(out))
         try:
             return _run(config, plan, request, out, address=address, on_event=on_event, resume=resume)
         except InputError as error:
@@ -147,7 +85,7 @@ def run(
                 raise
             if any((out / "checkpoints").glob("round_*")):  # of a study that could not be read any more
                 raise MachineError(_goes_on(error, out)) from error
-            _forget(out, missing)
+            run_folder.forget(out, made)
             raise
         except MachineError as error:
             raise MachineError(_goes_on(error, out)) from error
@@ -155,27 +93,6 @@ def run(
 
 def _goes_on(error: Exception, out: Path) -> str:
     return f"{error}; `raylora resume {out}` goes on after the last complete round"
-
-
-def _missing(out: Path) -> list[Path]:
-    """The folders that are not there yet, from the top."""
-    return [folder for folder in (*reversed(out.parents), out) if not folder.exists()]
-
-
-def _forget(out: Path, missing: list[Path]) -> None:
-    """Leave what was there before."""
-    shutil.rmtree(out, ignore_errors=True)
-    if missing:
-        _remove_empty(missing)
-    else:  # it was there, and empty
-        out.mkdir()
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Those that hold nothing, from the bottom: another run may have begun in one of them meanwhile."""
-    for folder in reversed(folders):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
 
 
 def _run(
@@ -265,19 +182,6 @@ def prepare(
         return obtain.prepare_download(dataset, source.resolve(), out.resolve(), options, skip_bad, _told(on_event), mapper)
 
 
-def refuse_used(folder: Path) -> None:
-    """Raises InputError for an output folder that holds anything, or that cannot be read or made."""
-    try:
-        used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    except OSError as error:
-        raise InputError(f"--output {folder}: cannot be read: {error.strerror}") from None
-    if used:
-        raise InputError(
-            f"--output {folder}: already holds {'a run' if (folder / 'config.yaml').exists() else 'something'}; name another folder, or use `raylora resume`"
-        )
-    require_writable(folder, "--output")
-
-
 def _finished(out: Path, summary: dict[str, Any], tracker: Any) -> dict[str, Any]:
     """The summary with where MLflow keeps the run."""
     from raylora.tracking.record import write_json
@@ -342,7 +246,7 @@ def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Even
         return run(config, folder.resolve(), address=address, on_event=on_event, resume=True)
     if (folder / "report.html").is_file():
         raise InputError(f"{folder}: this run is finished")
-    with alone(folder):
+    with run_folder.alone(folder):
         on_event({"event": "phase", "text": "writing the report"})
         _report(folder)
     return summary

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raylora import config as configuration
-from raylora import launch
+from raylora import launch, run_folder
 from raylora import stress as space
 from raylora.cluster.needs import Needs
 from raylora.core.errors import InputError, RunError
@@ -49,7 +49,7 @@ def stress(
         if (out / "ledger.jsonl").exists():
             ledger = ending.enter_context(contextlib.closing(Ledger(out, settings.sha256())))
         else:
-            launch.refuse_used(out)
+            run_folder.refuse_used(out)
             ledger = None
         left = [trial for trial in listed if ledger is None or trial.number not in ledger.of("end")]
         if left:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raylora import config as configuration
-from raylora import launch
+from raylora import launch, run_folder
 from raylora.cluster.needs import Needs
 from raylora.config import Config
 from raylora.core.errors import InputError
@@ -45,7 +45,7 @@ def sweep(
         if (out / "ledger.jsonl").exists():
             ledger = ending.enter_context(contextlib.closing(Ledger(out, settings.sha256())))
         else:
-            launch.refuse_used(out)
+            run_folder.refuse_used(out)
             ledger = None
         mapper = ray_map(lambda: ending.enter_context(driver.session(address, environments=True)))
         if address is not None:

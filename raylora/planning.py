@@ -20,7 +20,7 @@ from raylora.data.damage import Damage
 from raylora.data.features import FOLDER
 from raylora.data.manifest import read_manifest
 from raylora.data.prepare import Mapper
-from raylora.data.transforms import Augmentation, aspect
+from raylora.data.transforms import augmentation
 from raylora.dials import Dials, attacks, damages, make_dials, ranks, require_asynchronous
 from raylora.federation.build import build_model
 from raylora.federation.protocol import initial_tree
@@ -97,9 +97,7 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
         gates=strategy.gates,
         compress=scheme(config),
         eval_batch=config.evaluation.batch_size,
-        augmentation=Augmentation(strength=config.training.augment, aspect=aspect(config.data.spacing_mm))
-        if config.training.augment
-        else None,
+        augmentation=augmentation(config.training.augment, config.data.spacing_mm),
         threads=config.training.threads,
         dtype=config.training.dtype,
         device=_device(config),

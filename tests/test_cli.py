@@ -373,12 +373,12 @@ def test_the_plan_is_said_and_nothing_is_made(here, capsys, prepared_folder):
 
 
 def test_a_free_folder_is_found(here):
-    from raylora.launch import free_folder
+    from raylora.run_folder import free
 
-    assert free_folder("x") == Path("runs/x")
+    assert free("x") == Path("runs/x")
     (here / "runs" / "x").mkdir(parents=True)
     (here / "runs" / "x-2").mkdir()
-    assert free_folder("x") == Path("runs/x-3")
+    assert free("x") == Path("runs/x-3")
 
 
 def test_relative_paths_are_those_of_the_command(here, prepared_folder):

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "raylora"
 ROWS = [  # each may import what stands above it, and nothing beside it
     {"core"},
     {"config"},
-    {"strategies", "data", "models", "metrics"},
+    {"strategies", "data", "models", "metrics", "run_folder"},
     {"training", "tracking", "report"},
     {"federation"},
     {"cohort", "method", "dials"},

@@ -14,7 +14,7 @@ import yaml
 from mlflow import MlflowClient
 from small_runs import settings, tiny
 
-from raylora import cli, experiment, launch
+from raylora import cli, experiment, launch, run_folder
 from raylora import config as configuration
 from raylora.cluster import driver
 from raylora.core.errors import InputError, MachineError, RunError
@@ -177,7 +177,7 @@ def test_it_leaves_the_run_that_began_beside_it_meanwhile(no_ray, prepared_folde
     other = tmp_path / "deep" / "other"
 
     def stop(event):
-        launch.claim(other, "seed: 1")
+        run_folder.claim(other, "seed: 1")
         raise InputError("found by the driver")
 
     no_ray["stop"] = stop

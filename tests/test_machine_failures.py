@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from small_runs import tiny
 
-from raylora import cli, experiment, launch
+from raylora import cli, experiment, launch, run_folder
 from raylora import config as configuration
 from raylora.cluster import driver
 from raylora.core.errors import InputError, MachineError, RunError
@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_be_written(no_ray, prepared_folder):
             os.seteuid(65534)
             try:
                 with pytest.raises(InputError, match=f"{out}: cannot be written.*: Permission denied$"):
-                    launch.claim(out, "text")
+                    run_folder.claim(out, "text")
             finally:
                 os.seteuid(0)
         assert not list(folder.iterdir())
@@ -128,12 +128,12 @@ def test_a_folder_that_cannot_be_written(no_ray, prepared_folder):
 
 
 def test_of_two_runs_that_start_in_one_folder_one_does(tmp_path, monkeypatch):
-    launch.claim(tmp_path / "a", "first")
+    run_folder.claim(tmp_path / "a", "first")
     with pytest.raises(InputError, match="already holds a run"):
-        launch.claim(tmp_path / "a", "second")
-    monkeypatch.setattr(launch, "refuse_used", lambda folder: None)  # both have looked, and then both write
+        run_folder.claim(tmp_path / "a", "second")
+    monkeypatch.setattr(run_folder, "refuse_used", lambda folder: None)  # both have looked, and then both write
     with pytest.raises(InputError, match="another run has just started in it"):
-        launch.claim(tmp_path / "a", "second")
+        run_folder.claim(tmp_path / "a", "second")
     assert (tmp_path / "a" / "config.yaml").read_text() == "first"
 
 
@@ -142,7 +142,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing_to_resume(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
         with pytest.raises(InputError, match=r"deep/out: cannot be written: File too large$"):
-            launch.claim(tmp_path / "deep" / "out", "seed: 7")
+            run_folder.claim(tmp_path / "deep" / "out", "seed: 7")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
@@ -155,7 +155,7 @@ def test_a_run_that_was_killed_before_its_configuration_was_written_is_not_anoth
 
 
 def hold(folder: Path, ready, end) -> None:
-    with launch.alone(folder):
+    with run_folder.alone(folder):
         write_text(folder / "config.yaml", (folder / "config.yaml").read_text())  # as a run that has chosen its stack does
         ready.set()
         end.wait(250)
@@ -163,7 +163,7 @@ def hold(folder: Path, ready, end) -> None:
 
 def test_a_run_that_is_under_way_is_not_resumed(no_ray, prepared_folder, tmp_path, runs):
     out = tmp_path / "run"
-    launch.claim(out, configuration.dump(tiny(prepared_folder, "disease")))
+    run_folder.claim(out, configuration.dump(tiny(prepared_folder, "disease")))
     ready, end = APART.Event(), APART.Event()
     other = APART.Process(target=hold, args=(out, ready, end))
     other.start()

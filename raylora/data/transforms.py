@@ -27,9 +27,9 @@ class Augmentation:
     aspect: float = 1.0  # the voxels' size along y as a multiple of that along x: hearts are turned, not sheared
 
 
-def aspect(spacing_mm: Sequence[float]) -> float:
-    """`Augmentation.aspect` of this grid."""
-    return float(spacing_mm[1] / spacing_mm[0])
+def augmentation(strength: float, spacing_mm: Sequence[float]) -> Augmentation | None:
+    """Of this strength on this grid; None where nothing is changed."""
+    return Augmentation(strength=strength, aspect=float(spacing_mm[1] / spacing_mm[0])) if strength else None
 
 
 def augment(

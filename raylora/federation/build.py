@@ -28,14 +28,11 @@ def build_model(
     """The backbone with adapters in place. `weights` replace those drawn from the seed; on a CPU they are used in place, never written."""
     backbone = zoo.build(spec.name, spec.task, spec.size, spec.image_size, spec.sizes, spec.seed)
     if spec.checkpointing:
-        recompute = getattr(backbone, "recompute_activations", None)
-        if recompute is None:
-            raise InputError(f"model.checkpointing: {spec.name} does not offer it")
         if spec.dropout:
             raise InputError("model.checkpointing: not with lora.dropout, whose draws the backward pass would repeat differently")
         if spec.full:
             raise InputError("model.checkpointing: not with a strategy that trains every weight, which the backward pass would not find")
-        recompute()
+        zoo.recompute(backbone, spec.name)
     targets = zoo.DEFAULT_TARGETS[spec.name] if spec.targets is None else spec.targets
     modules = () if spec.full else adapted_modules(backbone, targets, spec.blocks)
     backbone = backbone.to(device=device, dtype=dtype)

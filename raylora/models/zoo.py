@@ -77,6 +77,13 @@ def build(name: str, task: str, size: str, image_size: Sequence[int], sizes: Map
     return draw_weights(backbone, torch.Generator().manual_seed(seed_of(seed, "weights") % 2**63))
 
 
+def recompute(backbone: nn.Module, name: str) -> None:
+    """Keep no activations for the backward pass but compute them again in it. Raises InputError for a network that does not offer it."""
+    if not hasattr(backbone, "recompute_activations"):
+        raise InputError(f"model.checkpointing: {name} does not offer it")
+    backbone.recompute_activations()
+
+
 def _cinema() -> Any:
     from raylora.models import cinema
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from raylora.core.seeds import generator
-from raylora.data.transforms import Augmentation, aspect, augment
+from raylora.data.transforms import Augmentation, augment, augmentation
 
 FULL = Augmentation(probability=1.0)
 STILL = replace(FULL, rotation_deg=0, scale=0, translation=0, gamma=0, brightness=0, contrast=0, noise=0)
@@ -63,7 +63,7 @@ def test_a_heart_is_turned_and_not_sheared_where_voxels_are_not_square():
     """A disk of 20 mm on voxels of 1 x 2 mm."""
     x, y = np.meshgrid(np.arange(96) - 47.5, 2.0 * (np.arange(48) - 23.5), indexing="ij")
     image = (np.hypot(x, y) < 20).astype(np.float32)[None, ..., None]
-    turned = replace(STILL, rotation_deg=60, aspect=aspect((1.0, 2.0, 10.0)))
+    turned = replace(STILL, rotation_deg=60, aspect=augmentation(1.0, (1.0, 2.0, 10.0)).aspect)
     for seed in range(5):
         new, _ = augment(image, None, generator(seed, "t"), turned)
         inside = new[0, ..., 0] > 0.5
