@@ -1,6 +1,6 @@
 """Real kills at random moments over runs of every kind of strategy: what is lost is done again, and no number changes.
 
-    make storm                                          # 50 kills on a three-node cluster, 50 while a checkpoint is written; half an hour
+    make storm                                          # 50 kills on a three-node cluster, 50 while a checkpoint is written; 13 minutes
     python -m benchmarks.storm --kills 6 --torn 6
 
 Each kill is SIGKILL to a client actor, to the driver actor, or to the raylet of a node of a three-node cluster on this machine, at a moment
