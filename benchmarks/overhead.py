@@ -6,7 +6,7 @@
     python -m benchmarks.overhead curves    # rounds a second and memory against clients, rank, blocks, tokens; one picture each
 
 Each writes benchmarks/results/overhead_<name>.json (and .png), or into --output; --small is a version for the tests. Needs a machine with
-nothing else to do: about 1, 5, 3 and 15 minutes on two cores. The rounds are those of `raylora run`: the same strategy, executor, checks and
+nothing else to do: about 1, 5, 3 and 5 minutes on two cores. The rounds are those of `raylora run`: the same strategy, executor, checks and
 byte counts; "kept" adds the record and a checkpoint synced to the disk in every round. Clients hold synthetic samples of their own, so that
 nothing but the process's own memory is counted (PSS of driver and actors); each point of the curves has processes of its own.
 """
@@ -20,7 +20,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -291,13 +291,13 @@ def curves(small: bool) -> dict[str, Any]:
         "side": (8, 16, 32, 48),
     }
     if small:
-        steps = {key: values[:2] for key, values in steps.items()}
+        steps = {"clients": (8,)}
     table: dict[str, list[dict[str, float]]] = {}
     for key, values in steps.items():
         table[key] = []
         for value in values:
             work = replace(Work(), **{key: value})
-            found = play(work, 3) if small else fresh(work, 8)
+            found = fresh(work, 3 if small else 8)
             tokens = (work.side // 4) ** 2 * 2 + 1
             table[key].append({key: value, "tokens": tokens, "rounds_per_s": 1 / later(found, 1), "pss_mb": found["pss_mb"][-1]})
     return {"curves": table}
@@ -306,13 +306,13 @@ def curves(small: bool) -> dict[str, Any]:
 def fresh(work: Work, count: int) -> dict[str, list[float]]:
     """`play` in a process, with a Ray, of its own: what a run of a thousand clients leaves behind is no memory of the next point."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(alone, work, count).result()
+        return pool.submit(connected, play, work, count).result()
 
 
-def alone(work: Work, count: int) -> dict[str, list[float]]:
-    """The other side of `fresh`."""
+def connected(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns between the start and the end of a Ray of its own."""
     with driver.session(None):
-        return play(work, count)
+        return function(*arguments)
 
 
 def draw(found: Mapping[str, Any], stem: Path) -> list[Path]:
@@ -345,8 +345,8 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args(words)
-    with driver.session(None):
-        found = CAMPAIGNS[given.campaign](given.small)
+    campaign = CAMPAIGNS[given.campaign]
+    found = campaign(given.small) if campaign is curves else connected(campaign, given.small)
     about = {"cores": len(os.sched_getaffinity(0)), "torch": torch.__version__, "ray": ray.__version__}
     found = {"campaign": given.campaign, "small": given.small, **found, "machine": {**about, "processor": platform.machine()}}
     given.output.mkdir(parents=True, exist_ok=True)
@@ -359,4 +359,6 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    from benchmarks import overhead  # Ray's workers and spawned processes find classes there, not in a `__main__` of their own
+
+    overhead.main()

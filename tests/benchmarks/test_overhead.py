@@ -1,19 +1,31 @@
 """The overhead campaigns run, at a size that says nothing of speed, by the code that is measured."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import overhead
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = pytest.mark.ray
 
 
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("campaign", ["rounds", "growth"])
 def test_a_campaign_writes_what_it_measured(campaign, tmp_path, capsys):
     found = overhead.main([campaign, "--small", "--output", str(tmp_path)])
     assert json.loads((tmp_path / f"overhead_{campaign}.json").read_text()) == found == json.loads(capsys.readouterr().out)
     assert found["ms_per_round"] > 0 and (campaign == "growth" or found["ms_per_round_kept"] > 0)
+
+
+def test_each_point_of_the_curves_has_a_ray_of_its_own(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.overhead", "curves", "--small", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["curves"]["clients"][0]["rounds_per_s"] > 0
+    assert (tmp_path / "overhead_curves_clients.png").stat().st_size > 5000
 
 
 def test_the_curves_are_drawn(tmp_path):
