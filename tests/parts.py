@@ -37,6 +37,7 @@ PARTS = {  # how the names of a part's tests begin, after tests/; all others are
         "data/test_pool.py",
         "federation/test_stack",
         "models/test_attention.py",
+        "models/test_slices.py",
         "models/test_stacked.py",
         "test_gpu.py",
         "test_plan_apart.py",

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+from raylora.models import slices
+
+CONVOLUTIONS = {slices.Conv3d: slices.convolve, nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}  # the first that fits
 
 
 class Adapted(nn.Module):
@@ -68,11 +70,12 @@ class Adapted(nn.Module):
         )
         weights = (base.weight + delta.reshape(clients, *base.weight.shape)).to(x.dtype)
         conv = _convolution(base)
-        parts = [
-            conv(part, weight, base.bias, base.stride, base.padding, base.dilation)
-            for part, weight in zip(x.chunk(clients), weights, strict=True)
-        ]
-        return parts[0] if clients == 1 else torch.cat(parts)
+        return together(
+            [
+                conv(part, weight, base.bias, base.stride, base.padding, base.dilation)
+                for part, weight in zip(apart(x, clients), weights, strict=True)
+            ]
+        )
 
     def _linear(self, x: Tensor, a: Tensor, b: Tensor, scaling: Tensor) -> Tensor:
         flat = x.reshape(len(a), -1, x.shape[-1])  # (K, n, in)
@@ -85,10 +88,10 @@ class Adapted(nn.Module):
         weights = a.reshape(*a.shape[:2], base.in_channels, *base.kernel_size)  # (K, r, in, *kernel)
         parts = [
             conv(part, weight, None, base.stride, base.padding, base.dilation) * s
-            for part, weight, s in zip(x.chunk(len(a)), weights, scaling, strict=True)
+            for part, weight, s in zip(apart(x, len(a)), weights, scaling, strict=True)
         ]
         ones = (1,) * (x.dim() - 2)
-        return torch.cat([conv(part, right.reshape(*right.shape, *ones)) for part, right in zip(parts, b, strict=True)])
+        return together([conv(part, right.reshape(*right.shape, *ones)) for part, right in zip(parts, b, strict=True)])
 
     def _mixture(self, x: Tensor) -> tuple[Tensor, ...]:
         """The router's softmax(W_r x) over the adapters, one factor for each, token by token: (..., 1). Of a convolution, a token is what
@@ -102,9 +105,9 @@ class Adapted(nn.Module):
         kernels = router.reshape(*router.shape[:2], base.in_channels, *base.kernel_size)  # (K, adapters, in, *kernel)
         parts = [
             conv(part, kernel, None, base.stride, base.padding, base.dilation)
-            for part, kernel in zip(x.chunk(len(kernels)), kernels, strict=True)
+            for part, kernel in zip(apart(x, len(kernels)), kernels, strict=True)
         ]
-        return torch.cat(parts).softmax(1).split(1, 1)
+        return together(parts).softmax(1).split(1, 1)
 
     def _drop(self, x: Tensor) -> Tensor:
         keep = 1.0 - self.dropout
@@ -120,6 +123,31 @@ def _convolution(base: nn.Module) -> Callable[..., Tensor]:
     return next(function for kind, function in CONVOLUTIONS.items() if isinstance(base, kind))
 
 
+def apart(x: Tensor, clients: int) -> Sequence[Tensor]:
+    """Each client's samples of a batch. Their gradients are joined in the order in memory that the batch has."""
+    if clients == 1:  # the gradient of a single chunk would be a copy as well
+        return (x,)
+    order = _order(x)
+    return [part.permute(_inverse(order)) for part in x.permute(order).chunk(clients)]
+
+
+def together(parts: Sequence[Tensor]) -> Tensor:
+    """The clients' samples as one batch, in the order in memory that the parts have: `torch.cat` knows only some orders."""
+    if len(parts) == 1:
+        return parts[0]
+    order = _order(parts[0])
+    return torch.cat([part.permute(order) for part in parts]).permute(_inverse(order))
+
+
+def _order(x: Tensor) -> list[int]:
+    """The dimensions from the outermost in memory to the innermost, samples outermost."""
+    return [0, *sorted(range(1, x.dim()), key=lambda dimension: -x.stride(dimension))]
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
 class PerClient(nn.Module):
     """A module of which every client has its own weights: a head, a decoder, or (full fine-tuning) the whole model."""
 
@@ -132,9 +160,7 @@ class PerClient(nn.Module):
         if not self.own:
             return self.module(x)
         clients = len(next(iter(self.own.values())))
-        if clients == 1:
-            return self._of(0, x)
-        return torch.cat([self._of(k, part) for k, part in enumerate(x.chunk(clients))])
+        return together([self._of(k, part) for k, part in enumerate(apart(x, clients))])
 
     def _of(self, k: int, x: Tensor) -> Tensor:
         return functional_call(self.module, {name: value[k].to(x.dtype) for name, value in self.own.items()}, (x,))

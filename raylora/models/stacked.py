@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raylora.core.errors import InputError
 from raylora.core.types import Phase, Tree
-from raylora.models.lora import CONVOLUTIONS, Adapted, PerClient
+from raylora.models.lora import CONVOLUTIONS, Adapted, PerClient, together
 from raylora.models.outline import Layer, Outline, prefixed
 from raylora.models.stages import first_trained, run_stages
 
@@ -261,12 +261,12 @@ class StackedModel:
         if self.clients == 1:
             return self(*tensors)
         if self.full or not hasattr(self.backbone, "stages"):
-            return self(*(tensor.repeat(self.clients, *(1,) * (tensor.dim() - 1)) for tensor in tensors))
+            return self(*(together([tensor] * self.clients) for tensor in tensors))
         stages = self.backbone.stages()
         start = 0 if self.prefix is None else self.prefix.first
         cut = first_trained(stages, self.outline.names)
         tensors = run_stages(stages[start:cut], tensors)
-        return run_stages(stages[cut:], tuple(tensor.repeat(self.clients, *(1,) * (tensor.dim() - 1)) for tensor in tensors))[0]
+        return run_stages(stages[cut:], tuple(together([tensor] * self.clients) for tensor in tensors))[0]
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -4,17 +4,16 @@ MONAI's own class is not used because importing it costs every process seconds; 
 holds the two together. DynUNet lists every parameter a second time under `skip_layers.*`: those aliases do not exist here.
 
 Slices are far apart (about 10 mm against 1 mm in the plane), so nothing strides along z and only the lowest levels look across slices:
-any number of slices works. The memory order is torch's default on purpose: over a whole training step on one CPU thread, channels-last
-was at most a tenth faster, and convolutions over slices as 2-D images gained about as much.
+any number of slices works, and on a CPU most layers see slices as 2-D images (`raylora.models.slices`).
 """
 
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from raylora.core.errors import InputError
+from raylora.models import slices
 from raylora.models.draw import LEAKY_SLOPE
 from raylora.models.stages import Stage, run_stages
 
@@ -53,7 +52,7 @@ class _Conv(nn.Module):
 
 def _convolution(inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1), bias: bool = False) -> _Conv:
     padding = tuple(size // 2 for size in kernel)  # odd kernels: the size stays, or is divided by the stride
-    return _Conv(nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=bias))
+    return _Conv(slices.Conv3d(inputs, outputs, kernel, stride, padding, bias=bias))
 
 
 class ConvBlock(nn.Module):
@@ -63,8 +62,8 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv1 = _convolution(inputs, outputs, kernel, stride)
         self.conv2 = _convolution(outputs, outputs, kernel)
-        self.norm1 = nn.InstanceNorm3d(outputs, affine=True)
-        self.norm2 = nn.InstanceNorm3d(outputs, affine=True)
+        self.norm1 = slices.InstanceNorm3d(outputs)
+        self.norm2 = slices.InstanceNorm3d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.leaky_relu(self.norm1(self.conv1(x)), LEAKY_SLOPE)
@@ -76,11 +75,11 @@ class UpBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple):
         super().__init__()
-        self.transp_conv = _Conv(nn.ConvTranspose3d(inputs, outputs, stride, stride, bias=False))
+        self.transp_conv = _Conv(slices.Enlarge3d(inputs, outputs, stride))
         self.conv_block = ConvBlock(2 * outputs, outputs, kernel)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.conv_block(torch.cat((self.transp_conv(x), skip), dim=1))
+        return self.conv_block(slices.concatenate(self.transp_conv(x), skip))
 
 
 class UNet(nn.Module):
