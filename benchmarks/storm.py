@@ -163,11 +163,12 @@ def disturbed(settings: configuration.Config, out: Path, strike: Strike) -> tupl
         strike.close()
 
 
-def length(settings: configuration.Config, out: Path) -> float:
-    """Seconds from the start of a run's rounds, when its strike begins to wait, to the end of the last one."""
+def undisturbed(settings: configuration.Config, out: Path) -> tuple[dict[str, Any], float]:
+    """The record of a run that nothing happens to, and the seconds from the start of its rounds, when a strike begins to wait, to the end of
+    the last one."""
     at: dict[str, float] = {}
-    launch.run(settings, out, on_event=lambda event: at.update({event["event"]: time.monotonic()}))
-    return at["round"] - at["start"]
+    summary = launch.run(settings, out, on_event=lambda event: at.update({event["event"]: time.monotonic()}))
+    return record(out, summary), at["round"] - at["start"]
 
 
 def storm(kills: int, seed: int, folder: Path, data: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
@@ -180,8 +181,7 @@ def storm(kills: int, seed: int, folder: Path, data: Mapping[str, Any], kinds: S
             kind, victim = kinds[number % len(kinds)], VICTIMS[(number // len(kinds) + number % len(kinds)) % len(VICTIMS)]
             settings = small.config(kind, ROUNDS, data)
             if kind not in expected:
-                expected[kind] = record(folder / kind, small.run_here(settings, folder / kind))
-                lengths[kind] = length(settings, folder / f"{kind}-ray")
+                expected[kind], lengths[kind] = undisturbed(settings, folder / kind)
             for attempt in range(TRIES):
                 out = folder / f"{number}-{attempt}"
                 strike = Strike(float(draw.uniform(0, lengths[kind])), lambda victim=victim: nodes.kill(victim, draw))

@@ -38,8 +38,8 @@ def test_killed_while_checkpoints_are_written(tmp_path, data):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_small_storm_on_three_nodes(tmp_path, data):
-    found = campaign("storm", tmp_path, data, "--kills", "2", "--torn", "0", "--kinds", "personalised")["cluster"]
-    assert found["same"] and found["kills"] == 2 and [run["victim"] for run in found["runs"]] == ["client", "driver"]
+    found = campaign("storm", tmp_path, data, "--kills", "1", "--torn", "0", "--kinds", "personalised")["cluster"]
+    assert found["same"] and found["kills"] == 1 and [run["victim"] for run in found["runs"]] == ["client"]
 
 
 @pytest.mark.ray
@@ -64,8 +64,8 @@ def test_a_trial_that_is_not_its_plain_run_is_named(tmp_path, data):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_small_soak(tmp_path, data):
-    found = campaign("soak", tmp_path, data, "--rounds", "24", "--kills", "2")
-    assert found["same"] and sum(found["kills"].values()) >= 1 and found["files"]["most"] < 60
+    found = campaign("soak", tmp_path, data, "--rounds", "20", "--kills", "1", "--seed", "1")  # of the driver
+    assert found["same"] and found["kills"] == {"client": 0, "driver": 1} and found["resumed"] == 1 and found["files"]["most"] < 60
 
 
 def test_growth_of_memory_is_that_of_one_process_once_it_has_settled():
