@@ -40,6 +40,7 @@ class Cohort:
     splits: Mapping[str, Split]  # client -> its patients; those of a held-out client are all test patients
     held_out: tuple[str, ...]  # clients that never train
     left_out: Mapping[str, str]  # study id -> why it is in no client
+    cut: tuple[str, ...]  # the clients' studies that have more slices than `data.size`: the outer ones are never looked at
     pairs: tuple[tuple[str, str], ...]  # studies of two data sets that show the same patient
     twins: tuple[tuple[str, Patient], ...]  # the same, of which one is a case and the other (without a label, say) is none
     diseased: Mapping[str, int] | None  # study id -> 0 or 1, for disease
@@ -62,6 +63,13 @@ class Cohort:
         known |= {id for pair in self.pairs if known & set(pair) for id in pair}
         scored = [id for split in self.splits.values() for id in (*split.validation, *split.rating, *split.test)]
         return [id for id in scored if id in known]
+
+    def notes(self) -> list[str]:
+        """What a user should know of the patients before anything is trained."""
+        if not self.cut:
+            return []
+        some = "1 study has" if len(self.cut) == 1 else f"{len(self.cut)} studies have"
+        return [f"{some} more slices than data.size: the outer ones are left out, and what they show of a heart counts as missed"]
 
     def patients(self) -> list[dict[str, object]]:
         """One object a patient for the run's record: who it is, at which client, for what."""
@@ -93,11 +101,14 @@ def gather(config: Config, folders: Sequence[Path]) -> Cohort:
     labels = {row.id: disease_label(row.dataset, row.group) for row in rows}
     diseased = {id: label for id, label in labels.items() if label is not None} if config.task == "disease" else None
     partition.check_clients(splits, diseased)
+    everyone = {**splits, **held_out}
+    used = {id for split in everyone.values() for part in PARTS for id in getattr(split, part)}
     return Cohort(
         rows={row.id: Patient.of(row) for row in rows},
-        splits={**splits, **held_out},
+        splits=everyone,
         held_out=tuple(held_out),
         left_out={**left_out, **more, **{id: why for split in splits.values() for id, why in split.left_out.items()}},
+        cut=tuple(row.id for row in rows if row.id in used and row.geometry.shape[2] > config.data.size[2]),
         pairs=pairs,
         twins=twins,
         diseased=diseased,

@@ -22,7 +22,7 @@ from raylora.metrics.rows import CaseRow
 from raylora.models import peft
 from raylora.models.arrays import write_arrays
 from raylora.planned import Plan
-from raylora.provenance import environment, versions
+from raylora.provenance import code, environment, versions
 from raylora.tracking.record import Record, finite, write_json
 
 
@@ -134,6 +134,7 @@ def finish(standing: Standing) -> dict[str, Any]:
         if plan.cohort.protocol
         else None,
         "crop": sorted({row.crop for row in plan.cohort.rows.values()}),
+        "cut_studies": list(plan.cohort.cut),
         "patients": {client: {part: len(ids) for part, ids in parts.items()} for client, parts in plan.splits.items()},
         "base": {"weights": config.model.weights, "has_seen": list(plan.seen_cases)},
         "parameters": {
@@ -224,6 +225,7 @@ def _about(standing: Standing) -> dict[str, Any]:
             "torch": versions()["torch"],
         },
         "versions": versions(),
+        "code": code(),
         "config_sha256": config.sha256(),
         "data_sha256": plan.data_sha256,
         **standing.notes,

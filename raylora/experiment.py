@@ -67,6 +67,8 @@ def run_experiment(
         "round": progress.round,
         "name": config.name,
     }
+    for word in plan.cohort.notes():
+        yield {"event": "note", "text": word}
     s = config.sampling
     end = end_round if s.buffer is None else partial(end_buffered, size=s.buffer, exponent=s.staleness)
     if (cache := plan.spec.cache) is not None:

@@ -208,10 +208,13 @@ def _tracker(config: Config, plan: Any, out: Path) -> Any:
     )
 
 
-def tags(config: Config, data_sha256: str, source: str = "raylora run") -> dict[str, str]:
-    """What runs are searched by; `source` is the command that they come from."""
-    from raylora.provenance import code_sha256, git_commit
+def tags(
+    config: Config, data_sha256: str, source: str = "raylora run", computed_by: Mapping[str, str | None] | None = None
+) -> dict[str, str]:
+    """What runs are searched by; `source` is the command that they come from, `computed_by` the code (by default, that of this process)."""
+    from raylora import provenance
 
+    computed_by = provenance.code() if computed_by is None else computed_by
     found = {
         "strategy": config.strategy.name,
         "task": config.task,
@@ -220,13 +223,13 @@ def tags(config: Config, data_sha256: str, source: str = "raylora run") -> dict[
         "seed": str(config.seed),
         "config_sha256": config.sha256(),
         "data_sha256": data_sha256,
-        "code_sha256": code_sha256(),
+        "code_sha256": computed_by["sha256"] or "",
         "mlflow.source.name": source,
         "mlflow.user": os.environ.get("USER", ""),
     }
     if "temperature" in config.strategy.options:
         found["temperature"] = str(config.strategy.options["temperature"])
-    if commit := git_commit(Path(__file__).parent):
+    if commit := computed_by["commit"]:
         found["mlflow.source.git.commit"] = commit
     return found
 
@@ -311,6 +314,6 @@ def _ended(folder: Path, source: str) -> tuple[Config, Finished]:
         name=config.name,
         summary=summary,
         config=config.as_dict(),
-        tags=tags(config, str(summary.get("data_sha256", "")), source),
+        tags=tags(config, str(summary.get("data_sha256", "")), source, summary.get("code")),
         client_runs=config.tracking.client_runs,
     )

@@ -30,6 +30,11 @@ def environment() -> str:
     return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()) if name)
 
 
+def code() -> dict[str, str | None]:
+    """The hash of the package's own files, and the commit they are of."""
+    return {"sha256": code_sha256(), "commit": git_commit(Path(__file__).parent)}
+
+
 @functools.cache
 def code_sha256() -> str:
     """Of the package's own Python files, by name and content."""

@@ -39,6 +39,14 @@ def numbers(value):
 # ---- what a run leaves behind
 
 
+def test_studies_with_more_slices_than_asked_for_are_counted(cohort_folder, tmp_path, runs):
+    fewer = run(tiny(cohort_folder, data__size=[16, 16, 3], training__rounds=1), tmp_path / "fewer")
+    patients = [id for parts in fewer.plan.splits.values() for ids in parts.values() for id in ids]
+    assert sorted(fewer.summary["cut_studies"]) == sorted(patients) and runs("segmentation").summary["cut_studies"] == []
+    said = [event["text"] for event in fewer.events if event["event"] == "note"]
+    assert any(text.startswith(f"{len(patients)} studies have more slices than data.size: ") for text in said)
+
+
 def test_the_summary_has_what_the_contract_names(runs):
     for task, primary in (("segmentation", "dice"), ("disease", "balanced_accuracy")):
         found = runs(task)

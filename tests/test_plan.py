@@ -84,7 +84,7 @@ def test_a_plan_in_words(prepared):
         "name": "n", "task": "disease", "strategy": "fedit", "rounds": 3, "protocol": {"name": "p", "sha256": "0123456789abcdef0"},
         "datasets": {"acdc": 7}, "duplicate_pairs": 1, "held_out": ["b"], "left_out": {"unlabelled": 2},
         "clients": {c: {"train": 3, "validation": 1, "rating": 1, "test": 2, "diseased": {"train": 2, "validation": 1, "rating": 0, "test": 1}} for c in "ab"},
-        "base": {"name": "cinema", "size": "base", "weights": "cinema", "missing": "no file cinema", "has_seen": 0},
+        "base": {"name": "cinema", "size": "base", "weights": "cinema", "missing": "no file cinema", "has_seen": ["x", "y", "z"]}, "notes": ["be careful"],
         "parameters": {"frozen": 1000, "trained": 10}, "traffic": [{"up": 10, "down": 20}, {"up": 10, "down": 40}],
         "memory_bytes": {"torch": 1_000_000, "backbone": 2_000_000},
         "actors": {"cpus": 1, "gpus": 0.5, "wanted": 2, "fit_here": 1, "fit_by_share": 3, "fit_by_memory": 1},
@@ -99,7 +99,8 @@ def test_a_plan_in_words(prepared):
     for part in (
         "fedit on disease, 3 rounds",
         "b (held out)",
-        "Protocol p (sha256 0123456789abcdef)",
+        "Protocol p (sha256 0123456789abcdef); 3 scored patients were seen by the base weights",
+        "! be careful",
         "! no file cinema",
         "left out 2: unlabelled",
     ):

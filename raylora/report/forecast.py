@@ -70,5 +70,7 @@ def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
         print_table(console, stamped(table, marks_of(plan)))
     if base["missing"]:
         console.print(f"! {base['missing']}", highlight=False, markup=False)
+    for note in plan["notes"]:
+        console.print(f"! {note}", highlight=False, markup=False)
     for reason, count in plan["left_out"].items():
         console.print(f"left out {count}: {reason}", highlight=False, markup=False)

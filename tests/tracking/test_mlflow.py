@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow import __version__ as mlflow_version
 
 from raylora import config as configuration
-from raylora import launch
+from raylora import launch, provenance
 from raylora.core.errors import InputError, RunError
 from raylora.tracking import mlflow as ours
 from raylora.tracking import store, writer
@@ -263,6 +263,18 @@ def test_a_run_that_is_resumed_goes_on_in_the_same_place(runs, mlflow_uri, tmp_p
     assert resumed.keys() == whole.keys() and {run.info.status for run in resumed.values()} == {"FINISHED"}
     for name, run in resumed.items():
         assert all(history(client, run.info.run_id, k) == history(client, whole[name].info.run_id, k) for k in whole[name].data.metrics)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_brought_later_keeps_the_code_that_made_it(runs, mlflow_uri, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs("disease").folder, folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["code"] == provenance.code() and len(summary["code"]["sha256"]) == 64
+    (folder / "summary.json").write_text(json.dumps({**summary, "code": {"sha256": "0" * 64, "commit": None}}))
+    launch.upload(folder, mlflow_uri)
+    tags = [run.data.tags for run in everything(mlflow_uri) if "strategy" in run.data.tags]
+    assert {tag["code_sha256"] for tag in tags} == {"0" * 64} and not any("mlflow.source.git.commit" in tag for tag in tags)
 
 
 def test_what_is_not_finished_is_not_uploaded(runs, tmp_path):
