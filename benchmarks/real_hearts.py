@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -56,7 +57,8 @@ def main() -> None:
             if not (folders[name] / "summary.json").is_file():
                 with Live() as live:
                     launch.run(config, folders[name], on_event=live)
-    result = measured(folders)
+    where = ("--acdc", "ACDC", *(("--mnms", "MNMS") if given.mnms else ()))  # not where the patients lie on this machine
+    result = {"command": shlex.join(("python", "-m", "benchmarks.real_hearts", *where, *overrides)), **measured(folders)}
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     given.output.with_suffix(".md").write_text(markdown(result))
@@ -68,7 +70,6 @@ def measured(folders: dict[str, Path]) -> dict[str, Any]:
     found = {name: json.loads((folder / "summary.json").read_text()) for name, folder in folders.items()}
     first = next(iter(found.values()))
     return {
-        "command": "python -m benchmarks.real_hearts --acdc ACDC --mnms MNMS",
         "machine": {"processor": platform.processor() or platform.machine(), "cpus": len(os.sched_getaffinity(0))},
         "versions": first["versions"],
         "patients": first["patients"],

@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -121,7 +122,12 @@ def main() -> None:
     print_table(terminal(), table)
     given.output.mkdir(parents=True, exist_ok=True)
     machine = {"processor": platform.processor() or platform.machine(), "cpus": len(os.sched_getaffinity(0))}
-    found = {"command": "python -m benchmarks.time_to_dice", "target": given.target, "machine": machine, "strategies": about}
+    found = {
+        "command": shlex.join(("python", "-m", "benchmarks.time_to_dice", *sys.argv[1:])),
+        "target": given.target,
+        "machine": machine,
+        "strategies": about,
+    }
     (given.output / "time_to_dice.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (given.output / "time_to_dice.md").write_text(f"{to_markdown(table)}\n\n{note}\n", encoding="utf-8")
 

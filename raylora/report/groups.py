@@ -13,6 +13,7 @@ from raylora.metrics.matrix import Sample, sample
 from raylora.metrics.panel import Panel, panel
 from raylora.metrics.rows import FROZEN, GLOBAL, CaseTable
 from raylora.report.runs import Run, flat
+from raylora.report.table import short_key
 
 # Keys that name, place or record a run and decide no number of it; the seed makes repeats; which data it was is told by their hash.
 NO_DIFFERENCE = (
@@ -168,17 +169,11 @@ def _labels(found: Sequence[tuple[Mapping[str, Any], str]]) -> list[str]:
         mine = by_strategy[strategy]
         apart = [key for key in settings if key != "strategy.name" and len({repr(other[key]) for other in mine}) > 1]
         short, exact = (
-            " ".join([strategy, *(f"{_short(key, apart)}={text(settings[key])}" for key in apart)]) for text in (value_text, str)
+            " ".join([strategy, *(f"{short_key(key, apart)}={text(settings[key])}" for key in apart)]) for text in (value_text, str)
         )
         labels.append((short, exact))
     shown = Counter(short for short, _ in labels)
     return [short if shown[short] == 1 else exact for short, exact in labels]
-
-
-def _short(key: str, keys: Sequence[str]) -> str:
-    """The last part of a dotted key if that is enough."""
-    last = key.rpartition(".")[2]
-    return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
 
 
 def value_text(value: object) -> str:

@@ -13,7 +13,7 @@ from rich.live import Live as RichLive
 from rich.text import Text
 
 from raylora.report.live import Live
-from raylora.report.table import Table, decimal, print_table, rich_table, seconds_text, terminal, whole, words
+from raylora.report.table import Table, decimal, print_table, rich_table, seconds_text, short_key, terminal, whole, words
 
 MOST_ROWS = 12
 
@@ -87,8 +87,8 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def values_text(values: Mapping[str, Any]) -> str:
-    """``rank 8, temperature 0.5``: the last word of each key."""
-    return ", ".join(f"{key.split('.')[-1]} {value_text(value)}" for key, value in values.items())
+    """``rank 8, temperature 0.5``: the last word of each key that has it alone."""
+    return ", ".join(f"{short_key(key, values)} {value_text(value)}" for key, value in values.items())
 
 
 def value_text(value: Any) -> str:
@@ -111,7 +111,7 @@ def trials_table(title: str, state: Mapping[str, Any], rows: list[Mapping[str, A
     keys = list(state["space"])
     columns = (
         whole("Trial"),
-        *(words(key.split(".")[-1]) for key in keys),
+        *(words(short_key(key, keys)) for key in keys),
         whole("Seed"),
         words("Status"),
         whole("Rounds"),

@@ -140,6 +140,12 @@ def seconds_text(cell: Cell) -> str:
     return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
+def short_key(key: str, keys: Iterable[str]) -> str:
+    """The last part of a dotted key, if no other one of the keys ends so."""
+    last = key.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
+
+
 def rich_table(table: Table) -> RichTable:
     """For a terminal: the essential columns, the first sentence of the note, and the marks."""
     caption = "\n".join(text for text in (table.note.split(". ")[0], table.marks) if text)

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from raylora.report.live import Live
-from raylora.report.sweep import SweepLive, ranked
+from raylora.report.sweep import SweepLive, ranked, trials_table, values_text
 
 
 class Gone(io.StringIO):
@@ -61,6 +61,14 @@ def test_trials_without_an_objective_come_last_whatever_is_best():
     rows = [{"number": number, "status": status, "objective": value} for number, (status, value) in enumerate(objectives)]
     assert [row["number"] for row in ranked(rows, "max")] == [0, 2, 1, 3, 4, 5]
     assert [row["number"] for row in ranked(rows, "min")] == [2, 0, 1, 3, 4, 5]
+
+
+def test_keys_with_one_last_word_are_told_apart():
+    values = {"lora.rank": 8, "faults.label_noise.rate": 0.1, "faults.contour_mm.rate": 0.2}
+    assert values_text(values) == "rank 8, faults.label_noise.rate 0.1, faults.contour_mm.rate 0.2"
+    row = {"number": 0, "values": values, "seed": 0, "status": "finished", "rounds": 1, "objective": 0.5, "test": 0.5}
+    table = trials_table("Trials", {"space": values, "objective": {"metric": "dice"}}, [row])
+    assert [column.name for column in table.columns][1:4] == ["rank", "faults.label_noise.rate", "faults.contour_mm.rate"]
 
 
 @pytest.mark.parametrize("kind", ["note", "phase"])
