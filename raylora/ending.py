@@ -213,6 +213,7 @@ def _about(standing: Standing) -> dict[str, Any]:
         "wall_seconds": time.time() - standing.started,
         "virtual_seconds": progress.virtual_s if plan.dials.clock_runs else None,
         "faults": plan.dials.describe(),
+        "ranks": {client.id: client.rank for client in plan.clients},
         "driver": {},
         "actors": standing.executor.describe(),
         "mlflow": None,

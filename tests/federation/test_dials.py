@@ -134,7 +134,7 @@ def test_who_joins_later_and_leaves_before_the_end(runs):
     assert found.summary["faults"] == {c: {"rounds": list(stay)} for c, stay in tenures.items() if stay != (0, 4)}
 
 
-def test_devices_with_little_memory_have_smaller_ranks(prepared_folder):
+def test_devices_with_little_memory_have_smaller_ranks(prepared_folder, runs):
     def ranks(seed: int) -> dict[str, int]:
         config = tiny(prepared_folder, lora__rank=8, faults={"rank_halvings": 3}, strategy={"name": "flexlora"}, seed=seed)
         plan = planning.make_plan(config)
@@ -144,6 +144,13 @@ def test_devices_with_little_memory_have_smaller_ranks(prepared_folder):
     assert set(ranks(0).values()) | set(ranks(1).values()) <= {1, 2, 4, 8} and ranks(0) != ranks(1)
     with pytest.raises(InputError, match="one lora.rank for all clients"):
         planning.make_plan(tiny(prepared_folder, lora__rank=8, faults={"rank_halvings": 3}))
+    found = runs("disease", faults={"rank_halvings": 1}, lora={"rank": 2}, strategy={"name": "flexlora"})
+    assert set(found.summary["ranks"].values()) == {1, 2} and all(
+        len(update.adapter[name]) == found.summary["ranks"][update.client_id]
+        for update in found.received
+        for name in update.adapter
+        if name.endswith("lora_A")
+    )
 
 
 # ---- byzantine clients
