@@ -16,7 +16,7 @@ from raylora.core.errors import InputError, RunError
 from raylora.core.files import require_writable
 from raylora.data.phantom_layouts import LAYOUTS, Placed
 from raylora.data.phantom_study import PhantomStudy, assign, study
-from raylora.data.pool import Workers
+from raylora.data.pool import LOST, Workers
 
 __all__ = ["PhantomStudy", "Placed", "assign", "study", "write_cohort"]
 
@@ -82,7 +82,7 @@ def write_cohort(
         for left in [missing[0]] if missing else out.iterdir():  # the folder was empty or absent before
             shutil.rmtree(left, ignore_errors=True)
         if isinstance(error, BrokenProcessPool):
-            raise RunError("a worker process died (killed, or out of memory) while phantoms were made: start again") from None
+            raise RunError(f"{LOST} while phantoms were made: start again") from None
         if isinstance(error, OSError):  # nibabel's of a full disk has no name
             raise RunError(f"{error.filename or out}: {error.strerror or error}") from error
         raise

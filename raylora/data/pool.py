@@ -15,6 +15,7 @@ from typing import Any
 from raylora.core.errors import RunError
 
 AHEAD = 2  # items under way for each worker: bounds the memory
+LOST = 'a worker process died (killed, out of memory, or started by a script without `if __name__ == "__main__":`)'
 
 
 class Workers(ProcessPoolExecutor):
@@ -69,6 +70,6 @@ def process_map(workers: int) -> Callable[[Callable, Iterable], Iterator]:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
         except BrokenProcessPool:
-            raise RunError("a worker process died (killed, or out of memory): start again, what is done is kept") from None
+            raise RunError(f"{LOST}: start again, what is done is kept") from None
 
     return mapper
