@@ -92,7 +92,8 @@ def sweep(
     with _interruptible(lambda: GOES_ON), SweepLive() as live:
         out, found = launch_sweep.sweep(config, overrides or (), output, address=address, on_event=live)
     show_sweep(found)
-    typer.echo(f"everything is in {output or out}: sweep.json, trials/, comparison.html")
+    page = ", comparison.html" if (out / "comparison.html").is_file() else ""
+    typer.echo(f"everything is in {output or out}: sweep.json, trials/{page}")
     if as_json:
         _print(found, True)
 

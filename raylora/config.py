@@ -49,6 +49,7 @@ def _off(value: object) -> object:
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
+Part = Annotated[Number, Field(gt=0, le=1e100)]  # of a whole, in any scale
 Share = Annotated[Number, Field(ge=0, le=1)]
 Unbounded = Annotated[float, BeforeValidator(_number), Field(gt=0)]  # inf means something: no bound, no spread
 Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
@@ -109,12 +110,17 @@ class Source(Section):
 class Data(Section):
     """Where studies come from and how they are divided."""
 
-    dataset: Literal["phantom", "acdc", "mnms", "mnms2"] | list[Source] = "phantom"
+    dataset: Literal["phantom", "acdc", "mnms", "mnms2"] | Annotated[list[Source], Field(min_length=1)] = "phantom"
     root: str | None = None  # a download (prepared once into a cache) or a prepared folder; of several data sets: the folder they lie in
     cache: str | None = None  # where prepared data are kept; default: RAYLORA_CACHE or ~/.cache/raylora
     split: Literal["federated", "official"] = "federated"
     split_seed: Seed = 0
-    fractions: tuple[Positive, Positive, NonNegative, Positive] = (0.6, 0.1, 0.1, 0.2)  # training, validation, rating, test patients
+    fractions: tuple[Part, Part, Annotated[NonNegative, Field(le=1e100)], Part] = (
+        0.6,
+        0.1,
+        0.1,
+        0.2,
+    )  # training, validation, rating, test patients
     spacing_mm: tuple[Spacing, Spacing, Spacing] = (1.5, 1.5, 10.0)
     size: tuple[Size, Size, Size] = (128, 128, 16)  # voxels of the crop; z is padded with zeros up to this count
     crop: Literal["centre", "motion", "label"] = "centre"  # of the image; of what moves between ED and ES; of the ED label's LV (an oracle)
@@ -222,7 +228,7 @@ class Training(Section):
     stack: Count | Literal["auto"] = 1  # clients trained in one pass; auto: measured once, written to the run's config.yaml
     cache: Kept = "auto"  # what precedes the first trained stage; auto: as computed, where it pays
     cached_views: Count | None = None  # with augment: so many random views of each sample are kept, and training draws from them
-    cache_gb: Positive = 20.0  # of all kept features, in data.cache; the oldest make room
+    cache_gb: Annotated[Positive, Field(le=1e6)] = 20.0  # of all kept features, in data.cache; the oldest make room
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -470,12 +476,25 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
     return {**under, **over, **both}
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain YAML without a key that stands twice in one mapping: the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        there: list[str] = []
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in there:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", key.start_mark)
+                there.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file. Raises InputError."""
     try:
         if (size := path.stat().st_size) > MOST_BYTES:
             raise InputError(f"{path}: has {size} bytes, expected a YAML configuration of at most {MOST_BYTES}")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         _require_few(values)
         json.dumps(values, default=str)  # a key may be a date
     except FileNotFoundError:
@@ -512,7 +531,7 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         if not equals or not key.strip():
             raise InputError(f"override {item!r}: expected KEY=VALUE, for example lora.rank=8")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, _Loader)
         except (yaml.YAMLError, RecursionError, ValueError):
             raise InputError(f"override {item!r}: the value is not valid YAML") from None
         result = laid_over(result, {key.strip(): value}, f"override {item!r}")

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,9 @@ def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool 
     name = client or GLOBAL
     source = _source(run, name, merged)
     config = configuration.from_dict(run.config, str(run.folder / "config.yaml"))
+    if run.summary.get("config_sha256") not in (None, config.sha256()):
+        raise InputError(f"{run.folder / 'config.yaml'}: not what the run was made with: summary.json has another config_sha256")
+    run = replace(run, config=config.as_dict(), summary={**run.summary, "name": run.summary.get("name") or config.name})
     base, network, seen = _base_of(config)
     plain = peft.read_plain(source)
     if merged:

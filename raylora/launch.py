@@ -223,13 +223,13 @@ def tags(
         "seed": str(config.seed),
         "config_sha256": config.sha256(),
         "data_sha256": data_sha256,
-        "code_sha256": computed_by["sha256"] or "",
+        "code_sha256": computed_by.get("sha256") or "",
         "mlflow.source.name": source,
         "mlflow.user": os.environ.get("USER", ""),
     }
     if "temperature" in config.strategy.options:
         found["temperature"] = str(config.strategy.options["temperature"])
-    if commit := computed_by["commit"]:
+    if commit := computed_by.get("commit"):
         found["mlflow.source.git.commit"] = commit
     return found
 
@@ -304,11 +304,12 @@ def fetch(experiment: str, uri: str | None, into: Path, *, on_event: Callable[[E
 
 def _ended(folder: Path, source: str) -> tuple[Config, Finished]:
     """A run folder whose run has ended, and came from this command. Raises InputError."""
+    from raylora.report.runs import read_run
     from raylora.tracking.mlflow import Finished
 
     if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
         raise InputError(f"{folder}: no finished run (expected config.yaml and summary.json in it)")
-    config, summary = configuration.load(folder / "config.yaml"), read_json_object(folder / "summary.json")
+    config, summary = configuration.load(folder / "config.yaml"), read_run(folder).summary
     return config, Finished(
         folder=folder,
         name=config.name,

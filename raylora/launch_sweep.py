@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raylora import config as configuration
 from raylora import launch, run_folder
@@ -20,6 +20,10 @@ from raylora.sweep.search import replayed
 from raylora.sweep.space import Sweep, Trial
 from raylora.sweep.state import state, summary_of
 from raylora.tracking.record import write_json
+
+if TYPE_CHECKING:
+    from raylora.cluster.resources import Request
+    from raylora.planned import Plan
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 
@@ -56,17 +60,24 @@ def sweep(
         requests = []
         for number, trial in enumerate(listed, 1):
             try:
-                requests.append(needs(trial)[1])
+                requests.append(_ranked(*needs(trial)))
             except InputError as error:
                 raise InputError(f"trial {trial.number} ({space.said(trial.values)}): {error}") from None
             on_event({"event": "progress", "text": "checking trials", "done": number, "total": len(listed)})
         if not listed:  # the first suggestion stands for those to come
-            requests.append(needs(Trial(0, space.example(settings), settings.repeats[0]))[1])
+            requests.append(_ranked(*needs(Trial(0, space.example(settings), settings.repeats[0]))))
         concurrent = tune.at_once(requests, needs.has, settings.limits.concurrent)
         if ledger is None:
             ledger = ending.enter_context(contextlib.closing(Ledger(out, settings.sha256())))
         ending.enter_context(driver.session(address, environments=True))
         return out, _run(settings, ledger, out, needs, concurrent, listed, on_event)
+
+
+def _ranked(plan: Plan, request: Request) -> Request:
+    """The request of a trial. Raises InputError if it could not be ranked: objectives are scores of validation patients."""
+    if not any(plan.splits[client]["validation"] for client in plan.homes):
+        raise InputError("data.fractions: no client has a validation patient, and trials are ranked by validation patients alone")
+    return request
 
 
 def _run(
@@ -76,7 +87,7 @@ def _run(
     from raylora.cluster import sweep as tune
 
     total = len(listed) or (settings.search.trials or 0) * len(settings.repeats)
-    total = min(total, settings.limits.trials or total)
+    total = max(min(total, settings.limits.trials or total), len(ledger.of("trial")))  # what was begun under another limit is ended
     (out / "sweep.yaml").write_text(configuration.dump(settings), encoding="utf-8")
     search, unfinished = replayed(settings, ledger)
     base = configuration.from_dict(settings.base)

@@ -14,7 +14,7 @@ from raylora import config as configuration
 from raylora.config import Config, Section
 from raylora.core.errors import InputError
 from raylora.sweep.space import Trial as Overlaid
-from raylora.sweep.space import Values
+from raylora.sweep.space import Values, repeated
 
 
 class Stress(Section):
@@ -56,9 +56,25 @@ def trials(stress: Stress) -> list[Trial]:
     levels = [dict(zip(stress.dials, values, strict=True)) for values in itertools.product(*stress.dials.values())]
     every = itertools.product(levels, stress.strategies, stress.seeds)
     return [
-        Trial(number, {**stress.common, **stress.strategies[label], **values}, seed, label, values)
+        Trial(number, in_order(stress.common, stress.strategies[label], values), seed, label, values)
         for number, (values, label, seed) in enumerate(every)
     ]
+
+
+def in_order(*layers: Values) -> dict[str, Any]:
+    """One mapping whose keys are laid over a configuration layer by layer: a key that is there again goes to the end, or a section that
+    a later layer lays over whole would win over it."""
+    found: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            found.pop(key, None)
+            found[key] = value
+    return found
+
+
+def _share(key: str, other: str) -> bool:
+    """Whether one of two dotted keys is the other, or lies in it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Stress:
@@ -72,8 +88,15 @@ def check(stress: Stress, origin: str) -> Stress:
     for key in stress.dials:
         if key in ("seed", "name", "task") or key.split(".")[0] in ("placement", "tracking", "checkpoint", "evaluation", "strategy"):
             raise InputError(f"{origin}: dials.{key}: expected what makes an experiment harder (faults, network, clients, data, ...)")
-        if any(key in values for values in stress.strategies.values()):
+        if any(_share(key, other) for values in stress.strategies.values() for other in values):
             raise InputError(f"{origin}: dials.{key}: a strategy sets it too, and one of them would win")
+        if other := next((other for other in (*stress.dials, *stress.common) if other.startswith(f"{key}.")), None):
+            raise InputError(f"{origin}: dials.{key}: its levels replace the whole section, with {other}; write that into each of them")
+        if (twice := repeated(stress.dials[key])) is not None:
+            raise InputError(f"{origin}: dials.{key}: expected each level once, found {twice!r} twice")
+    for where, values in (("common", stress.common), *((f"strategies.{label}", values) for label, values in stress.strategies.items())):
+        if key := next((key for key in ("seed", "name", "task") if key in values), None):
+            raise InputError(f"{origin}: {where}.{key}: all experiments of a campaign have the base's task, seeds and names of its own")
     if len(set(stress.seeds)) < len(stress.seeds):
         raise InputError(f"{origin}: seeds: expected each seed once, found {stress.seeds}")
     for trial in trials(stress):

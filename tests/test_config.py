@@ -163,6 +163,7 @@ def test_an_override_leaves_what_it_was_given():
     ("content", "message"),
     [
         (b"a: [", "not valid YAML"),
+        (b"training: {lr: 0.1}\ntraining: {rounds: 7}", "not valid YAML: training stands there twice"),
         (b"- a\n- b", "expected a mapping of sections, found list"),
         (b"just words", "expected a mapping of sections, found str"),
         (b"\xff\xfe\x00", "cannot be read"),

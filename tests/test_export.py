@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+import yaml
 from safetensors import safe_open
 from small_runs import Finished, run, settings
 
@@ -145,6 +146,30 @@ def test_what_cannot_be_exported_is_refused_in_one_line(runs, tmp_path):
             export(*paths, **options)
         assert "\n" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == [taken] and (taken / "note").read_text() == "mine"
+
+
+@pytest.mark.parametrize("key", ["seed", "model"])
+def test_a_configuration_that_is_not_the_run_s_is_refused(runs, tmp_path, key):
+    """Its seed makes the base's random weights: an adapter would be described, or merged, with a base that it does not belong to."""
+    folder = Path(shutil.copytree(runs("disease").folder, tmp_path / "run"))
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    values["model"]["sizes"]["width"] = 8 if key == "model" else values["model"]["sizes"]["width"]
+    (folder / "config.yaml").write_text(yaml.safe_dump({**values, "seed": 5 if key == "seed" else values["seed"]}))
+    for merged in (False, True):
+        with pytest.raises(InputError, match=r"config.yaml: not what the run was made with: summary.json has another config_sha256$"):
+            export(folder, tmp_path / "out", merged=merged)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_summary_may_lack_is_not_needed(runs, tmp_path):
+    folder = Path(shutil.copytree(runs("disease").folder, tmp_path / "run"))
+    summary = {**runs("disease").summary, "config_sha256": None, "data_sha256": None, "final": {}, "cross_client": None}
+    del summary["name"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    del values["clients"]  # the defaults
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    assert "# tiny: LoRA adapter by fedit" in (export(folder, tmp_path / "out") / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

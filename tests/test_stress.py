@@ -43,6 +43,15 @@ def test_every_level_meets_every_strategy_under_every_seed(tmp_path):
     assert configs[-1].faults.dropout == 0.3 and configs[-1].network.up_mbit == 1 and math.isinf(configs[0].network.up_mbit)
 
 
+def test_a_level_is_laid_last(tmp_path):
+    """A section that a strategy lays over whole would win over a level that stands in `common` too."""
+    layers = {"faults.dropout": 0.0, "lora.rank": 2}, {"faults": {"strength": 5.0}}, {"faults.dropout": 0.3}
+    assert list(stress.in_order(*layers)) == ["lora.rank", "faults", "faults.dropout"]
+    found = stress.load(written(tmp_path, common={"faults": {"strength": 5.0, "dropout": 0.9}}))
+    configs = [found.config(trial).faults for trial in stress.trials(found)]
+    assert [(c.dropout, c.strength) for c in configs] == [(0.0, 5.0), (0.0, 5.0), (0.3, 5.0), (0.3, 5.0)]
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -55,6 +64,19 @@ def test_every_level_meets_every_strategy_under_every_seed(tmp_path):
         ({"dials": {"a": [0, 1], "b": [0, 1], "c": [0, 1]}}, "dials"),
         ({"strategies": {}}, "strategies"),
         ({"strategies": {"a": {"faults.dropout": 0.1}}}, "dials.faults.dropout: a strategy sets it too"),
+        ({"strategies": {"a": {"faults": {"strength": 5.0}}}}, "dials.faults.dropout: a strategy sets it too"),
+        (
+            {"strategies": {"a": {"faults.strength": 5.0}}, "dials": {"faults": [{}, {"dropout": 0.5}]}},
+            "dials.faults: a strategy sets it too",
+        ),
+        (
+            {"dials": {"faults.dropout": [0, 0.3], "faults": [{}, {"strength": 2}]}},
+            "dials.faults: .*, with faults.dropout; write that into each",
+        ),
+        ({"dials": {"faults": [{}, {"byzantine": 0.2}]}, "common": {"faults.strength": 5}}, "dials.faults: .*, with faults.strength"),
+        ({"dials": {"faults.dropout": [0, 0.3, 0.0]}}, "dials.faults.dropout: expected each level once, found 0.0 twice"),
+        ({"strategies": {"a": {}, "b": {"task": "disease"}}}, "strategies.b.task: all experiments of a campaign have the base's task"),
+        ({"common": {"seed": 4}}, "common.seed: all experiments"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [0, 0]}, r"seeds: expected each seed once, found \[0, 0\]"),
         ({"base": None}, "base: expected the path"),

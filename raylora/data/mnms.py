@@ -59,6 +59,8 @@ def scan(root: Path, problem: Problem = refuse) -> list[Study]:
 def _tables(root: Path) -> Iterator[Path]:
     for top in (root, root / "OpenDataset"):
         for path in sorted(top.glob("*.csv")):
+            if not path.is_file():
+                continue
             with path.open("rb") as file:
                 names = file.readline(4096)
             if KEY.encode() in names or "dataset_information_diagnosis" in path.name.lower():

@@ -40,7 +40,7 @@ def scan(root: Path, problem: Problem = refuse) -> list[Study]:
     rows: dict[str, Mapping[str, str]] = {}
     for row in read_table(table, KEY, COLUMNS):
         try:
-            code = safe_id(row[KEY].zfill(3), table)  # the table says 1, the folder 001
+            code = safe_id(row[KEY].removesuffix(".0").zfill(3), table)  # the table says 1 or, from a spreadsheet, 1.0; the folder 001
             if code in rows:
                 raise InputError(f"{table}: {KEY} {code} stands there twice")
             rows[code] = row

@@ -67,7 +67,12 @@ def _crop_centre(case: Case, options: PrepareOptions, whole: grid.Size3) -> tupl
     """The crop's middle (resampled voxels) and how it was found: centre, motion or oracle."""
     ed, es = case.frames["ED"], case.frames["ES"]
     if options.crop == "label" and ed.label is not None and (ed.label == cases.LV).any():
-        return grid.label_centre(grid.nearest(ed.label, case.spacing_mm, options.spacing_mm, (0, 0, 0), whole)), "oracle"
+        label = grid.nearest(ed.label, case.spacing_mm, options.spacing_mm, (0, 0, 0), whole)
+        if not (label == cases.LV).any():
+            raise InputError(
+                f"{case.study.frames['ED'].label}: spacing_mm {options.spacing_mm} leaves no LV to centre the crop at (crop: label)"
+            )
+        return grid.label_centre(label), "oracle"
     if options.crop == "motion":
         native = grid.motion_centre(ed.image, es.image, case.spacing_mm)
         x, y = ((n + 0.5) * s / t for n, s, t in zip(native, case.spacing_mm, options.spacing_mm, strict=False))

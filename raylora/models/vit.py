@@ -142,6 +142,8 @@ class ViTClassifier(nn.Module):
             raise InputError(f"model.patch: expected a divisor of the image size {tuple(image_size)}, found {tuple(patch)}")
         if width % heads:
             raise InputError(f"model.width: expected a multiple of the {heads} heads, found {width}")
+        if mlp_ratio < 1:
+            raise InputError(f"model.mlp_ratio: expected a whole number from 1 on, found {mlp_ratio}")
         if pool not in POOLS:
             raise InputError(f"model.pool: expected one of {', '.join(POOLS)}, found {pool}")
         self.image_size, self.patch, self.pool = tuple(image_size), tuple(patch), pool

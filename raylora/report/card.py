@@ -103,7 +103,7 @@ def _training(run: Run) -> str:
             f"- strategy {run.strategy} ({options}), clients by {config['clients']['by']}, training patients: {held or ', '.join(run.clients)}",
             f"- rank {lora['rank']}, alpha {lora['alpha']:g}, blocks {lora['blocks']}, targets {lora['targets'] or 'the default ones'}",
             f"- {s.get('rounds')} rounds of {length}, batch {training['batch_size']}, lr {training['lr']:g}, seed {run.seed}",
-            f"- config {s.get('config_sha256', '')[:16]}, data {s.get('data_sha256', '')[:16]}, versions {json.dumps(s.get('versions') or {})}",
+            f"- config {(s.get('config_sha256') or '')[:16]}, data {(s.get('data_sha256') or '')[:16]}, versions {json.dumps(s.get('versions') or {})}",
         ]
     )
 
@@ -119,7 +119,7 @@ def _results(run: Run, model_of: str) -> str:
     for client in run.clients:
         cells = [_number((final[m].get("per_client") or {}).get(client)) for m in shown]
         lines.append(f"| {client} | " + " | ".join(cells) + " |")
-    block = final[primary]
+    block = final.get(primary) or {}
     mean, before = _number(block.get("mean")), _number(block.get("frozen"))
     lines += ["", f"Mean {metric_words(primary)} {mean} (n = {block.get('n')}); before training {before}."]
     matrix = run.cross_client(primary)

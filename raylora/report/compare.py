@@ -141,10 +141,10 @@ def _refuse_incomparable(by_block: Blocks) -> None:
     for task in {task for task, _ in by_block}:
         mine = {data: [r for r in runs if r.finished] for (of, data), runs in by_block.items() if of == task}
         if len(mine) > 1 and all(len(runs) == 1 for runs in mine.values()):
-            (one, *_), (other, *_) = list(mine.values())[:2]
+            (one, (first, *_)), (other, (second, *_)) = list(mine.items())[:2]
             raise InputError(
-                f"compare: {one.name} and {other.name} were on different data (data_sha256 {one.summary['data_sha256'][:8]} and "
-                f"{other.summary['data_sha256'][:8]}): a comparison needs the same patients"
+                f"compare: {first.name} and {second.name} were on different data (data_sha256 {one[:8] or 'unknown'} and "
+                f"{other[:8] or 'unknown'}): a comparison needs the same patients"
             )
 
 

@@ -104,7 +104,8 @@ class Run:
             said.append("Synthetic hearts (phantoms): they prove the software, not a ranking of methods.")
         if data.get("crop") == "label":
             said.append("Oracle crop: images are centred with the help of the label, a test case's too.")
-        if data.get("allow_seen"):
+        seen = (self.summary.get("base") or {}).get("has_seen")
+        if seen if seen is not None else data.get("allow_seen"):
             said.append("Some cases were seen when the base weights were made.")
         return said
 
@@ -118,6 +119,7 @@ def read_run(folder: Path, name: str = "") -> Run:
         raise InputError(f"{folder}: expected a run folder with summary.json, which is not there (not a run, or not finished)")
     summary = read_json_object(folder / "summary.json")
     config = _read_yaml(folder / "config.yaml")
+    _check_config(config, folder / "config.yaml")
     if summary.get("status") in ("pruned", "failed"):  # it may have ended before it knew more than its configuration
         strategy = (config.get("strategy") or {}).get("name")
         summary = {"task": config.get("task"), "strategy": strategy, "seed": config.get("seed"), "clients": [], **summary}
@@ -147,8 +149,9 @@ def find_runs(folders: Sequence[Path], names: Mapping[Path, str] | None = None) 
 NUMBER = int | float
 NEEDED: Mapping[str, Any] = {"task": str, "strategy": str, "seed": int, "clients": list, "status": str}
 KNOWN: Mapping[str, Any] = {"name": str, "data_sha256": str, "config_sha256": str, "rounds": int, "final": dict, "cross_client": dict,
-    "by_dataset": dict, "protocol": dict, "base": dict, "adapter_sha256": dict, "bytes_up": NUMBER, "bytes_down": NUMBER,
-    "wall_seconds": NUMBER, "virtual_seconds": NUMBER, "epsilon": NUMBER}  # fmt: skip
+    "by_dataset": dict, "protocol": dict, "base": dict, "adapter_sha256": dict, "patients": dict, "crop": list, "actors": list,
+    "numerics": dict, "versions": dict, "code": dict, "bytes_up": NUMBER, "bytes_down": NUMBER, "wall_seconds": NUMBER,
+    "virtual_seconds": NUMBER, "epsilon": NUMBER}  # fmt: skip
 """The keys of a summary that reports read, and their kinds; all but the needed ones may be null or absent."""
 
 
@@ -167,9 +170,40 @@ def _check_summary(summary: Mapping[str, Any], path: Path) -> None:
         raise InputError(f"{path}: data_sha256: expected hexadecimal digits, found {data[:40]!r}")
     if not all(isinstance(client, str) for client in summary["clients"]):
         raise InputError(f"{path}: clients: expected their ids, found {str(summary['clients'])[:40]}")
+    if summary["status"] == "finished" and not summary["clients"]:
+        raise InputError(f"{path}: clients: expected at least one of a finished run")
     for metric, block in (summary.get("final") or {}).items():
         if not isinstance(block, dict) or not all(isinstance(block.get(key), NUMBER | None) for key in ("mean", "pooled", "frozen", "n")):
             raise InputError(f"{path}: final.{metric}: expected an object with mean, pooled, frozen and n, found {str(block)[:40]!r}")
+        if not _numbers_of(block.get("per_client") or {}, dict):
+            raise InputError(f"{path}: final.{metric}.per_client: expected a number a client, found {str(block['per_client'])[:40]!r}")
+        if (ends := block.get("ci95")) is not None and not (_numbers_of(ends, list) and len(ends) == 2):
+            raise InputError(f"{path}: final.{metric}.ci95: expected two numbers, found {str(ends)[:40]!r}")
+    if not isinstance((summary.get("base") or {}).get("has_seen"), list | None):
+        raise InputError(f"{path}: base.has_seen: expected a list of patients, found {str(summary['base']['has_seen'])[:40]!r}")
+    if (matrix := summary.get("cross_client")) and not all(isinstance(matrix.get(key), list) for key in ("rows", "columns", "values")):
+        raise InputError(f"{path}: cross_client: expected lists of rows, columns and values, found {str(matrix)[:40]!r}")
+    for key in ("patients", "by_dataset"):
+        for name, block in (summary.get(key) or {}).items():
+            if not isinstance(block, dict) or (key == "by_dataset" and not all(isinstance(inner, dict) for inner in block.values())):
+                raise InputError(f"{path}: {key}.{name}: expected an object, found {str(block)[:40]!r}")
+    if not all(isinstance(actor, dict) for actor in summary.get("actors") or ()):
+        raise InputError(f"{path}: actors: expected a list of objects, found {str(summary['actors'])[:40]!r}")
+
+
+def _numbers_of(found: Any, kind: type) -> bool:
+    """Whether it is a list or an object of numbers, some of which may be missing."""
+    return isinstance(found, kind) and all(isinstance(value, NUMBER | None) for value in (found.values() if kind is dict else found))
+
+
+def _check_config(config: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError unless it says of what data the run was, as far as reports read it."""
+    data = config.get("data") or {}
+    sources = data.get("dataset") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not (
+        isinstance(sources, str | None) or (isinstance(sources, list) and all(isinstance(s, dict) and "dataset" in s for s in sources))
+    ):
+        raise InputError(f"{path}: data: expected the section of a run's configuration, found {str(config['data'])[:40]!r}")
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -78,7 +78,7 @@ def dataset_table(summary: Mapping[str, Any]) -> Table:
     first = found.get(PRIMARY[task]) or {}
     rows = []
     for name, block in sorted(first.items()):
-        rows.append((name, block["n"], block["frozen"], *((found[m].get(name) or {}).get("mean") for m in shown)))
+        rows.append((name, block.get("n"), block.get("frozen"), *((found[m].get(name) or {}).get("mean") for m in shown)))
     columns = (
         words("Data set"),
         whole("n"),
@@ -93,7 +93,7 @@ def record_table(summary: Mapping[str, Any]) -> Table:
     """Hashes, versions, machines: what is needed to make this run again."""
     rows: list[tuple[str, str]] = [(key, str(summary[key])) for key in ("config_sha256", "data_sha256") if summary.get(key)]
     rows += [(f"adapter_sha256 of {name}", value) for name, value in sorted((summary.get("adapter_sha256") or {}).items())]
-    for key in ("numerics", "versions", "driver", "mlflow"):
+    for key in ("numerics", "versions", "code", "driver", "mlflow"):
         for name, value in (summary.get(key) or {}).items():
             rows.append((f"{key}: {name}", json.dumps(value) if isinstance(value, dict | list) else str(value)))
     for number, actor in enumerate(summary.get("actors") or ()):

@@ -81,7 +81,7 @@ def imported(name: str) -> Factory:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, ValueError, TypeError) as error:  # no name at all, or a relative one
         raise InputError(f"strategy.name {name}: cannot import {module_name} ({error})") from None
     factory = getattr(module, attribute, None)
     if not callable(factory):
@@ -98,11 +98,16 @@ def reduction(value: object) -> Reduce:
     name = str(options.pop("name", None))
     if name not in REDUCTIONS:
         raise InputError(f"strategy.reduce: unknown reduction {name}{nearest(name, REDUCTIONS)}")
+    signature = inspect.signature(REDUCTIONS[name])
+    try:
+        signature.bind(**options)
+    except TypeError:
+        expected = ", ".join(signature.parameters) or "no option"
+        raise InputError(f"strategy.reduce {name}: expected {expected}, found {', '.join(map(str, options)) or 'none'}") from None
     try:
         return REDUCTIONS[name](**options)
     except TypeError:
-        expected = ", ".join(inspect.signature(REDUCTIONS[name]).parameters) or "no option"
-        raise InputError(f"strategy.reduce {name}: expected {expected}, found {', '.join(map(str, options)) or 'none'}") from None
+        raise InputError(f"strategy.reduce {name}: expected numbers, found {', '.join(f'{k} {v!r}' for k, v in options.items())}") from None
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -16,6 +16,9 @@ class Search(Protocol):
     def next(self) -> Trial | None:
         """The next trial, None after the last."""
 
+    def again(self) -> None:
+        """A trial that was given before is given again, whatever the limits say today."""
+
     def tell(self, trial: Trial, objective: float | None) -> None:
         """A trial has ended; None: it failed."""
 
@@ -32,6 +35,9 @@ class Listed:
             return None
         self.given += 1
         return self.trials[self.given - 1]
+
+    def again(self) -> None:
+        self.given = min(self.given + 1, len(self.trials))
 
     def tell(self, trial: Trial, objective: float | None) -> None:
         """Results change nothing."""
@@ -54,16 +60,18 @@ class Suggested:
         self.given = 0
 
     def next(self) -> Trial | None:
-        repeats = self.sweep.repeats
+        repeats, most = self.sweep.repeats, self.sweep.limits.trials
         configuration, seed = divmod(self.given, len(repeats))
-        most = self.sweep.limits.trials
-        if configuration == self.sweep.search.trials or (most is not None and self.given == most):
+        if configuration == self.sweep.search.trials or (most is not None and self.given >= most):
             return None
-        if configuration == len(self.asked):
-            self.asked.append(self.study.ask(self.distributions))
+        self.again()
         values = {key: _value(self.sweep.space[key], value) for key, value in self.asked[configuration].params.items()}
-        self.given += 1
         return Trial(self.given - 1, {key: values[key] for key in self.sweep.space}, repeats[seed])
+
+    def again(self) -> None:
+        if self.given // len(self.sweep.repeats) == len(self.asked):
+            self.asked.append(self.study.ask(self.distributions))
+        self.given += 1
 
     def tell(self, trial: Trial, objective: float | None) -> None:
         configuration = trial.number // len(self.sweep.repeats)
@@ -101,7 +109,7 @@ def replayed(sweep: Sweep, ledger: Ledger) -> tuple[Search, list[Trial]]:
     known: dict[int, Trial] = {}
     for line in ledger.lines:
         if line["kind"] == "trial":
-            search.next()
+            search.again()
             known[line["number"]] = Trial(line["number"], line["values"], line["seed"])
         elif line["kind"] == "end":
             search.tell(known[line["number"]], line["objective"])

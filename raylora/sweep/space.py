@@ -40,8 +40,8 @@ class Dimension(Section):
         if len(given) != 1:
             raise ValueError("expected exactly one of grid, choice, uniform, loguniform, integer")
         span = self.uniform or self.loguniform or self.integer
-        if span is not None and not (span[0] < span[1] and all(map(math.isfinite, span))):
-            raise ValueError("expected two finite numbers [low, high], low < high")
+        if span is not None and not (span[0] < span[1] and math.isfinite(span[1] - span[0])):
+            raise ValueError("expected two finite numbers [low, high], low < high, a finite number apart")
         if (twice := repeated(self.values or [])) is not None:
             raise ValueError(f"expected each value once, found {twice!r} twice")
         return self
@@ -69,9 +69,18 @@ class Dimension(Section):
 
 
 def repeated(values: Sequence[Any]) -> Any:
-    """The first value that was there before, None without one."""
-    said = [json.dumps(value, sort_keys=True, default=str) for value in values]
+    """The first value that was there before, None without one. 1 and 1.0 are one value; true is another."""
+    said = [json.dumps(_numbers(value), sort_keys=True, default=str) for value in values]
     return next((value for place, value in enumerate(values) if said[place] in said[:place]), None)
+
+
+def _numbers(value: Any) -> Any:
+    """The value with its whole numbers as they would be written among others."""
+    if isinstance(value, Mapping):
+        return {key: _numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Objective(Section):

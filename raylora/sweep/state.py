@@ -49,7 +49,7 @@ def state(
                 "values": plain(trial.values),
                 "seed": trial.seed,
                 "status": end["status"] if end else "unfinished",
-                "rounds": last.get("round", 0),
+                "rounds": last.get("round", summary.get("rounds", 0) if end and end["status"] == "finished" else 0),
                 "objective": last.get("objective"),
                 "config_sha256": line["config_sha256"],
                 "adapter_sha256": summary.get("adapter_sha256"),

@@ -90,7 +90,9 @@ class ExperimentRuns:
         self._rest()
         for client in summary["clients"]:
             if client in self.children or len(self.clients) <= self.client_runs:
-                own = {f"final/{metric}": block["per_client"].get(client) for metric, block in summary["final"].items()}
+                own = {
+                    f"final/{metric}": (block.get("per_client") or {}).get(client) for metric, block in (summary.get("final") or {}).items()
+                }
                 self._child(client, at).measure(own, step, at)
         self.node.files += [item for item in sorted(folder.iterdir()) if item.name != "checkpoints" and not item.name.startswith(".")]
         written = folder / "summary.json"
@@ -410,7 +412,7 @@ def _numbers(line: Line) -> dict[str, Any]:
 def final_metrics(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers of a summary that stand as last metrics."""
     final: dict[str, Any] = {}
-    for metric, block in summary["final"].items():
+    for metric, block in (summary.get("final") or {}).items():
         low, high = block.get("ci95") or (None, None)
         values = {**{key: block.get(key) for key in ("mean", "pooled", "frozen", "n")}, "ci95_low": low, "ci95_high": high}
         final |= {f"final/{metric}/{key}": value for key, value in values.items()}

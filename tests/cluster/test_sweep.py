@@ -155,6 +155,8 @@ def test_a_trial_that_cannot_be_is_named_before_anything_starts(prepared_folder,
     path = write(tmp_path, prepared_folder, space={"lora.blocks": {"grid": ["all", 99]}})
     with pytest.raises(InputError, match=r"trial 2 \(lora.blocks 99\)"):
         launch_sweep.sweep(path, (), tmp_path / "out")
+    with pytest.raises(InputError, match="data.fractions: no client has a validation patient"):
+        launch_sweep.sweep(write(tmp_path, prepared_folder), ["data.fractions=[0.7,0.0001,0.0,0.29]"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -364,6 +364,13 @@ def test_a_crop_that_cuts_the_heart_says_so(tmp_path, studies):
     assert prepared.cut_voxels == sum(np.count_nonzero(frame.label) for frame in case.frames.values()) - kept > 0
 
 
+def test_an_oracle_crop_without_an_lv_on_the_grid_is_refused_by_name(tmp_path, studies):
+    label = str(studies[0].frames["ED"].label)
+    with pytest.raises(InputError, match=r"leaves no LV to centre the crop at \(crop: label\)$") as caught:
+        prepare_case(cases.read(studies[0]), replace(SMALL, crop="label", spacing_mm=(100.0, 100.0, 10.0), size=(4, 4, None)))
+    assert str(caught.value).startswith(label)
+
+
 def test_a_slice_that_rounding_leaves_out_is_counted(tmp_path, write):
     """Of five slices 5 mm apart two of 10 mm are made: 2.5, rounded to even."""
     image, label = write.heart(shape=(24, 28, 5))

@@ -66,7 +66,12 @@ def test_a_prefix_of_stages_then_the_rest_is_the_forward_pass():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"patch": (8, 7, 2)}, "model.patch"), ({"heads": 5}, "model.width"), ({"pool": "max"}, "model.pool")],
+    [
+        ({"patch": (8, 7, 2)}, "model.patch"),
+        ({"heads": 5}, "model.width"),
+        ({"pool": "max"}, "model.pool"),
+        ({"mlp_ratio": 0}, "model.mlp_ratio"),
+    ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, message):
     with pytest.raises(InputError, match=message):

@@ -136,6 +136,15 @@ def test_placement_and_names_do_not_make_a_difference_and_repeats_are_said(tmp_p
     assert any("repeats" in remark and str(runs[1]) in remark for remark in block.remarks)
 
 
+def test_runs_without_a_hash_of_their_data_are_told_from_others(tmp_path):
+    one, other = (make_run(tmp_path / name, rounds=1, patients=2) for name in ("one", "other"))
+    summary = json.loads((one / "summary.json").read_text())
+    (one / "summary.json").write_text(json.dumps({**summary, "data_sha256": None}))
+    there = make_run(tmp_path / "there", data="another cohort", rounds=1, patients=2)
+    with pytest.raises(InputError, match=r"were on different data \(data_sha256 (unknown|[0-9a-f]{8}) and [0-9a-f]{8}\)"):
+        compare([one, other, there], replicates=FEW)
+
+
 def test_different_data_are_never_tested_against_each_other(tmp_path):
     here = [make_run(tmp_path / f"h{i}", strategy=s, rounds=1, patients=2) for i, s in enumerate(("fedit", "local"))]
     there = make_run(tmp_path / "there", strategy="local", data="another cohort", rounds=1, patients=2)

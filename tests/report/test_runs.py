@@ -4,6 +4,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from make_run import make_run
 
 from raylora.core.errors import InputError
@@ -38,6 +39,23 @@ def test_remarks_of_an_oracle_crop_and_of_seen_cases(tmp_path):
     data = {"data.dataset": [{"dataset": "acdc"}], "data.crop": "label", "data.allow_seen": True}
     said = read_run(make_run(tmp_path / "run", patients=1, config=data)).remarks()
     assert said[0].startswith("Oracle crop") and said[1].startswith("Some cases were seen") and len(said) == 2
+
+
+@pytest.mark.parametrize("seen", [[], ["A0S9V9"]])
+def test_that_seen_cases_were_allowed_does_not_say_that_there_were_any(tmp_path, seen):
+    folder = make_run(tmp_path / "run", patients=1, config={"data.dataset": "acdc", "data.allow_seen": True})
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "base": {"weights": "x", "has_seen": seen}}))
+    assert [text[:20] for text in read_run(folder).remarks()] == ["Some cases were seen"] * len(seen)
+
+
+@pytest.mark.parametrize("data", [3, {"dataset": ["x"]}, {"dataset": 3}])
+def test_a_configuration_that_was_altered_is_refused(folder, tmp_path, data):
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    (tmp_path / "summary.json").write_bytes((folder / "summary.json").read_bytes())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "data": data}))
+    with pytest.raises(InputError, match="config.yaml: data: expected the section of a run's configuration"):
+        read_run(tmp_path)
 
 
 def test_a_line_that_was_cut_off_is_left_out_and_a_broken_one_is_named(folder, tmp_path):
@@ -92,6 +110,16 @@ def test_what_is_no_run_is_refused_in_one_line(folder, tmp_path, name, content, 
         ("final", [], "final: expected an object"),
         ("final", {"dice": 3}, "final.dice: expected an object with mean, pooled, frozen and n, found '3'"),
         ("bytes_up", "many", "bytes_up: expected a number, found 'many'"),
+        ("clients", [], "clients: expected at least one of a finished run"),
+        ("crop", 3, "crop: expected a list, found '3'"),
+        ("code", 3, "code: expected an object"),
+        ("base", {"has_seen": 3}, "base.has_seen: expected a list of patients, found '3'"),
+        ("cross_client", {"metric": "dice"}, "cross_client: expected lists of rows, columns and values"),
+        ("patients", {"GE": 3}, "patients.GE: expected an object, found '3'"),
+        ("by_dataset", {"dice": {"x": 3}}, "by_dataset.dice: expected an object"),
+        ("actors", [3], "actors: expected a list of objects"),
+        ("final", {"dice": {"per_client": {"GE": "x"}}}, "final.dice.per_client: expected a number a client"),
+        ("final", {"dice": {"ci95": [1]}}, r"final.dice.ci95: expected two numbers, found '\[1\]'"),
     ],
 )
 def test_a_summary_that_was_altered_is_refused_by_key(folder, tmp_path, key, value, message):

@@ -57,6 +57,7 @@ REFUSED: list[tuple[str, dict[str, object], str]] = [
     ("hetlora", {"gamma": 0.0}, "strategy.gamma: expected a number above 0.0 at most 1.0, found 0.0"),
     ("fedit", {"reduce": "medain"}, "strategy.reduce: unknown reduction medain, did you mean median?"),
     ("fedit", {"reduce": "krum"}, "strategy.reduce krum: expected f, found none"),
+    ("fedit", {"reduce": {"name": "krum", "f": "x"}}, "strategy.reduce krum: expected numbers, found f 'x'"),
     ("fedit", {"reduce": {"name": "trimmed_mean", "trim": 0.7}}, "expected trim in [0, 0.5), found 0.7"),
     ("fedit", {"reduce": {"name": "krum", "f": 1}}, "strategy.reduce: expected at least 5 clients, found 4"),
     ("flora", {"reduce": "median"}, "strategy.reduce: flora adds products, which are never built"),
@@ -75,6 +76,8 @@ REFUSED: list[tuple[str, dict[str, object], str]] = [
         )
     ],
     ("no.such.module:factory", {}, "strategy.name no.such.module:factory: cannot import no.such.module"),
+    (":", {}, "strategy.name :: cannot import  (Empty module name)"),
+    (".x:y", {}, "strategy.name .x:y: cannot import .x"),
     ("raylora.strategies.fedit:fedti", {}, "raylora.strategies.fedit has no function fedti, did you mean fedit?"),
     ("builtins:print", {}, "expected a factory that returns a Strategy, found NoneType"),
 ]

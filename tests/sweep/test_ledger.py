@@ -99,6 +99,24 @@ def test_a_search_goes_on_where_it_was_interrupted(tmp_path, kind, interrupted_a
     assert go(tmp_path / "twice", None) == whole
 
 
+@pytest.mark.parametrize("kind", ["random", "optuna"])
+def test_a_limit_below_what_was_begun_takes_no_more(tmp_path, kind):
+    about = {"space": {"training.lr": {"uniform": [0.1, 1.0]}}, "search": {"kind": kind, "trials": 6}, "seeds": [0, 1]}
+    ledger = Ledger(tmp_path / "sweep", "a")
+    search, _ = replayed(sweep(tmp_path, **about), ledger)
+    for _ in range(5):
+        ledger.append(chosen(search.next()))
+    for number in (0, 1, 3):
+        ledger.append({"kind": "end", "number": number, "status": "finished", "objective": 0.5})
+    search, running = replayed(sweep(tmp_path, **about, limits={"trials": 2}), ledger)
+    assert search.next() is None and [trial.number for trial in running] == [2, 4]
+    for trial in running:
+        search.tell(trial, 0.5)
+    again, _ = replayed(sweep(tmp_path, **about), ledger)
+    assert again.next().number == 5
+    ledger.close()
+
+
 def test_optuna_learns(tmp_path):
     """Of forty suggestions the second half lies nearer to the best value than draws at random would."""
     settings = sweep(tmp_path, space={"training.lr": {"uniform": [0.0, 1.0]}}, search={"kind": "optuna", "trials": 40})

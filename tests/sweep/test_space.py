@@ -102,6 +102,8 @@ def test_loguniform_is_uniform_in_the_logarithm():
         ({"seeds": []}, "seeds"),
         ({"seeds": [0, 1, 0]}, "found 0 twice"),
         ({"space": {"lora.rank": {"grid": [1, 2, 1]}}}, "found 1 twice"),
+        ({"space": {"training.lr": {"grid": [1, 0.5, 1.0]}}}, "found 1.0 twice"),
+        ({"space": {"training.lr": {"uniform": [-1e308, 1e308]}}, "search": {"kind": "random", "trials": 2}}, "a finite number apart"),
         ({"space": {"strategy": {"grid": [{"name": "fedit"}]}, "strategy.name": {"grid": ["local"]}}}, "lies in space.strategy"),
         ({"space": {"lora.rank": {"integer": [1, 4 * 10**20]}}, "search": {"kind": "random", "trials": 2}}, "less than or equal"),
         ({"search": {"kind": "optuna", "trials": 2, "seed": -1}}, "search.seed"),

@@ -275,6 +275,9 @@ def test_a_run_that_is_brought_later_keeps_the_code_that_made_it(runs, mlflow_ur
     launch.upload(folder, mlflow_uri)
     tags = [run.data.tags for run in everything(mlflow_uri) if "strategy" in run.data.tags]
     assert {tag["code_sha256"] for tag in tags} == {"0" * 64} and not any("mlflow.source.git.commit" in tag for tag in tags)
+    (folder / "summary.json").write_text(json.dumps({**summary, "code": 3}))
+    with pytest.raises(InputError, match="code: expected an object, found '3'"):
+        launch.upload(folder, mlflow_uri)
 
 
 def test_what_is_not_finished_is_not_uploaded(runs, tmp_path):
