@@ -86,8 +86,8 @@ class Phantom(Section):
     patients: Annotated[Count, Field(le=100_000)] = 100
     layout: Literal["acdc", "mnms", "mnms2"] = "mnms"
     seed: Seed = 0
-    shift: NonNegative = 1.0  # strength of the vendors' differences in appearance
-    severity: NonNegative = 1.0  # factor on how far disease is from normal
+    shift: Annotated[Number, Field(ge=0, le=10)] = 1.0  # strength of the vendors' differences in appearance
+    severity: Annotated[Number, Field(ge=0, le=10)] = 1.0  # factor on how far disease is from normal
     vendors: Annotated[list[Vendor], Field(min_length=1)] | None = None  # default: all that the layout has
 
 

@@ -51,7 +51,7 @@ def examine(folders: Sequence[Path] = (), address: str | None = None) -> list[Fi
     """
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder")
+            raise InputError(f"{folder}: {'is a file, expected the folder it lies in' if folder.exists() else 'no such folder'}")
     machine = probe.here()
     places = [Path.cwd(), cache_folder(), Path(os.environ.get("RAY_TMPDIR", "/tmp"))]
     return [

@@ -65,7 +65,7 @@ def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool 
         weights = merged_weights(zoo.weights_of(network), peft.read_pairs(source), plain)
         seen = Seen(splits=seen.splits, cases=seen.cases | _trained_on(run))
         about = {"made_by": "raylora export", "run": str(run.summary["name"]), "model_of": name, "base": asdict(base)}
-        if out.suffix == ".safetensors":
+        if out.suffix.lower() == ".safetensors":
             _refuse_taken(out)
             zoo.save_weights(out, weights, half=False, seen=seen, about=about)
             return out
@@ -195,7 +195,7 @@ def _filling(out: Path) -> Iterator[Path]:
 
 
 def _refuse_taken(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or out.suffix == ".safetensors" or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or out.suffix.lower() == ".safetensors" or any(out.iterdir())):
         raise InputError(f"{out}: expected a new or empty place, something is there already")
 
 

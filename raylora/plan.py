@@ -65,6 +65,7 @@ def describe(config: Config, say: Say = lambda what, done, total: None, mapper: 
         },
         "parameters": {"frozen": sum(v.size for v in plan.weights.values()), "trained": sum(v.size for v in first.values())},
         "traffic": bytes_of_rounds,
+        "traffic_at_most": _some_stay_away(config),
         "memory_bytes": memory,
         "actors": _actors(plan, sum(memory.values())),
     }
@@ -105,6 +106,13 @@ def traffic(plan: Plan) -> list[dict[str, int]]:
         progress, broadcasts = receive(progress, strategy, plan.clients, plan.weights)
         rounds.append({"up": sum(c.bytes_up for c in report.clients), "down": sum(c.bytes_down for c in report.clients)})
     return rounds
+
+
+def _some_stay_away(config: Config) -> bool:
+    """Whether a round may have fewer messages than `traffic` counts: answers that are not sent or not waited for."""
+    faults, sampling = config.faults, config.sampling
+    waits = sampling.buffer is None and math.isinf(sampling.deadline_s) and sampling.wait_for == 1
+    return not waits or max(faults.dropout, faults.joins, faults.leaves) > 0
 
 
 def _actors(plan: Plan, needed: int) -> dict[str, Any]:

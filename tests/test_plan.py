@@ -85,12 +85,13 @@ def test_a_plan_in_words(prepared):
         "datasets": {"acdc": 7}, "duplicate_pairs": 1, "held_out": ["b"], "left_out": {"unlabelled": 2},
         "clients": {c: {"train": 3, "validation": 1, "rating": 1, "test": 2, "diseased": {"train": 2, "validation": 1, "rating": 0, "test": 1}} for c in "ab"},
         "base": {"name": "cinema", "size": "base", "weights": "cinema", "missing": "no file cinema", "has_seen": ["x", "y", "z"]}, "notes": ["be careful"],
-        "parameters": {"frozen": 1000, "trained": 10}, "traffic": [{"up": 10, "down": 20}, {"up": 10, "down": 40}],
+        "parameters": {"frozen": 1000, "trained": 10}, "traffic": [{"up": 10, "down": 20}, {"up": 10, "down": 40}], "traffic_at_most": False,
         "memory_bytes": {"torch": 1_000_000, "backbone": 2_000_000},
         "actors": {"cpus": 1, "gpus": 0.5, "wanted": 2, "fit_here": 1, "fit_by_share": 3, "fit_by_memory": 1},
     }  # fmt: skip
     assert clients_table(plan).rows[-1] == ("all", 6, 4, 2, 2, 2, 0, 4, 2)
     said = dict(needs_table(plan).rows)
+    assert dict(needs_table({**plan, "traffic_at_most": True}).rows)["Bytes of all 3 rounds, at most"] == "130 B"
     assert said["Bytes of all 3 rounds"] == "130 B" and said["Memory of an actor, about"].startswith("3 MB (torch 1 MB")
     console = Console(record=True, width=150, file=open("/dev/null", "w"))
     with console.file:

@@ -5,7 +5,6 @@ Every study follows from (seed, patient number): neither the size of the cohort 
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,6 +18,8 @@ from raylora.data.phantom_study import PhantomStudy, assign, study
 from raylora.data.pool import LOST, Workers
 
 __all__ = ["PhantomStudy", "Placed", "assign", "study", "write_cohort"]
+
+MOST = 10.0  # of shift and severity: looks beyond it take memory without end
 
 
 def write_cohort(
@@ -52,8 +53,8 @@ def write_cohort(
         raise InputError(f"layout: expected one of {', '.join(LAYOUTS)}, found {layout!r}")
     if patients < 1:
         raise InputError(f"patients: expected 1 or more, found {patients}")
-    if not (0 <= shift < math.inf and 0 <= severity < math.inf):
-        raise InputError(f"shift and severity: expected finite numbers from 0 on, found {shift} and {severity}")
+    if not (0 <= shift <= MOST and 0 <= severity <= MOST):
+        raise InputError(f"shift and severity: expected numbers from 0 to {MOST:g}, found {shift} and {severity}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: expected an empty or new folder, found {'files in it' if out.is_dir() else 'a file'}")
     require_writable(out, "OUT")

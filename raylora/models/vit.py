@@ -138,12 +138,13 @@ class ViTClassifier(nn.Module):
         pool: str = "cls",
     ):
         super().__init__()
+        for name, value in {"width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio}.items():
+            if value < 1:
+                raise InputError(f"model.{name}: expected a whole number from 1 on, found {value}")
         if any(size % step for size, step in zip(image_size, patch, strict=True)):
             raise InputError(f"model.patch: expected a divisor of the image size {tuple(image_size)}, found {tuple(patch)}")
         if width % heads:
             raise InputError(f"model.width: expected a multiple of the {heads} heads, found {width}")
-        if mlp_ratio < 1:
-            raise InputError(f"model.mlp_ratio: expected a whole number from 1 on, found {mlp_ratio}")
         if pool not in POOLS:
             raise InputError(f"model.pool: expected one of {', '.join(POOLS)}, found {pool}")
         self.image_size, self.patch, self.pool = tuple(image_size), tuple(patch), pool

@@ -40,7 +40,7 @@ def needs_table(plan: Mapping[str, Any]) -> Table:
         ("Parameters, trained (a client)", f"{parameters['trained']:,}"),
         ("Bytes of the first round", f"up {bytes_text(first['up'])}, down {bytes_text(first['down'])}"),
         ("Bytes of a later round", f"up {bytes_text(later['up'])}, down {bytes_text(later['down'])}"),
-        (f"Bytes of all {rounds} rounds", bytes_text(whole_run)),
+        (f"Bytes of all {rounds} rounds{', at most' if plan['traffic_at_most'] else ''}", bytes_text(whole_run)),
         (
             "Memory of an actor, about",
             f"{bytes_text(sum(memory.values()))} ({', '.join(f'{k} {bytes_text(v)}' for k, v in memory.items())})",

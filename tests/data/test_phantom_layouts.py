@@ -157,6 +157,13 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.rglob("*")) == [tmp_path / "empty"]
 
 
+@pytest.mark.parametrize("dial", ["shift", "severity"])
+def test_looks_without_end_are_refused(tmp_path, dial):
+    with pytest.raises(InputError, match="shift and severity: expected numbers from 0 to 10, found "):
+        write_cohort(tmp_path / "cohort", patients=1, **{dial: 10.5})
+    assert not (tmp_path / "cohort").exists()
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_an_error_and_leaves_nothing_behind(tmp_path):
     def kill(done, total):

@@ -71,6 +71,8 @@ def test_a_prefix_of_stages_then_the_rest_is_the_forward_pass():
         ({"heads": 5}, "model.width"),
         ({"pool": "max"}, "model.pool"),
         ({"mlp_ratio": 0}, "model.mlp_ratio"),
+        ({"width": 0}, "model.width: .* 1 on"),
+        ({"depth": -1}, "model.depth"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, message):
