@@ -479,14 +479,16 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 class _Loader(yaml.SafeLoader):
     """Plain YAML without a key that stands twice in one mapping: the first would be lost without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        there: list[str] = []
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """As written: where mappings are merged, keys may come again."""
+        node = super().compose_mapping_node(anchor)
+        there: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in there:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", key.start_mark)
-                there.append(key.value)
-        return super().construct_mapping(node, deep)
+                there.add(key.value)
+        return node
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -532,8 +534,9 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
             raise InputError(f"override {item!r}: expected KEY=VALUE, for example lora.rank=8")
         try:
             value = yaml.load(text, _Loader)
-        except (yaml.YAMLError, RecursionError, ValueError):
-            raise InputError(f"override {item!r}: the value is not valid YAML") from None
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            why = f": {error.problem}" if isinstance(error, yaml.constructor.ConstructorError) else ""
+            raise InputError(f"override {item!r}: the value is not valid YAML{why}") from None
         result = laid_over(result, {key.strip(): value}, f"override {item!r}")
     return result
 

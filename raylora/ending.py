@@ -136,7 +136,7 @@ def finish(standing: Standing) -> dict[str, Any]:
         "crop": sorted({row.crop for row in plan.cohort.rows.values()}),
         "cut_studies": list(plan.cohort.cut),
         "patients": {client: {part: len(ids) for part, ids in parts.items()} for client, parts in plan.splits.items()},
-        "base": {"weights": config.model.weights, "has_seen": list(plan.seen_cases)},
+        "base": {"weights": config.model.weights, "sha256": peft.hash_of(plan.weights), "has_seen": list(plan.seen_cases)},
         "parameters": {
             "sent": sum(v.size for v in standing.broadcasts[plan.clients[0].id].adapter.values()),
             "frozen": sum(v.size for v in plan.weights.values()),

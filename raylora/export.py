@@ -56,10 +56,12 @@ def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool 
     name = client or GLOBAL
     source = _source(run, name, merged)
     config = configuration.from_dict(run.config, str(run.folder / "config.yaml"))
-    if run.summary.get("config_sha256") not in (None, config.sha256()):
-        raise InputError(f"{run.folder / 'config.yaml'}: not what the run was made with: summary.json has another config_sha256")
     run = replace(run, config=config.as_dict(), summary={**run.summary, "name": run.summary.get("name") or config.name})
     base, network, seen = _base_of(config)
+    if (run.summary.get("base") or {}).get("sha256") not in (None, peft.hash_of(zoo.weights_of(network))):
+        raise InputError(
+            f"{run.folder / 'config.yaml'}: does not make the frozen model that the run adapted: seed, model or data.size changed"
+        )
     plain = peft.read_plain(source)
     if merged:
         weights = merged_weights(zoo.weights_of(network), peft.read_pairs(source), plain)

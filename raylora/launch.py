@@ -223,12 +223,13 @@ def tags(
         "seed": str(config.seed),
         "config_sha256": config.sha256(),
         "data_sha256": data_sha256,
-        "code_sha256": computed_by.get("sha256") or "",
         "mlflow.source.name": source,
         "mlflow.user": os.environ.get("USER", ""),
     }
     if "temperature" in config.strategy.options:
         found["temperature"] = str(config.strategy.options["temperature"])
+    if sha256 := computed_by.get("sha256"):
+        found["code_sha256"] = sha256
     if commit := computed_by.get("commit"):
         found["mlflow.source.git.commit"] = commit
     return found
@@ -309,12 +310,13 @@ def _ended(folder: Path, source: str) -> tuple[Config, Finished]:
 
     if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
         raise InputError(f"{folder}: no finished run (expected config.yaml and summary.json in it)")
-    config, summary = configuration.load(folder / "config.yaml"), read_run(folder).summary
+    config, summary = configuration.load(folder / "config.yaml"), read_json_object(folder / "summary.json")
+    read_run(folder)  # what others wrote is looked at before it is read
     return config, Finished(
         folder=folder,
         name=config.name,
         summary=summary,
         config=config.as_dict(),
-        tags=tags(config, str(summary.get("data_sha256", "")), source, summary.get("code")),
+        tags=tags(config, str(summary.get("data_sha256", "")), source, summary.get("code") or {}),
         client_runs=config.tracking.client_runs,
     )

@@ -163,6 +163,7 @@ def test_an_override_leaves_what_it_was_given():
     ("content", "message"),
     [
         (b"a: [", "not valid YAML"),
+        (b"y: {a: &x {lr: 1}}\nb: {<<: *x, lr: 2}\nb: 1", "not valid YAML: b stands there twice"),
         (b"training: {lr: 0.1}\ntraining: {rounds: 7}", "not valid YAML: training stands there twice"),
         (b"- a\n- b", "expected a mapping of sections, found list"),
         (b"just words", "expected a mapping of sections, found str"),

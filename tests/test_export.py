@@ -156,7 +156,9 @@ def test_a_configuration_that_is_not_the_run_s_is_refused(runs, tmp_path, key):
     values["model"]["sizes"]["width"] = 8 if key == "model" else values["model"]["sizes"]["width"]
     (folder / "config.yaml").write_text(yaml.safe_dump({**values, "seed": 5 if key == "seed" else values["seed"]}))
     for merged in (False, True):
-        with pytest.raises(InputError, match=r"config.yaml: not what the run was made with: summary.json has another config_sha256$"):
+        with pytest.raises(
+            InputError, match=r"config.yaml: does not make the frozen model that the run adapted: seed, model or data.size changed$"
+        ):
             export(folder, tmp_path / "out", merged=merged)
     assert not (tmp_path / "out").exists()
 

@@ -64,7 +64,7 @@ class Conv3d(nn.Conv3d):
     """`torch.nn.Conv3d`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.groups > 1 or self.padding_mode != "zeros":
+        if self.groups > 1 or self.padding_mode != "zeros" or isinstance(self.padding, str):
             return super().forward(x)
         return convolve(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
 

@@ -77,7 +77,7 @@ def repeated(values: Sequence[Any]) -> Any:
 def _numbers(value: Any) -> Any:
     """The value with its whole numbers as they would be written among others."""
     if isinstance(value, Mapping):
-        return {key: _numbers(inner) for key, inner in value.items()}
+        return {str(key): _numbers(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_numbers(inner) for inner in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

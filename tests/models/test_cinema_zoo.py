@@ -12,6 +12,7 @@ from raylora import config as configuration
 from raylora import planning
 from raylora.core.errors import InputError
 from raylora.models import cinema, zoo
+from raylora.models.peft import hash_of
 from raylora.strategies import create
 
 SIZES = {"patch": [4, 4, 1], "scale": [2, 2, 1], "conv_chans": [4, 6], "conv_n_blocks": 1, "embed": 12, "depth": 3, "heads": 2}
@@ -200,4 +201,4 @@ def test_a_run_with_cinemas_weights_starts_from_them(prepared_folder, tmp_path):
     given = pretrained(tmp_path / "cinema.safetensors")
     done = run(tiny(prepared_folder, **with_model(weights="cinema", weights_folder=str(tmp_path)), training__rounds=1), tmp_path / "run")
     assert np.array_equal(done.plan.weights["encoder.norm.weight"], given["encoder.norm.weight"].numpy())
-    assert done.summary["base"] == {"weights": "cinema", "has_seen": []}
+    assert done.summary["base"] == {"weights": "cinema", "sha256": hash_of(done.plan.weights), "has_seen": []}

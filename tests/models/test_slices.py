@@ -1,5 +1,8 @@
 """Layers for stacks of slices against torch's of the same names: values, gradients, and the order in memory that makes them fast."""
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -97,8 +100,13 @@ def test_in_bfloat16():
     image = draw(*SHAPE).bfloat16()
     for ours, theirs in layers().values():
         theirs.load_state_dict(ours.state_dict())
-        out = ours.bfloat16()(image)
-        assert out.dtype == torch.bfloat16 and torch.allclose(out.float(), theirs(image.float()), atol=0.05)
+        given = [image.clone().requires_grad_(), image.float().requires_grad_()]
+        out, expected = ours.bfloat16()(given[0]), theirs(given[1])
+        assert out.dtype == torch.bfloat16 and torch.allclose(out.float(), expected, atol=0.05)
+        weights = draw(*expected.shape)
+        (out * weights.bfloat16()).sum().backward()
+        (expected * weights.float()).sum().backward()
+        assert torch.allclose(given[0].grad.float(), given[1].grad, atol=0.15)
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -142,7 +150,10 @@ def test_a_norm_keeps_the_digits_of_float32_over_many_voxels():
 
 
 def test_of_a_norm_only_the_gradients_that_are_asked_for():
-    norm = slices.InstanceNorm3d(3).requires_grad_(False)
-    image = torch.randn(*SHAPE, requires_grad=True)
-    norm(image).sum().backward()
-    assert image.grad is not None and norm.weight.grad is None
+    image, weight, bias = torch.randn(2, 3, 5, 8, 6), torch.ones(3), torch.zeros(3)
+    for wanted in itertools.product((True, False), repeat=3):
+        context = SimpleNamespace(needs_input_grad=(*wanted, False))
+        context.save_for_backward = lambda *saved, context=context: setattr(context, "saved_tensors", saved)
+        slices._Standardised.forward(context, image, weight, bias, 1e-5)
+        found = slices._Standardised.backward(context, torch.ones_like(image))
+        assert tuple(gradient is not None for gradient in found) == (*wanted, False)
