@@ -52,7 +52,7 @@ def test_weights_follow_from_the_seed():
         (("vit", "disease", "small", SIZE, {**VIT, "heads": 3}), "expected a multiple of the 3 heads, found 16"),
         (("vit", "disease", "small", SIZE, {**VIT, "patch": [5, 8, 2]}), "expected a divisor of the image size"),
         (("vit", "disease", "small", SIZE, {**VIT, "depth": "deep"}), "model.sizes: vit cannot be built"),
-        (("vit", "disease", "small", SIZE, {**VIT, "heads": 0}), "model.sizes: vit cannot be built"),
+        (("vit", "disease", "small", SIZE, {**VIT, "heads": 0}), "model.heads: expected a whole number from 1 on, found 0"),
         (("vit", "disease", "small", SIZE, {**VIT, "out": 7}), "model.sizes: 'out' is no size"),
         (
             ("unet", "segmentation", "small", SIZE, {"strides": [[1, 1, 1], [0, 2, 1], [2, 2, 1], [2, 2, 1]]}),
