@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +141,11 @@ def test_this_machine_can_be_read():
     assert here.keys() == GOOD.keys() and here["cpus"] >= 1 and here["memory_bytes"] > 0 and len(here["code"]) == 64
     with pytest.raises(InputError, match="no such folder"):
         doctor.examine([Path("/nowhere")])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_address_at_which_nobody_listens_is_said_at_once(address):
+    began = time.monotonic()
+    with pytest.raises(InputError, match=rf"^--address {address}: nobody listens there \("):
+        doctor.examine(address=address)
+    assert time.monotonic() - began < 60, "Ray would try for two minutes"

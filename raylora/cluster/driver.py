@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -125,6 +126,7 @@ def session(address: str | None, *, environments: bool = False) -> Iterator[None
     if address is None:
         options |= {"address": "local", "object_store_memory": _store_bytes(), "num_cpus": int(resources.local().cpus)}
     else:
+        _require_listener(address)
         options = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -143,6 +145,17 @@ def session(address: str | None, *, environments: bool = False) -> Iterator[None
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Raise InputError if nobody listens at HOST:PORT: Ray itself would try for two minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and port.isdecimal()):  # "auto"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address {address}: nobody listens there ({getattr(error, 'strerror', None) or error})") from None
 
 
 @contextlib.contextmanager
