@@ -43,11 +43,11 @@ def test_only_the_ray_that_a_command_starts_itself_is_spared(monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.shutdown", lambda: None)
     monkeypatch.setattr("ray.init", lambda **options: seen.append((options["address"], commands())))
-    for address, environments in ((None, False), (None, True), ("127.0.0.1:1", False)):
+    for address, environments in ((None, False), (None, True), ("auto", False)):
         with driver.session(address, environments=environments):
             pass
     none = dict.fromkeys(ALL, False)
-    assert seen == [("local", ALL), ("local", {**ALL, RUNTIME_ENV: False}), ("127.0.0.1:1", none)] and commands() == none
+    assert seen == [("local", ALL), ("local", {**ALL, RUNTIME_ENV: False}), ("auto", none)] and commands() == none
 
 
 def test_what_a_runtime_environment_or_another_ray_needs_is_started(monkeypatch):
