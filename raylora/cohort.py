@@ -52,6 +52,11 @@ class Cohort:
         return {id: row.dataset for id, row in self.rows.items()}
 
     @property
+    def crops(self) -> list[str]:
+        """How the crops of the cases were found: centre, motion or oracle."""
+        return sorted({row.crop for row in self.rows.values()})
+
+    @property
     def several(self) -> bool:
         """Whether the patients come from more than one data set."""
         return len(set(self.datasets.values())) > 1

@@ -49,7 +49,9 @@ def _off(value: object) -> object:
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
-Part = Annotated[Number, Field(gt=0, le=1e100)]  # of a whole, in any scale
+PartOrNone = Annotated[Number, Field(ge=0, le=1e100)]  # of a whole, in any scale
+Part = Annotated[PartOrNone, Field(gt=0)]
+Strength = Annotated[Number, Field(ge=0, le=10)]  # phantoms refuse more
 Share = Annotated[Number, Field(ge=0, le=1)]
 Unbounded = Annotated[float, BeforeValidator(_number), Field(gt=0)]  # inf means something: no bound, no spread
 Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
@@ -86,8 +88,8 @@ class Phantom(Section):
     patients: Annotated[Count, Field(le=100_000)] = 100
     layout: Literal["acdc", "mnms", "mnms2"] = "mnms"
     seed: Seed = 0
-    shift: Annotated[Number, Field(ge=0, le=10)] = 1.0  # strength of the vendors' differences in appearance
-    severity: Annotated[Number, Field(ge=0, le=10)] = 1.0  # factor on how far disease is from normal
+    shift: Strength = 1.0  # strength of the vendors' differences in appearance
+    severity: Strength = 1.0  # factor on how far disease is from normal
     vendors: Annotated[list[Vendor], Field(min_length=1)] | None = None  # default: all that the layout has
 
 
@@ -115,12 +117,7 @@ class Data(Section):
     cache: str | None = None  # where prepared data are kept; default: RAYLORA_CACHE or ~/.cache/raylora
     split: Literal["federated", "official"] = "federated"
     split_seed: Seed = 0
-    fractions: tuple[Part, Part, Annotated[NonNegative, Field(le=1e100)], Part] = (
-        0.6,
-        0.1,
-        0.1,
-        0.2,
-    )  # training, validation, rating, test patients
+    fractions: tuple[Part, Part, PartOrNone, Part] = (0.6, 0.1, 0.1, 0.2)  # training, validation, rating, test patients
     spacing_mm: tuple[Spacing, Spacing, Spacing] = (1.5, 1.5, 10.0)
     size: tuple[Size, Size, Size] = (128, 128, 16)  # voxels of the crop; z is padded with zeros up to this count
     crop: Literal["centre", "motion", "label"] = "centre"  # of the image; of what moves between ED and ES; of the ED label's LV (an oracle)

@@ -133,7 +133,7 @@ def finish(standing: Standing) -> dict[str, Any]:
         "protocol": {**plan.cohort.protocol.stamped(), "rating_to_training": config.data.rating_to_training}
         if plan.cohort.protocol
         else None,
-        "crop": sorted({row.crop for row in plan.cohort.rows.values()}),
+        "crop": plan.cohort.crops,
         "cut_studies": list(plan.cohort.cut),
         "patients": {client: {part: len(ids) for part, ids in parts.items()} for client, parts in plan.splits.items()},
         "base": {"weights": config.model.weights, "sha256": peft.hash_of(plan.weights), "has_seen": list(plan.seen_cases)},

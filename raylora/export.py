@@ -58,13 +58,14 @@ def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool 
     config = configuration.from_dict(run.config, str(run.folder / "config.yaml"))
     run = replace(run, config=config.as_dict(), summary={**run.summary, "name": run.summary.get("name") or config.name})
     base, network, seen = _base_of(config)
-    if (run.summary.get("base") or {}).get("sha256") not in (None, peft.hash_of(zoo.weights_of(network))):
+    original = zoo.weights_of(network)
+    if (run.summary.get("base") or {}).get("sha256") not in (None, peft.hash_of(original)):
         raise InputError(
             f"{run.folder / 'config.yaml'}: does not make the frozen model that the run adapted: seed, model or data.size changed"
         )
     plain = peft.read_plain(source)
     if merged:
-        weights = merged_weights(zoo.weights_of(network), peft.read_pairs(source), plain)
+        weights = merged_weights(original, peft.read_pairs(source), plain)
         seen = Seen(splits=seen.splits, cases=seen.cases | _trained_on(run))
         about = {"made_by": "raylora export", "run": str(run.summary["name"]), "model_of": name, "base": asdict(base)}
         if out.suffix.lower() == ".safetensors":

@@ -55,7 +55,7 @@ def describe(config: Config, say: Say = lambda what, done, total: None, mapper: 
         "held_out": list(plan.held_out),
         "left_out": dict(sorted(Counter(plan.left_out.values()).items())),
         "notes": cohort.notes(),
-        "crop": sorted({row.crop for row in rows}),
+        "crop": cohort.crops,
         "base": {
             "name": config.model.name,
             "size": config.model.size,

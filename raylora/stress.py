@@ -16,6 +16,8 @@ from raylora.core.errors import InputError
 from raylora.sweep.space import Trial as Overlaid
 from raylora.sweep.space import Values, repeated
 
+OWN = ("seed", "name", "task")  # of each experiment: a campaign gives it the first two, and has one task
+
 
 class Stress(Section):
     """A stress file. Keys of an experiment are dotted; `strategy: {...}` replaces the whole section."""
@@ -86,7 +88,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Stress:
 def check(stress: Stress, origin: str) -> Stress:
     """Refuse what cannot work before anything starts. Raises InputError."""
     for key in stress.dials:
-        if key in ("seed", "name", "task") or key.split(".")[0] in ("placement", "tracking", "checkpoint", "evaluation", "strategy"):
+        if key in OWN or key.split(".")[0] in ("placement", "tracking", "checkpoint", "evaluation", "strategy"):
             raise InputError(f"{origin}: dials.{key}: expected what makes an experiment harder (faults, network, clients, data, ...)")
         if any(_share(key, other) for values in stress.strategies.values() for other in values):
             raise InputError(f"{origin}: dials.{key}: a strategy sets it too, and one of them would win")
@@ -95,7 +97,7 @@ def check(stress: Stress, origin: str) -> Stress:
         if (twice := repeated(stress.dials[key])) is not None:
             raise InputError(f"{origin}: dials.{key}: expected each level once, found {twice!r} twice")
     for where, values in (("common", stress.common), *((f"strategies.{label}", values) for label, values in stress.strategies.items())):
-        if key := next((key for key in ("seed", "name", "task") if key in values), None):
+        if key := next((key for key in OWN if key in values), None):
             raise InputError(f"{origin}: {where}.{key}: all experiments of a campaign have the base's task, seeds and names of its own")
     if len(set(stress.seeds)) < len(stress.seeds):
         raise InputError(f"{origin}: seeds: expected each seed once, found {stress.seeds}")
