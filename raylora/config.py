@@ -1,8 +1,7 @@
-"""The experiment's configuration: typed sections, YAML, dotted overrides, and refusals that name the nearest known key."""
+"""The experiment's configuration: typed sections, and refusals that name the nearest known key."""
 
 from __future__ import annotations
 
-import copy
 import difflib
 import hashlib
 import json
@@ -15,9 +14,9 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from raylora.core.errors import InputError
+from raylora.core.values import merged, override, read_yaml
 
 Checked = TypeVar("Checked", bound=BaseModel)
-MOST_BYTES, MOST_VALUES = 1 << 20, 100_000  # of a configuration
 
 
 def _spelled(value: object) -> object:
@@ -464,93 +463,7 @@ def _laid_over_base(values: Mapping[str, Any], path: Path, above: tuple[Path, ..
     below, seen = (path.parent / values["base"]).resolve(), (*above, path.resolve())
     if below in seen:
         raise InputError(f"{path}: base: {values['base']} is laid over this file itself")
-    return _merged(_laid_over_base(read_yaml(below), below, seen), own)
-
-
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` in the place of `under`; sections that both have are merged."""
-    both = {key: _merged(under[key], over[key]) for key in over if isinstance(over[key], dict) and isinstance(under.get(key), dict)}
-    return {**under, **over, **both}
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain YAML without a key that stands twice in one mapping: the first would be lost without a word."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """As written: where mappings are merged, keys may come again."""
-        node = super().compose_mapping_node(anchor)
-        there: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in there:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", key.start_mark)
-                there.add(key.value)
-        return node
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file. Raises InputError."""
-    try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise InputError(f"{path}: has {size} bytes, expected a YAML configuration of at most {MOST_BYTES}")
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        _require_few(values)
-        json.dumps(values, default=str)  # a key may be a date
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file (expected a YAML configuration)") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder (expected a YAML configuration)") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
-    return values
-
-
-def _require_few(values: Any) -> None:
-    """Raises ValueError: aliases of aliases make a small file endless, and so does an anchor that contains itself."""
-    left, count = [values], 0
-    while left:
-        item = left.pop()
-        count += 1
-        if count > MOST_VALUES:
-            raise ValueError(f"more than {MOST_VALUES} values, aliases followed")
-        left += [*item.keys(), *item.values()] if isinstance(item, dict) else item if isinstance(item, list | tuple | set) else []
-
-
-def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Apply ``lora.rank=8`` style overrides to nested values; returns a new mapping. Raises InputError."""
-    result = laid_over(values, {}, "")
-    for item in overrides:
-        key, equals, text = item.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"override {item!r}: expected KEY=VALUE, for example lora.rank=8")
-        try:
-            value = yaml.load(text, _Loader)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            why = f": {error.problem}" if isinstance(error, yaml.constructor.ConstructorError) else ""
-            raise InputError(f"override {item!r}: the value is not valid YAML{why}") from None
-        result = laid_over(result, {key.strip(): value}, f"override {item!r}")
-    return result
-
-
-def laid_over(values: Mapping[str, Any], changes: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Nested values with those of dotted keys replaced; returns a new mapping. Raises InputError."""
-    result: dict[str, Any] = json.loads(json.dumps(values, default=str)) if values else {}
-    for key, value in changes.items():
-        target = result
-        *parents, last = key.split(".")
-        for parent in parents:
-            child = target.setdefault(parent, {})
-            if not isinstance(child, dict):
-                raise InputError(f"{origin}: {parent} is not a section")
-            target = child
-        target[last] = copy.deepcopy(value)
-    return result
+    return merged(_laid_over_base(read_yaml(below), below, seen), own)
 
 
 def from_dict(values: Mapping[str, Any], origin: str = "config") -> Config:

@@ -13,6 +13,7 @@ from pydantic import Field
 from raylora import config as configuration
 from raylora.config import Config, Section
 from raylora.core.errors import InputError
+from raylora.core.values import laid_over
 from raylora.sweep.space import Trial as Overlaid
 from raylora.sweep.space import Values, repeated
 
@@ -37,7 +38,7 @@ class Stress(Section):
         """The experiment of one trial. Raises InputError."""
         origin = f"trial {trial.number} ({trial.said})"
         name = {"seed": trial.seed, "name": f"{self.name}-{trial.number:03d}"}
-        laid = configuration.laid_over(self.base, {**trial.values, **name}, origin)
+        laid = laid_over(self.base, {**trial.values, **name}, origin)
         return configuration.from_dict(laid, origin)
 
 

@@ -8,8 +8,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylora.config import Config, dump, from_dict, load, load_pretrain, override
+from raylora.config import Config, dump, from_dict, load, load_pretrain
 from raylora.core.errors import InputError
+from raylora.core.values import override
 
 
 def refused(values, key: str, *words: str) -> None:

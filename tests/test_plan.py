@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 from paper_manifests import write_manifests
+from small_runs import tiny
 
 from raylora import config as configuration
-from raylora import launch
+from raylora import launch, planning
 from raylora.config import Config
 from raylora.data.manifest import PrepareOptions
+from raylora.federation.protocol import initial_tree
+from raylora.federation.spec import protocol_of
 from raylora.report.forecast import clients_table, needs_table, show_plan
 from raylora.report.table import Console
 
@@ -77,6 +80,18 @@ def test_rate_my_lora_sends_more_from_the_second_round_on(prepared):
     assert first["down"] == 4 * (pairs + head)
     assert later["up"] == first["up"] == 4 * (pairs + head + 8 * 4)  # count, loss, two scores
     assert 3.5 * first["down"] < later["down"] <= 5 * first["down"]
+
+
+def test_a_frozen_factor_is_not_counted_as_trained(prepared_folder):
+    def trained(name):
+        return launch.plan(tiny(prepared_folder, "disease", strategy={"name": name}, training={"rounds": 2}))["parameters"]["trained"]
+
+    config = tiny(prepared_folder, "disease")
+    plan = planning.make_plan(config)
+    first = initial_tree(plan.outline, protocol_of(plan.spec), plan.clients[0].id, plan.spec.max_rank)
+    of_a = sum(array.size for name, array in first.items() if name.endswith(".lora_A"))
+    assert trained("fedit") - trained("ffa_lora") == of_a > 0
+    assert trained("rolora") == trained("fedit"), "in turn"
 
 
 def test_a_plan_in_words(prepared):

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.peers.workloads import SCALING, SEED, WORKLOADS
 from raylora import config as configuration
 from raylora.config import Config
+from raylora.core.values import override
 
 SPACING = (1.5, 1.5, 10.0)
 
@@ -43,4 +44,4 @@ def config(path: Path, workload: str, rounds: int, overrides: tuple[str, ...] = 
         "evaluation": {"every": 0, "overlays": 0},
         "tracking": {"uri": None},
     }
-    return configuration.from_dict(configuration.override(values, overrides))
+    return configuration.from_dict(override(values, overrides))

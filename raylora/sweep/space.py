@@ -17,6 +17,7 @@ from raylora import config as configuration
 from raylora.config import Config, Count, Number, Positive, Section
 from raylora.core.errors import InputError
 from raylora.core.seeds import generator
+from raylora.core.values import laid_over
 
 METRICS = {"segmentation": ("dice",), "disease": ("likelihood", "accuracy")}  # of validation patients, in rounds.jsonl
 MOST = 10_000  # trials of one sweep
@@ -149,7 +150,7 @@ class Sweep(Section):
     def config(self, values: Values, seed: int, number: int) -> Config:
         """The experiment of one trial. Raises InputError."""
         origin = f"trial {number} ({said(values)})"
-        laid = configuration.laid_over(self.base, {**values, "seed": seed, "name": trial_name(self.name, number)}, origin)
+        laid = laid_over(self.base, {**values, "seed": seed, "name": trial_name(self.name, number)}, origin)
         return configuration.from_dict(laid, origin)
 
 

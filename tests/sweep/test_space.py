@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import settings as tiny_settings
 
-from raylora import config as configuration
 from raylora.core.errors import InputError
+from raylora.core.values import laid_over
 from raylora.sweep import space
 from raylora.sweep.space import Dimension, Sweep
 
@@ -45,7 +45,7 @@ def test_a_whole_section_can_be_a_value(tmp_path):
 def test_trials_share_no_values(tmp_path):
     sections = [{"name": "rate_my_lora"}, {"name": "fedit"}]
     sweep = space.load(write(tmp_path, space={"strategy": {"grid": sections}}))
-    laid = configuration.laid_over(sweep.base, {"strategy": sections[0], "strategy.temperature": 0.5}, "")
+    laid = laid_over(sweep.base, {"strategy": sections[0], "strategy.temperature": 0.5}, "")
     assert laid["strategy"] == {"name": "rate_my_lora", "temperature": 0.5} and sections[0] == {"name": "rate_my_lora"}
 
 
