@@ -9,7 +9,7 @@ from small_runs import tiny
 
 from raylora import config as configuration
 from raylora import planning
-from raylora.cluster import client_actor, sweep
+from raylora.cluster import client_actor, trial
 from raylora.cluster.client_actor import RayExecutor
 from raylora.cluster.resources import Available, Request
 
@@ -51,12 +51,12 @@ def test_a_trial_that_goes_on_keeps_the_stack_that_was_chosen_when_it_began(prep
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
     plan = planning.make_plan(tiny(prepared_folder, training__stack="auto"))
     options = {"weights": {}, "metric": "dice", "until": None, "request": None, "node": "here"}
-    place = sweep.Place(number=0, plan=plan, folder=str(tmp_path / "trial"), **options)
-    assert sweep._running(place, [None]).plan.config.training.stack == "auto"
+    place = trial.Place(number=0, plan=plan, folder=str(tmp_path / "trial"), **options)
+    assert trial._running(place, [None]).plan.config.training.stack == "auto"
     written = tmp_path / "trial" / "config.yaml"
     begun = configuration.load(written)
     assert begun == plan.config
     chosen = begun.model_copy(update={"training": begun.training.model_copy(update={"stack": 3})})
     written.write_text(configuration.dump(chosen))
-    again = sweep._running(replace(place), [None]).plan.config
+    again = trial._running(replace(place), [None]).plan.config
     assert again == chosen and configuration.load(written) == chosen
