@@ -187,11 +187,15 @@ def export(
         str | None, typer.Option("--client", metavar="ID", help="One client's model, private parts included (default: the shared one).")
     ] = None,
     merged: Annotated[bool, typer.Option("--merged", help="The base with the adapter merged in, as safetensors.")] = False,
+    weights: Annotated[
+        str | None, typer.Option("--weights", metavar="FILE", help="Where the weights of the run's base lie now, if they have moved.")
+    ] = None,
 ) -> None:
     """A PEFT adapter folder, or merged weights, with a model card."""
-    from raylora import export as exporting
+    from raylora.export import export as exported
 
-    typer.echo(f"{'merged weights' if merged else 'adapter'}: {exporting.export(folder, out, client=client, merged=merged)}")
+    written = exported(folder, out, client=client, merged=merged, weights=weights)
+    typer.echo(f"{'merged weights' if merged else 'adapter'}: {written}")
 
 
 @app.command()

@@ -41,8 +41,10 @@ class Base:
     weights_sha256: str | None
 
 
-def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool = False) -> Path:
+def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool = False, weights: str | None = None) -> Path:
     """Write the shared model of a run (or one client's, private parts included) to `out`; returns what was written.
+
+    `weights`: where the base's file lies now, if it has moved since the run.
 
     An adapter goes into a folder that `peft.PeftModel.from_pretrained` opens on `base_model(out)`. Merged weights go into
     `out/model.safetensors`, or into `out` itself if it ends with ``.safetensors``. Raises InputError for a folder without a finished run, a
@@ -56,12 +58,17 @@ def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool 
     name = client or GLOBAL
     source = _source(run, name, merged)
     config = configuration.from_dict(run.config, str(run.folder / "config.yaml"))
+    if weights is not None:
+        if config.model.weights is None:
+            raise InputError("--weights: the run's base was made from its seed, no file has it")
+        config = config.model_copy(update={"model": config.model.model_copy(update={"weights": weights})})
     run = replace(run, config=config.as_dict(), summary={**run.summary, "name": run.summary.get("name") or config.name})
     base, network, seen = _base_of(config)
     original = zoo.weights_of(network)
     if (run.summary.get("base") or {}).get("sha256") not in (None, peft.hash_of(original)):
+        wrong = f"--weights {weights}: " if weights else f"{run.folder / 'config.yaml'}: "
         raise InputError(
-            f"{run.folder / 'config.yaml'}: does not make the frozen model that the run adapted: seed, model or data.size changed"
+            f"{wrong}does not make the frozen model that the run adapted: {'another file' if weights else 'seed, model or data.size changed'}"
         )
     plain = peft.read_plain(source)
     if merged:
@@ -134,7 +141,10 @@ def _base_of(config: Config) -> tuple[Base, nn.Module, Seen]:
     network = zoo.build(model.name, config.task, model.size, config.data.size, model.sizes, config.seed)
     seen, file = Seen(), None
     if model.weights is not None:
-        file = files.find(model.weights, model.weights_folder, model.name)
+        try:
+            file = files.find(model.weights, model.weights_folder, model.name)
+        except InputError as error:
+            raise InputError(f"{error}; --weights says where it lies now") from None
         seen = zoo.load_weights(dict(network.named_parameters()), network.head_names, file)
     base = Base(
         name=model.name,

@@ -17,7 +17,7 @@ from small_runs import Finished, run, settings
 from raylora import config as configuration
 from raylora.core.errors import InputError, RunError
 from raylora.export import base_model, export
-from raylora.models import zoo
+from raylora.models import peft, zoo
 from raylora.models.seen import read_seen
 from raylora.report import card
 
@@ -225,9 +225,20 @@ def test_weights_that_are_not_the_adapters_are_refused(runs, tmp_path):
     config = configuration.from_dict(
         {**source.config.as_dict(), "model": {**source.config.as_dict()["model"], "weights": str(tmp_path / "a.safetensors")}}
     )
-    folder = export(run(config, tmp_path / "run").folder, tmp_path / "out")
+    done = run(config, tmp_path / "run")
+    folder = export(done.folder, tmp_path / "out")
     assert logits(base_model(folder), source).isfinite().all()
-    (tmp_path / "a.safetensors").rename(tmp_path / "moved.safetensors")
+    moved = str((tmp_path / "a.safetensors").rename(tmp_path / "moved.safetensors"))
+    with pytest.raises(InputError, match=r"a\.safetensors: no such file.*; --weights says where it lies now$"):
+        export(done.folder, tmp_path / "again")
+    with pytest.raises(
+        InputError, match=r"^--weights .*b\.safetensors: does not make the frozen model that the run adapted: another file$"
+    ):
+        export(done.folder, tmp_path / "again", weights=str(tmp_path / "b.safetensors"))
+    again = export(done.folder, tmp_path / "again", weights=moved)
+    assert peft.read_hash(again) == peft.read_hash(folder) and logits(base_model(again), source).isfinite().all()
+    with pytest.raises(InputError, match="--weights: the run's base was made from its seed"):
+        export(source.folder, tmp_path / "third", weights=moved)
     with pytest.raises(InputError, match="model.weights: .*a.safetensors: no such file"):
         base_model(folder)
     assert torch.equal(
