@@ -16,46 +16,46 @@ from raylora.strategies import options
 
 
 def hetlora(*, gamma: float = 1.0, lam: float = 0.0, rank_min: int = 1, weights: str = "size", head: str = "shared") -> Strategy:
-    """Client k gets the first r_k rows of A and columns of B; what comes back is padded with zeros to the largest rank and averaged
-    with sparsity weights w_k = ||s_k B_k A_k||_F / sum_j ||s_j B_j A_j||_F, layer by layer. `weights` is for the head alone.
-
-    gamma < 1: rank self-pruning. The local loss gets lam ||B[:, g:]|| ||A[g:, :]|| with g = ceil(gamma r_k), and a client whose tail norm
-    fell goes on with rank max(rank_min, g). Traffic as FedIT at each rank.
+    """Client k gets the first r_k rows of A and columns of B; what comes back is padded with zeros to the largest rank and averaged with
+    sparsity weights w_k = ||s_k B_k A_k||_F / sum_j ||s_j B_j A_j||_F, layer by layer; `weights` is for the head alone. The server keeps
+    s B: s = alpha / r differs with the rank, and cutting or padding is not to change the product of the rows that stay.
+    gamma < 1: rank self-pruning. The local loss gets lam ||B[:, g:]|| ||A[g:, :]|| with g = max(rank_min, ceil(gamma r_k)), and a client
+    whose tail norm fell goes on with rank g. Traffic as FedIT at each rank.
     """
     options.check(weights=weights, head=head)
     options.number("gamma", gamma, 0.0, 1.0, open_low=True)
     options.number("lam", lam, 0.0)
     options.whole("rank_min", rank_min, 1)
     uploads = trees.shared_names(head)
-    phases = (Phase(trains=("*",), terms={"het_prune": lam, "het_gamma": gamma} if gamma < 1 else {}),)
+    phases = (Phase(trains=("*",), terms={"het_prune": lam, "het_gamma": gamma, "het_least": rank_min} if gamma < 1 else {}),)
 
     def init(tree: Tree) -> State:
         return State(trees={"adapter": trees.freeze(trees.select(tree, uploads))}, values={"round": 0, "ranks": {}})
 
     def broadcast(state: State, client: Client) -> Broadcast:
         rank = ranks(state).get(client.id, client.rank)
-        adapter = trees.freeze(lowrank.cut(state.trees["adapter"], rank))
-        return Broadcast(adapter=adapter, task=Task(round=state.round, phases=phases, uploads=uploads))
+        scaling = client.scaling * client.rank / rank  # a pruned client's is that of its new rank
+        adapter = lowrank.from_unit(lowrank.cut(state.trees["adapter"], rank), scaling)
+        return Broadcast(adapter=trees.freeze(adapter), task=Task(round=state.round, phases=phases, uploads=uploads))
 
     def aggregate(state: State, updates: Sequence[ClientUpdate]) -> State:
         updates = by_client(updates)
         server, kept_ranks, sent = state.trees["adapter"], dict(ranks(state)), []
         for update in updates:
             rank = lowrank.rank_of(update.adapter)
-            received = lowrank.cut(server, rank)
-            trees.require_same(received, update.adapter, f"round {state.round + 1}, client {update.client_id}")
+            received, answer = lowrank.cut(server, rank), lowrank.to_unit(update.adapter, update.scaling)
+            trees.require_same(received, answer, f"round {state.round + 1}, client {update.client_id}")
             cut = max(min(rank_min, rank), math.ceil(gamma * rank))
-            if gamma < 1 and tail(update.adapter, cut) < tail(received, cut):
+            if gamma < 1 and tail(answer, cut) < tail(received, cut):
                 rank = kept_ranks[update.client_id] = cut
-            sent.append(lowrank.cut(update.adapter, rank))
+            sent.append(lowrank.cut(answer, rank))
         heads = [trees.select(tree, trees.HEAD) for tree in sent]
         moved = trees.add(server, movement(trees.select(server, trees.HEAD), heads, shares(updates, weights), mean, state.round))
-        units, scalings = [lowrank.pairs(tree) for tree in sent], [u.scaling for u in updates]
-        mixed = {m: sparsity_mean(pair, [unit[m] for unit in units], scalings) for m, pair in lowrank.pairs(server).items()}
+        mixed = {m: sparsity_mean(pair, [lowrank.pairs(tree)[m] for tree in sent]) for m, pair in lowrank.pairs(server).items()}
         values = {**state.values, "round": state.round + 1, "ranks": kept_ranks}
         return State(trees={"adapter": trees.freeze({**moved, **lowrank.named(mixed)})}, values=values)
 
-    why = {"zero weight": "clients are weighed by the norm of their product, not by size"}
+    why = {"zero weight": "clients are weighed by their product's norm, not by size"}
     return Strategy(init=init, broadcast=broadcast, aggregate=aggregate, name="hetlora", product="inexact", exempt=why)
 
 
@@ -69,10 +69,10 @@ def tail(tree: Tree, cut: int) -> float:
     return float(sum(np.linalg.norm(b[:, cut:]) * np.linalg.norm(a[cut:]) for a, b in lowrank.pairs(tree).values()))
 
 
-def sparsity_mean(server: lowrank.Pair, pairs: Sequence[lowrank.Pair], scalings: Sequence[float]) -> lowrank.Pair:
-    """The padded mean of one layer. Rows that no client of the round holds stay as the server has them, or they would be dead."""
+def sparsity_mean(server: lowrank.Pair, pairs: Sequence[lowrank.Pair]) -> lowrank.Pair:
+    """The padded mean of one layer's unit pairs. Rows that no client of the round holds stay as the server has them, or they would be dead."""
     full, held = server[0].shape[0], max(a.shape[0] for a, _ in pairs)
-    norms = [s * lowrank.norm(pair) for s, pair in zip(scalings, pairs, strict=True)]
+    norms = [lowrank.norm(pair) for pair in pairs]
     w = normalised(norms if sum(norms) > 0 else [1.0] * len(norms))
     padded = [lowrank.pad(pair, full) for pair in pairs]
     a = sum(x * pair[0] for x, pair in zip(w, padded, strict=True))

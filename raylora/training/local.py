@@ -155,11 +155,11 @@ class _Terms:
 
     prox: (mu/2) ||w - w_received||^2 on the trained factors (FedProx, 1812.06127, eq. 2).
     control: the gradient plus c - c_k (SCAFFOLD, 1910.06378, eq. 3).
-    het_prune: lam ||B[:, g r:]|| ||A[g r:, :]|| (HetLoRA, 2401.06432, eq. 4) with g in het_gamma.
+    het_prune: lam ||B[:, g:]|| ||A[g:, :]|| (HetLoRA, 2401.06432, eq. 4) with g = max(het_least, ceil(het_gamma r)).
     orthogonal: lam ||A_global A_local^T||^2, which keeps shared and private subspaces apart.
     """
 
-    KNOWN = ("prox", "control", "het_prune", "het_gamma", "orthogonal")
+    KNOWN = ("prox", "control", "het_prune", "het_gamma", "het_least", "orthogonal")
 
     def __init__(
         self, phase: Phase, jobs: Sequence[Job], parameters: Mapping[str, torch.Tensor], model: StackedModel, dtype: torch.dtype
@@ -195,7 +195,7 @@ class _Terms:
         if self.terms.get("het_prune"):
             for a, b in _pairs(parameters):
                 for k, ranks in enumerate(self.model.ranks):
-                    kept = math.ceil(self.terms.get("het_gamma", 0.99) * ranks[""])
+                    kept = max(int(self.terms["het_least"]), math.ceil(self.terms["het_gamma"] * ranks[""]))
                     if kept < ranks[""]:
                         total = total + self.terms["het_prune"] * parameters[b][k][:, kept:].norm() * parameters[a][k][kept:].norm()
         if self.terms.get("orthogonal"):

@@ -54,10 +54,36 @@ def test_hetlora_pads_and_weighs_by_norm() -> None:
     after = toy.play(game, SITES, toy.at_random)
     pairs = {update.client_id: lowrank.pairs(update.adapter)["q"] for update in after.updates}
     norms = {site.id: site.scaling * np.linalg.norm(lowrank.product(pairs[site.id])) for site in SITES}
-    a, _ = lowrank.pairs(after.state.trees["adapter"])["q"]
+    a, b = lowrank.pairs(after.state.trees["adapter"])["q"]
     np.testing.assert_allclose(a[8:], norms["16"] / sum(norms.values()) * pairs["16"][0][8:], rtol=1e-5)
     by_hand = sum(norms[site.id] * pairs[site.id][0][:2] for site in SITES) / sum(norms.values())
     np.testing.assert_allclose(a[:2], by_hand, rtol=1e-5)
+    by_hand = sum(norms[site.id] * site.scaling * pairs[site.id][1][:, :2] for site in SITES) / sum(norms.values())
+    np.testing.assert_allclose(b[:, :2], by_hand, rtol=1e-5)
+
+
+def test_hetlora_hands_a_product_on_to_other_ranks_as_it_is() -> None:
+    """Scalings are 16 / rank: what the rank-2 client has learnt adds the same to the others' models."""
+    game = toy.play(start("hetlora"), SITES[:1], toy.at_random)
+    small, *others = (toy.global_part(toy.seat(game, site))["q"] for site in SITES)
+    assert np.linalg.norm(small) > 0 and all(relative(other, small) < 1e-6 for other in others)
+
+
+def test_hetlora_s_pruning_keeps_what_is_left_of_the_product() -> None:
+    strategy, one = create("hetlora", {"gamma": 0.5, "lam": 0.1}), SITES[1:2]
+    game = toy.play(toy.start(strategy, 16, initial=toy.initial_tree(strategy, 16, 0, MODULES)), one, toy.at_random)
+
+    def vanish(seat: toy.Seat) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+        return {n: np.concatenate([x[:, :2], 1e-3 * x[:, 2:]], axis=1) if n.endswith("lora_B") else x for n, x in seat.tree.items()}, {}
+
+    before = {m: product for m, product in toy.global_part(toy.seat(game, one[0])).items()}
+    a, b = lowrank.pairs(toy.seat(game, one[0]).tree)["q"]
+    kept = one[0].scaling * b[:, :2] @ a[:2]
+    game = toy.play(game, one, vanish)
+    assert game.state.values["ranks"] == {"4": 2} and relative(before["q"], kept) > 0.1
+    pruned = strategy.broadcast(game.state, one[0]).adapter
+    a, b = lowrank.pairs(pruned)["q"]
+    assert a.shape[0] == 2 and relative(16 / 2 * b @ a, kept) < 1e-6
 
 
 def test_hetlora_keeps_rows_that_nobody_brought() -> None:
@@ -73,7 +99,7 @@ def test_hetlora_prunes_a_client_whose_tail_shrinks() -> None:
     strategy = create("hetlora", {"gamma": 0.5, "lam": 0.1})
     game = toy.play(toy.start(strategy, 16, initial=toy.initial_tree(strategy, 16, 0, MODULES)), SITES, toy.at_random)
     assert game.state.values["ranks"] == {}
-    assert strategy.broadcast(game.state, SITES[0]).task.phases[0].terms == {"het_prune": 0.1, "het_gamma": 0.5}
+    assert strategy.broadcast(game.state, SITES[0]).task.phases[0].terms == {"het_prune": 0.1, "het_gamma": 0.5, "het_least": 1}
 
     def shrink(seat: toy.Seat) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
         half, factor = seat.client.rank // 2, 0.5 if seat.client.rank in (4, 16) else 1.5

@@ -175,7 +175,14 @@ def go_again(one: Job, results) -> list[Job]:
 
 
 @pytest.mark.parametrize(
-    ("terms", "extra"), [({"prox": 0.0}, {}), ({"control": 1.0}, {"c": {}, "c_k": {}}), ({"het_prune": 0.0}, {}), ({"orthogonal": 0.0}, {})]
+    ("terms", "extra"),
+    [
+        ({"prox": 0.0}, {}),
+        ({"control": 1.0}, {"c": {}, "c_k": {}}),
+        ({"het_prune": 0.0}, {}),
+        ({"het_prune": 9.0, "het_gamma": 0.1, "het_least": 2}, {}),
+        ({"orthogonal": 0.0}, {}),
+    ],
 )
 def test_a_term_of_nothing_changes_nothing(terms, extra):
     model = toy({"": None, "local": None})
@@ -214,7 +221,7 @@ def test_control_adds_c_minus_c_k():
     [
         ({"orthogonal": 0.3}, lambda v: 0.3 * sum((v[f"{p}.lora_A"] @ v[f"local.{p}.lora_A"].T).square().sum() for p in ("fc1", "fc2"))),
         (
-            {"het_prune": 0.3, "het_gamma": 0.5},  # rank 2: the second direction of each pair is to be pruned
+            {"het_prune": 0.3, "het_gamma": 0.5, "het_least": 1},  # rank 2: the second direction of each pair is to be pruned
             lambda v: (
                 0.3
                 * sum(v[f"{x}{p}.lora_B"][:, 1:].norm() * v[f"{x}{p}.lora_A"][1:].norm() for p in ("fc1", "fc2") for x in ("", "local."))
