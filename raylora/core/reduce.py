@@ -136,8 +136,8 @@ class Weighing:
 
 def multi_krum(f: int, m: int) -> Weighing:
     """The weighted mean of the m clients with the smallest sum of squared distances to their K - f - 2 nearest (Blanchard et al. 2017).
-    Raises InputError if fewer than 2f + 3 clients take part, or fewer than m."""
-    needs = max(2 * f + 3, m)
+    Raises InputError if fewer than 2f + 3 clients take part, or fewer than m + f: a liar would be among the m."""
+    needs = max(2 * f + 3, m + f)
     if f < 0 or m < 1:
         raise InputError(f"reduce multi_krum: expected f >= 0 and m >= 1, found f={f}, m={m}")
 
@@ -159,18 +159,26 @@ def krum(f: int) -> Weighing:
     return multi_krum(f, 1)
 
 
-def geometric_median(eps: float = 1e-6, iterations: int = 10) -> Weighing:
-    """argmin_u sum_k p_k ||u - u_k|| by smoothed Weiszfeld steps from the mean (RFA, Pillutla et al. 2022, arXiv 1912.13445)."""
+def geometric_median(eps: float = 1e-6, iterations: int = 1000) -> Weighing:
+    """argmin_u sum_k p_k ||u - u_k|| by smoothed Weiszfeld steps from the mean (RFA, Pillutla et al. 2022, arXiv 1912.13445), until the
+    weights stand still or for so many iterations: a far liar's share shrinks by a factor a step. Who is 1e8 times as far from the most
+    central client as half of them are is left out, since float64 could not tell the others apart beside it."""
     if eps <= 0 or iterations < 1:
         raise InputError(f"reduce geometric_median: expected eps > 0 and iterations >= 1, found eps={eps}, iterations={iterations}")
 
     def weigh(distances: np.ndarray, p: np.ndarray) -> np.ndarray:
-        a = p
+        far = np.sqrt(distances)
+        from_centre = far[np.argmin(far @ p)]
+        p = np.where(from_centre > 1e8 * max(eps, float(np.median(from_centre))), 0.0, p)
+        distances = np.where(np.outer(p, p) > 0, distances, 0.0)
+        a = p = p / p.sum()
         for _ in range(iterations):
             to_centre = distances @ a - 0.5 * a @ distances @ a  # ||sum_j a_j u_j - u_k||^2, from the distances alone
-            a = p / np.maximum(eps, np.sqrt(np.maximum(to_centre, 0.0)))
+            before, a = a, p / np.maximum(eps, np.sqrt(np.maximum(to_centre, 0.0)))
             a = a / a.sum()
-        return a
+            if np.all(np.abs(a - before) <= 1e-9 * a):
+                break
+        return np.asarray(a)
 
     return Weighing(weigh)
 

@@ -192,6 +192,8 @@ def end_round(
     after = after_round(
         progress, strategy, clients, updates, asked=order, outcomes=outcomes, seconds=seconds, up=sum(up.values()), down=sum(down.values())
     )
+    if back := {c: after.states[c] for c, outcome in outcomes.items() if after.states[c] is not outcome.state}:
+        executor.restore(back)
     reports = tuple(
         ClientReport(client=c, seconds=o.seconds, bytes_up=up[c], bytes_down=down[c], metrics=o.update.metrics, virtual_s=arrivals[c])
         for c, o in outcomes.items()
@@ -216,19 +218,31 @@ def after_round(
     down: int,
 ) -> Progress:
     """The run once these updates are in: the server, what clients keep, the base versions that they have, bytes and time."""
+    counted = {update.client_id for update in updates}
+    kept = {c: o.state if c in counted else _as_if_unsent(progress.states.get(c), o.state) for c, o in outcomes.items()}
     versions = {**progress.versions, **dict.fromkeys(asked, progress.base_version)}
     oldest = min(versions.get(client.id, 0) for client in clients)
     return replace(
         progress,
         round=progress.round + 1,
         server=strategy.aggregate(progress.server, updates),
-        states={**progress.states, **{client: outcome.state for client, outcome in outcomes.items()}},
+        states={**progress.states, **kept},
         versions=versions,
         deltas={version: delta for version, delta in progress.deltas.items() if version > oldest},
         bytes_up=progress.bytes_up + up,
         bytes_down=progress.bytes_down + down,
         virtual_s=progress.virtual_s + seconds,
     )
+
+
+def _as_if_unsent(before: ClientState | None, after: ClientState) -> ClientState:
+    """What a client keeps that trained in vain, as the next model tells it: SCAFFOLD's c_k stays what it was, or c, which has not seen its
+    change, would not be the mean of the c_k any more."""
+    if "c_k" not in after.trees:
+        return after
+    trees = {key: tree for key, tree in after.trees.items() if key != "c_k"}
+    old = {"c_k": before.trees["c_k"]} if before is not None and "c_k" in before.trees else {}
+    return replace(after, trees={**trees, **old})
 
 
 def _review(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
 from raylora.core import lowrank, reduce
 from raylora.core.errors import InputError, RunError
@@ -42,6 +43,8 @@ def test_krum_by_hand() -> None:
     values = scalars(0.0, 1.0, 2.0, 10.0, -50.0)
     assert reduce.krum(1)(values, [1] * 5)["w"][0] == 1.0
     assert reduce.multi_krum(1, 2)(values, [3, 1, 1, 1, 1])["w"][0] == pytest.approx((3 * 0 + 1) / 4)
+    with pytest.raises(InputError, match="expected at least 6 clients for f=1, m=5, found 5"):
+        reduce.multi_krum(1, 5)(values, [1] * 5)  # the mean of all: the liar's as well
 
 
 @pytest.mark.parametrize("count", [3, 4])
@@ -78,9 +81,15 @@ def test_geometric_median_minimises_its_sum(seed: int) -> None:
     assert all(total(found) <= total(found + step) + 1e-4 for step in 0.01 * draw.normal(size=(50, 3)))
 
 
-def test_geometric_median_ignores_one_far_away() -> None:
-    square = [{"w": np.array(x, float)} for x in ((1, 1), (1, -1), (-1, 1), (-1, -1), (1e6, 0))]
-    assert np.abs(reduce.geometric_median(iterations=100)(square, [1] * 5)["w"]).max() < 1.5
+@pytest.mark.parametrize("far", [[1e2], [1e6], [1e10], [8e37], [1e2, 1e2], [1e4, 1e4], [1e7, -3e7], [1e12, 2e12]])
+def test_geometric_median_is_what_the_others_would_be_pulled_to(far: list[float]) -> None:
+    """By its definition in the limit: whoever is far away pulls with a force of its share, however far (those beyond 1e8 with none)."""
+    near = np.array([(1, 1), (1, -1), (-1, 1), (-1, -1)], float)
+    several = [{"w": x} for x in (*near, *(np.array([x, 0.0]) for x in far))]
+    found = reduce.geometric_median()(several, [1] * len(several))["w"]
+    pull = np.array([sum(np.sign(x) for x in far if abs(x) < 1e8), 0.0])
+    expected = minimize(lambda u: np.linalg.norm(near - u, axis=1).sum() - pull @ u, [0.1, 0.1], tol=1e-10).x
+    np.testing.assert_allclose(found, expected, atol=0.02 if min(map(abs, far)) < 1e3 else 1e-3)
 
 
 @pytest.mark.parametrize("name", ROBUST)

@@ -220,6 +220,18 @@ def test_a_deadline(runs):
     assert found.hashes == same.hashes, "who is left out is the same, sooner or later"
 
 
+def test_scaffold_s_c_is_the_mean_of_the_c_k_whoever_was_late(runs):
+    """The change of c_k that was lost with an answer did not happen: nothing later would bring it to the server."""
+    late = {"network": SLOW_LINE, "faults": {"late_s": 9.0}, "sampling": {"wait_for": 0.75}}
+    found = runs("disease", strategy={"name": "scaffold"}, training__optimiser="sgd", training__rounds=4, **late)
+    lost = [client for line in totals(found) for client in line["unused"]]
+    assert len(lost) == 4 and len(set(lost)) > 1 and len(set(VENDORS) - set(lost)) > 0
+    (end, _), _ = checkpoint.latest(found.folder / "checkpoints")
+    variates = [state.trees["c_k"] for state in end.states.values() if "c_k" in state.trees]
+    for name, value in end.server.trees["c"].items():
+        np.testing.assert_allclose(value, sum(tree[name] for tree in variates) / len(VENDORS), atol=1e-6 * np.abs(value).max() + 1e-9)
+
+
 def test_a_second_exchange_takes_its_time(runs):
     rule = {"name": "rate_my_lora", "rule": "peer"}
     found, plain = runs("disease", strategy=rule, network=SLOW_LINE), runs("disease", strategy={"name": "rate_my_lora"}, network=SLOW_LINE)
