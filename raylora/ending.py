@@ -103,7 +103,7 @@ def validation_scores(rows: Sequence[EvalRow], task: str) -> dict[str, dict[str,
         else:
             p = {row[2]: row[6] for row in own if row[5] == "probability"}
             y = {row[2]: row[6] for row in own if row[5] == "label"}
-            likelihood, right = [p[k] if y[k] else 1 - p[k] for k in y], [(p[k] > 0.5) == bool(y[k]) for k in y]
+            likelihood, right = [p[k] if y[k] else 1 - p[k] for k in y], [(p[k] >= 0.5) == bool(y[k]) for k in y]
             scores[client] = {"likelihood": float(np.mean(likelihood)), "accuracy": float(np.mean(right))} if y else {}
     return scores
 

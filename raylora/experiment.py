@@ -22,7 +22,7 @@ from raylora.federation.lines import round_lines
 from raylora.federation.protocol import initial_tree
 from raylora.federation.rounds import Executor, Progress, RoundReport, Rows, begin_round, end_round, receive
 from raylora.federation.spec import protocol_of
-from raylora.method import epsilon, make_strategy
+from raylora.method import caveats, epsilon, make_strategy
 from raylora.planned import Plan, opening
 from raylora.tracking.record import Record, write_json, write_text
 
@@ -67,7 +67,7 @@ def run_experiment(
         "round": progress.round,
         "name": config.name,
     }
-    for word in plan.cohort.notes():
+    for word in [*plan.cohort.notes(), *caveats(config, len(clients))]:
         yield {"event": "note", "text": word}
     s = config.sampling
     end = end_round if s.buffer is None else partial(end_buffered, size=s.buffer, exponent=s.staleness)

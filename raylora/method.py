@@ -6,12 +6,13 @@ What does not fit together is refused with its reason.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from raylora.config import Config
 from raylora.core import privacy
 from raylora.core.compress import Scheme
 from raylora.core.errors import InputError
-from raylora.core.reduce import Weighing
+from raylora.core.reduce import Weighing, trimmed
 from raylora.core.types import Strategy, Task
 from raylora.strategies import create
 from raylora.strategies.registry import reduction
@@ -72,6 +73,21 @@ def require_cohort(config: Config, fewest: float) -> None:
         raise InputError(
             f"strategy.reduce: expected at least {rule.needs} clients in every round, found {fewest:g} (see sampling and faults)"
         )
+
+
+def caveats(config: Config, clients: int) -> list[str]:
+    """What runs, but is not what its name promises, in words for the user."""
+    found, fewest = [], math.floor(expected_cohort(config, clients) * config.sampling.wait_for + 1e-9)
+    if config.strategy.name == "scaffold" and config.training.optimiser != "sgd":
+        found.append(
+            f"strategy.name: scaffold is derived for SGD: after steps of {config.training.optimiser} its control variates are no gradients "
+            "(training.optimiser=sgd)"
+        )
+    rule = config.strategy.options.get("reduce")
+    trim = rule.get("trim") if isinstance(rule, Mapping) and rule.get("name") == "trimmed_mean" else None
+    if trim and trimmed(trim, fewest) == 0:
+        found.append(f"strategy.reduce: of {fewest} clients trimmed_mean with trim {trim:g} leaves none out: it is the plain mean")
+    return found
 
 
 def epsilon(config: Config, rounds: int, clients: int) -> float | None:

@@ -22,7 +22,7 @@ from raylora.federation.protocol import initial_tree
 from raylora.federation.rehearsal import Rehearsal
 from raylora.federation.rounds import Progress, receive, run_round
 from raylora.federation.spec import protocol_of
-from raylora.method import make_strategy
+from raylora.method import caveats, make_strategy
 from raylora.models import files
 from raylora.models.stacked import StackedModel
 from raylora.models.stages import Stage, first_trained, run_stages
@@ -56,7 +56,7 @@ def describe(config: Config, say: Say = lambda what, done, total: None, mapper: 
         "clients": _clients(plan),
         "held_out": list(plan.held_out),
         "left_out": dict(sorted(Counter(plan.left_out.values()).items())),
-        "notes": cohort.notes(),
+        "notes": [*cohort.notes(), *caveats(config, len(plan.clients))],
         "crop": cohort.crops,
         "base": {
             "name": config.model.name,

@@ -13,11 +13,13 @@ from raylora.config import Config
 from raylora.data.manifest import PrepareOptions
 from raylora.federation.protocol import initial_tree
 from raylora.federation.spec import protocol_of
+from raylora.method import caveats
 from raylora.report.forecast import clients_table, needs_table, show_plan
 from raylora.report.table import Console
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "paper"
 EVERY = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/*.yaml"))
+TRIMMED = {"name": "fedit", "reduce": {"name": "trimmed_mean", "trim": 0.25}}
 OPTIONS = PrepareOptions(spacing_mm=(1.0, 1.0, 10.0), size=(192, 192, 16), crop="motion")
 
 
@@ -92,6 +94,26 @@ def test_a_frozen_factor_is_not_counted_as_trained(prepared_folder):
     of_a = sum(array.size for name, array in first.items() if name.endswith(".lora_A"))
     assert trained("fedit") - trained("ffa_lora") == of_a > 0
     assert trained("rolora") == trained("fedit"), "in turn"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"strategy": {"name": "scaffold"}}, "scaffold is derived for SGD: after steps of adamw"),
+        ({"strategy": {"name": "scaffold"}, "training__optimiser": "sgd"}, ""),
+        (
+            {"strategy": TRIMMED | {"reduce": {"name": "trimmed_mean", "trim": 0.2}}},
+            "of 4 clients trimmed_mean with trim 0.2 leaves none out",
+        ),
+        ({"strategy": TRIMMED}, ""),
+        ({"strategy": TRIMMED, "sampling": {"wait_for": 0.75}, "faults": {"late_s": 1.0}}, "of 3 clients"),
+    ],
+)
+def test_what_is_not_what_its_name_promises_is_said_before_and_when_it_runs(prepared_folder, options, said):
+    plan = launch.plan(tiny(prepared_folder, "disease", **options))
+    assert [said in note for note in plan["notes"]] == ([True] if said else [])
+    config = tiny(prepared_folder, "disease", **options)
+    assert caveats(config, 4) == plan["notes"]
 
 
 def test_a_plan_in_words(prepared):

@@ -99,15 +99,21 @@ def median() -> Reduce:
     return reduce
 
 
+def trimmed(trim: float, clients: int) -> int:
+    """How many values a trimmed mean leaves out at each end: floor(trim * K)."""
+    return math.floor(trim * clients + 1e-9)
+
+
 def trimmed_mean(trim: float) -> Reduce:
-    """Per coordinate, without the floor(trim * K) largest and smallest values, the weighted mean of the others (Yin et al. 2018).
+    """Per coordinate, without the floor(trim * K) largest and smallest values, the mean of the others (Yin et al. 2018), weighted by the
+    clients' shares: with `weights: size` a large liar just inside the trim counts by its size, with `uniform` it counts once.
     Raises InputError unless 0 <= trim < 0.5."""
     if not 0 <= trim < 0.5:
         raise InputError(f"reduce trimmed_mean: expected trim in [0, 0.5), found {trim}")
 
     def reduce(several: Sequence[Tree], weights: Sequence[float]) -> Tree:
         kept, p = present(several, weights)
-        out = math.floor(trim * len(kept) + 1e-9)
+        out = trimmed(trim, len(kept))
         if out == 0:
             return mean(kept, p)
         result = {}

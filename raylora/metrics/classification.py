@@ -82,7 +82,7 @@ def auc(truth: np.ndarray, probability: np.ndarray) -> float | None:
 
 
 def choose_threshold(truth: np.ndarray, probability: np.ndarray) -> float:
-    """The threshold with the best balanced accuracy on (validation) patients.
+    """The threshold with the best balanced accuracy on (validation) patients, of those that tell some of them apart.
 
     Candidates are 0.5 and the midpoints between neighbouring probabilities; of equally good ones the nearest to 0.5 is taken, then the
     smaller. 0.5 if a class is missing: nothing can be learned about a trade-off then.

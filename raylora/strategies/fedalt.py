@@ -21,9 +21,9 @@ def fedalt(
     """h = W_0 x + g_0 B^RoW A^RoW x + g_1 B_k A_k x with g = softmax(W_r x), (A, B)^RoW_k = mean over j != k of the others' last
     (A_j, B_j), frozen. A client trains its own pair, which is sent but never overwritten, and its router.
 
-    router: local (private), shared (averaged like the head) or none (g_0 = g_1 = 1). Sent each way and layer: r (in + out) floats; the
-    server keeps every client's pair. The paper's mean is uniform; sizes are our default. A reduction that needs m clients has a mean of others
-    once m of them have sent a pair.
+    router: local (private), shared (averaged like the head) or none (g_0 = g_1 = 1). Sent each way and layer: r (in + out) floats, 2 in
+    more with a shared router; the server keeps every client's pair. The paper's mean is uniform; sizes are our default. A reduction that
+    needs m clients has a mean of others once m of them have sent a pair.
     """
     options.check(weights=weights, head=head)
     options.one_of("router", router, ("local", "shared", "none"))

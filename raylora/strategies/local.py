@@ -7,5 +7,5 @@ from raylora.strategies.averaging import EVERYTHING, averaging
 
 
 def local() -> Strategy:
-    """W_k = W_0 + s B_{l,k} A_{l,k}, and a head of its own; nothing is sent in either direction."""
+    """W_k = W_0 + s B_{l,k} A_{l,k}, and a head of its own; no array is sent in either direction."""
     return averaging("local", lambda round: Task(round=round, phases=EVERYTHING), (), adapters={"local": None})
