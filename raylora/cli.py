@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -96,6 +97,8 @@ def sweep(
     typer.echo(f"everything is in {output or out}: sweep.json, trials/{page}")
     if as_json:
         _print(found, True)
+    if (counts := found["counts"])["failed"] and not counts["finished"] + counts["pruned"]:
+        raise RunError(f"every trial failed, the first: {next(row['error'] for row in found['trials'] if row['error'])}")
 
 
 @app.command()
@@ -120,6 +123,8 @@ def stress(
     typer.echo(f"everything is in {output or out}: stress.html, stress.json, trials/")
     if as_json:
         _print(json.loads((out / "stress.json").read_text(encoding="utf-8")), True)
+    if not any(experiment.status == "finished" for experiment in found.ended):
+        raise RunError(f"no experiment came to its end, the first: {next(e.why for e in found.ended)}")
 
 
 @app.command()
@@ -301,7 +306,7 @@ def check(source: Annotated[Path, typer.Argument(metavar="SRC")], as_json: Json 
     if as_json:
         _print(found.to_dict(), True)
     if found.problems:
-        raise typer.Exit(2)
+        raise InputError(f"{source}: {len(found.problems)} problem{'s' * (len(found.problems) > 1)}, the first: {found.problems[0]}")
 
 
 AGAIN = "start again, data that are prepared by now are kept"
@@ -323,7 +328,8 @@ def _left(folder: Path) -> str:
         return f"no run was begun: {AGAIN}"
     if (folder / "report.html").is_file():
         return f"the run in {folder} is finished"
-    kept = "the last complete round is kept, " if any(folder.glob("checkpoints/round_*")) else ""
+    rounds = sorted(path.name for path in folder.glob("checkpoints/round_*"))
+    kept = f"round {int(rounds[-1].removeprefix('round_'))} is the last one that is kept, " if rounds else ""
     return f"{kept}`raylora resume {folder}` goes on"
 
 
@@ -342,6 +348,8 @@ def _print(value: Any, as_json: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Exit codes: 0 done, 1 it ran and failed, 2 bad input, 130 interrupted."""
+    if not {"", os.getcwd()} & set(sys.path):  # as `python -m raylora`: a user's own strategy lies where they work
+        sys.path.append(os.getcwd())
     sys.exit(guarded(lambda: app(arguments, standalone_mode=False)))
 
 

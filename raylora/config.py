@@ -200,11 +200,13 @@ class StrategyConfig(BaseModel):
     def _something(cls, values: Any) -> Any:
         if values == {}:
             raise ValueError("expected a name, found nothing")
-        return values
+        if not isinstance(values, Mapping):
+            return values
+        return {key: value if key == "name" else _spelled(value) for key, value in values.items()}  # one spelling, one hash
 
     @property
     def options(self) -> dict[str, Any]:
-        return {key: _spelled(value) for key, value in (self.model_extra or {}).items()}
+        return dict(self.model_extra or {})
 
 
 class Training(Section):

@@ -130,6 +130,10 @@ def _source(run: Run, name: str, merged: bool) -> Path:
         raise InputError(f"{folder / name}: its adapters are mixed token by token by a router: no single adapter, and nothing to merge")
     if peft.read_hash(folder / name) != (run.summary.get("adapter_sha256") or {}).get(name):
         raise InputError(f"{folder / name}: not what the run wrote (its SHA-256 is not the one in summary.json): a file is gone or damaged")
+    if run.strategy == "local" and name == GLOBAL:
+        raise InputError(
+            f"{folder / name}: local shares no adapter: expected --client with one of {', '.join(sorted({*known} - {GLOBAL}))}"
+        )
     if not merged and not (folder / name / "adapter_config.json").is_file():
         raise InputError(f"{folder / name}: every weight was trained, there is no adapter: expected --merged")
     return folder / name

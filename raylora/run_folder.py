@@ -29,9 +29,10 @@ def refuse_used(folder: Path) -> None:
     except OSError as error:
         raise InputError(f"--output {folder}: cannot be read: {error.strerror}") from None
     if used:
-        raise InputError(
-            f"--output {folder}: already holds {'a run' if (folder / 'config.yaml').exists() else 'something'}; name another folder, or use `raylora resume`"
-        )
+        if not folder.is_dir():
+            raise InputError(f"--output {folder}: expected a new or empty folder, found a file")
+        what = "a run" if (folder / "config.yaml").exists() else "something"
+        raise InputError(f"--output {folder}: already holds {what}; name another folder, or use `raylora resume`")
     require_writable(folder, "--output")
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -178,7 +179,14 @@ def written(here: Path, root: Path, task: str = "segmentation", **overrides) -> 
         ("segmentation", ["data.dataset=phantom", "data.root=null", "model.weights=phantom_unot"], ["phantom_unot: no such file"]),
         ("segmentation", ["data.fractions=[0.8,0.1,0.1,1e-9]"], ["client ", "no test cases"]),
         ("disease", ["clients.by=pathology"], ["client DCM: expected training cases of both classes"]),
-        ("segmentation", ["data.spacing_mm=[2,2,10]"], ["data.spacing_mm: expected"]),
+        (
+            "segmentation",
+            ["data.spacing_mm=[2,2,10]", "data.crop=motion"],
+            [
+                "data.spacing_mm: expected what",
+                "was prepared with (data.spacing_mm=[2.25,2.25,10] data.crop=centre), found [2,2,10], motion",
+            ],
+        ),
         ("segmentation", ["data.dataset=phantom", "data.root=null", "data.cache=c.yaml"], ["data.cache", "c.yaml", "Not a directory"]),
         ("segmentation", ["data.dataset=phantom", "data.root=null", "data.cache=/proc/c"], ["data.cache", "cannot be written (/proc)"]),
         ("segmentation", ["strategy.name=fedti"], ["unknown strategy fedti, did you mean fedit?"]),
@@ -243,7 +251,7 @@ def test_an_interruption_names_the_run_or_says_that_there_is_none(tmp_path):
     (out / "config.yaml").touch()
     assert cli._left(out) == f"`raylora resume {out}` goes on"
     (out / "checkpoints" / "round_0001").mkdir()
-    assert cli._left(out) == f"the last complete round is kept, `raylora resume {out}` goes on"
+    assert cli._left(out) == f"round 1 is the last one that is kept, `raylora resume {out}` goes on"
     (out / "report.html").touch()
     assert cli._left(out) == f"the run in {out} is finished"
 
@@ -396,3 +404,37 @@ def test_relative_paths_are_those_of_the_command(here, prepared_folder):
         f"sqlite:///{here / 'm.db'}",
     )
     assert absolute(from_dict({"model": {"weights": "phantom_unet"}}), here).model.weights == "phantom_unet"
+
+
+# ---- what ran and failed
+
+
+def test_a_sweep_or_campaign_of_which_nothing_came_ends_with_1(monkeypatch, capsys, tmp_path):
+    counts = {"finished": 0, "pruned": 0, "failed": 2, "unfinished": 0}
+    rows = [{"error": None}, {"error": "round 1, client GE: the loss is nan"}]
+    found = {"counts": counts, "trials": rows}
+    monkeypatch.setattr("raylora.launch_sweep.sweep", lambda *_, **__: (tmp_path, found))
+    monkeypatch.setattr("raylora.report.sweep.show_sweep", lambda found: None)
+    assert call("sweep", "s.yaml") == 1
+    assert capsys.readouterr().err == "raylora: every trial failed, the first: round 1, client GE: the loss is nan\n"
+    counts["finished"] = 1
+    assert call("sweep", "s.yaml") == 0
+
+    ended = [SimpleNamespace(status="refused", why="needs 5 clients"), SimpleNamespace(status="failed", why="nan")]
+    campaign = SimpleNamespace(show=lambda: None, ended=ended)
+    monkeypatch.setattr("raylora.launch_stress.stress", lambda *_, **__: (tmp_path, campaign))
+    assert call("stress", "s.yaml") == 1
+    assert "no experiment came to its end, the first: needs 5 clients" in capsys.readouterr().err
+    ended[1].status = "finished"
+    assert call("stress", "s.yaml") == 0
+
+
+def test_a_folder_with_problems_is_said_in_one_line_as_well(two_vendors, tmp_path, capsys):
+    shutil.copytree(two_vendors, tmp_path / "bad")
+    image = sorted((tmp_path / "bad").rglob("*_sa.nii.gz"))[0]
+    image.write_bytes(image.read_bytes()[:1000])
+    assert call("data", "check", tmp_path / "bad") == 2
+    out, err = capsys.readouterr()
+    assert (
+        "problem: " in out and err.splitlines()[-1].startswith(f"raylora: {tmp_path / 'bad'}: 1 problem, the first: ") and image.name in err
+    )

@@ -103,7 +103,9 @@ def test_infinity_is_a_number(tmp_path, word):
     config = load(path)
     assert config.strategy.options == {"temperature": math.inf}
     path.write_text(dump(config))
-    assert load(path) == config
+    assert load(path) == config and "temperature: .inf" in path.read_text()
+    path.write_text("strategy: {name: rate_my_lora, temperature: .inf}")
+    assert load(path).sha256() == config.sha256(), "one experiment, one hash"
 
 
 def test_infinity_is_kept_where_it_means_something():

@@ -127,6 +127,13 @@ def test_full_fine_tuning_has_no_adapter_but_merged_weights(runs, tmp_path):
     assert set(trained) == set(merged) and all((merged[name] == trained[name]).all() for name in trained)
 
 
+def test_whoever_shares_no_adapter_has_one_of_each_client(runs, tmp_path):
+    done = runs("disease", strategy={"name": "local"})
+    with pytest.raises(InputError, match="local shares no adapter: expected --client with one of Canon, GE, Philips, Siemens$"):
+        export(done.folder, tmp_path / "a")
+    assert (export(done.folder, tmp_path / "a", client="GE") / "adapter_model.safetensors").is_file()
+
+
 def test_what_cannot_be_exported_is_refused_in_one_line(runs, tmp_path):
     done, taken = runs(), tmp_path / "taken"
     taken.mkdir()

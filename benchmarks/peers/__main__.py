@@ -50,7 +50,7 @@ def main() -> int:
     try:
         if options.workload != "all":
             found = one(options.workload, options.clients)
-            text = json.dumps(found, indent=1)
+            text = json.dumps(found)
             if options.output:
                 options.output.write_text(text + "\n", encoding="utf-8")
             print(text if options.json else plot.in_words(found))

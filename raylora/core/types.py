@@ -45,7 +45,7 @@ class Task:
 
     round: int
     phases: tuple[Phase, ...] = ()  # one after the other; none: score only
-    uploads: tuple[str, ...] = ()  # patterns of the names that come back; every other name is private and stays at the client
+    uploads: tuple[str, ...] = ()  # patterns of the names that come back (`core.tree.match`); every other name is private and stays
     scores: tuple[str, ...] = ()  # models to score on the client's rating cases: "received", "trained", or an extra tree of unit pairs
     keeps: tuple[str, ...] = ()  # names that stay at the client although they are uploaded (FedALT's own adapter)
 

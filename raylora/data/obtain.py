@@ -89,13 +89,20 @@ def _matching(root: Path, dataset: str, options: PrepareOptions) -> None:
     if described.datasets != (dataset,):
         raise InputError(f"data.root: {root}: expected prepared {dataset}, found {', '.join(described.datasets) or 'nothing'}")
     found = described.options
-    for name in ("spacing_mm", "size", "crop"):
-        if tuple(_listed(getattr(found, name))) != tuple(_listed(getattr(options, name))):
-            raise InputError(f"data.{name}: expected {getattr(found, name)} as {root} was prepared, found {getattr(options, name)}")
+    other = [name for name in ("spacing_mm", "size", "crop") if _listed(getattr(found, name)) != _listed(getattr(options, name))]
+    if other:
+        wanted = " ".join(f"data.{name}={_said(getattr(found, name))}" for name in other)
+        given = ", ".join(_said(getattr(options, name)) for name in other)
+        raise InputError(f"data.{other[0]}: expected what {root} was prepared with ({wanted}), found {given}")
 
 
-def _listed(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, tuple) else (value,)
+def _listed(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _said(value: Any) -> str:
+    """As an override is typed."""
+    return f"[{','.join(f'{number:g}' for number in value)}]" if isinstance(value, tuple | list) else str(value)
 
 
 def phantoms(cache: Path, cohort: Phantom, say: Say = lambda what, done, total: None) -> Path:

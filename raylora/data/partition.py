@@ -159,7 +159,7 @@ def split_official(
 def check_clients(splits: Mapping[str, Split], labels: Mapping[str, int] | None = None, needs: Sequence[str] = ("train", "test")) -> None:
     """Refuse, by name, a client without cases in a part of ``needs``; with ``labels`` (id -> class) one that trains on a single class."""
     if not splits:
-        raise InputError("clients: there is none")
+        raise InputError("clients.held_out, clients.unseen: expected at least one client that trains, found all of them held out")
     for client, split in splits.items():
         for part in needs:
             if not getattr(split, part):
