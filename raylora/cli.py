@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,7 +98,7 @@ def sweep(
     if as_json:
         _print(found, True)
     if (counts := found["counts"])["failed"] and not counts["finished"] + counts["pruned"]:
-        raise RunError(f"every trial failed, the first: {next(row['error'] for row in found['trials'] if row['error'])}")
+        raise RunError(f"no trial came to its end, the first: {_why(row['error'] for row in found['trials'])}")
 
 
 @app.command()
@@ -124,7 +124,7 @@ def stress(
     if as_json:
         _print(json.loads((out / "stress.json").read_text(encoding="utf-8")), True)
     if not any(experiment.status == "finished" for experiment in found.ended):
-        raise RunError(f"no experiment came to its end, the first: {next(e.why for e in found.ended)}")
+        raise RunError(f"no experiment came to its end, the first: {_why(experiment.why for experiment in found.ended)}")
 
 
 @app.command()
@@ -322,14 +322,18 @@ def _interruptible(said: Callable[[], str]) -> Iterator[None]:
         raise Interrupted(said()) from None
 
 
+def _why(reasons: Iterable[str | None]) -> str:
+    return next(filter(None, reasons), "no reason was written down")
+
+
 def _left(folder: Path) -> str:
     """Of a run that was interrupted."""
     if not (folder / "config.yaml").is_file():
         return f"no run was begun: {AGAIN}"
     if (folder / "report.html").is_file():
         return f"the run in {folder} is finished"
-    rounds = sorted(path.name for path in folder.glob("checkpoints/round_*"))
-    kept = f"round {int(rounds[-1].removeprefix('round_'))} is the last one that is kept, " if rounds else ""
+    rounds = [int(number) for path in folder.glob("checkpoints/round_*") if (number := path.name.removeprefix("round_")).isdecimal()]
+    kept = f"round {max(rounds)} is the last one that is kept, " if rounds else ""
     return f"{kept}`raylora resume {folder}` goes on"
 
 
@@ -348,8 +352,9 @@ def _print(value: Any, as_json: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script. Exit codes: 0 done, 1 it ran and failed, 2 bad input, 130 interrupted."""
-    if not {"", os.getcwd()} & set(sys.path):  # as `python -m raylora`: a user's own strategy lies where they work
-        sys.path.append(os.getcwd())
+    with contextlib.suppress(OSError):  # a folder that is gone
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd())  # where a user's own strategy lies; last, so that nothing there hides an installed module
     sys.exit(guarded(lambda: app(arguments, standalone_mode=False)))
 
 

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,6 +18,7 @@ from raylora.core.errors import InputError
 from raylora.core.values import merged, override, read_yaml
 
 Checked = TypeVar("Checked", bound=BaseModel)
+NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf(inity)?)", re.IGNORECASE)
 
 
 def _spelled(value: object) -> object:
@@ -27,6 +29,15 @@ def _spelled(value: object) -> object:
         except ValueError:
             return value
     return value
+
+
+def _numbers(value: Any) -> Any:
+    """A strategy's option with the numbers that YAML 1.1 takes for words; other words stay."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
 
 
 def _no_bool(value: object) -> object:
@@ -202,7 +213,7 @@ class StrategyConfig(BaseModel):
             raise ValueError("expected a name, found nothing")
         if not isinstance(values, Mapping):
             return values
-        return {key: value if key == "name" else _spelled(value) for key, value in values.items()}  # one spelling, one hash
+        return {key: value if key == "name" else _numbers(value) for key, value in values.items()}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -61,15 +61,20 @@ def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool 
     if weights is not None:
         if config.model.weights is None:
             raise InputError("--weights: the run's base was made from its seed, no file has it")
-        config = config.model_copy(update={"model": config.model.model_copy(update={"weights": weights})})
+        config = config.model_copy(update={"model": config.model.model_copy(update={"weights": weights, "weights_folder": None})})
     run = replace(run, config=config.as_dict(), summary={**run.summary, "name": run.summary.get("name") or config.name})
-    base, network, seen = _base_of(config)
+    try:
+        base, network, seen = _base_of(config)
+    except InputError as error:
+        raise InputError(f"{error}; --weights says where they lie now" if weights is None else f"--weights: {error}") from None
     original = zoo.weights_of(network)
     if (run.summary.get("base") or {}).get("sha256") not in (None, peft.hash_of(original)):
-        wrong = f"--weights {weights}: " if weights else f"{run.folder / 'config.yaml'}: "
-        raise InputError(
-            f"{wrong}does not make the frozen model that the run adapted: {'another file' if weights else 'seed, model or data.size changed'}"
+        where, why = (
+            (run.folder / "config.yaml", "seed, model or data.size changed")
+            if weights is None
+            else (f"--weights {weights}", "another file")
         )
+        raise InputError(f"{where}: does not make the frozen model that the run adapted: {why}")
     plain = peft.read_plain(source)
     if merged:
         weights = merged_weights(original, peft.read_pairs(source), plain)
@@ -130,10 +135,9 @@ def _source(run: Run, name: str, merged: bool) -> Path:
         raise InputError(f"{folder / name}: its adapters are mixed token by token by a router: no single adapter, and nothing to merge")
     if peft.read_hash(folder / name) != (run.summary.get("adapter_sha256") or {}).get(name):
         raise InputError(f"{folder / name}: not what the run wrote (its SHA-256 is not the one in summary.json): a file is gone or damaged")
-    if run.strategy == "local" and name == GLOBAL:
-        raise InputError(
-            f"{folder / name}: local shares no adapter: expected --client with one of {', '.join(sorted({*known} - {GLOBAL}))}"
-        )
+    adapted = [client for client in known if (folder / client / "adapter_config.json").is_file()]
+    if name == GLOBAL and adapted and GLOBAL not in adapted:
+        raise InputError(f"{folder / name}: {run.strategy} shares no adapter: expected --client with one of {', '.join(adapted)}")
     if not merged and not (folder / name / "adapter_config.json").is_file():
         raise InputError(f"{folder / name}: every weight was trained, there is no adapter: expected --merged")
     return folder / name
@@ -145,10 +149,7 @@ def _base_of(config: Config) -> tuple[Base, nn.Module, Seen]:
     network = zoo.build(model.name, config.task, model.size, config.data.size, model.sizes, config.seed)
     seen, file = Seen(), None
     if model.weights is not None:
-        try:
-            file = files.find(model.weights, model.weights_folder, model.name)
-        except InputError as error:
-            raise InputError(f"{error}; --weights says where it lies now") from None
+        file = files.find(model.weights, model.weights_folder, model.name)
         seen = zoo.load_weights(dict(network.named_parameters()), network.head_names, file)
     base = Base(
         name=model.name,

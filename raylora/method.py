@@ -77,7 +77,8 @@ def require_cohort(config: Config, fewest: float) -> None:
 
 def caveats(config: Config, clients: int) -> list[str]:
     """What runs, but is not what its name promises, in words for the user."""
-    found, fewest = [], math.floor(expected_cohort(config, clients) * config.sampling.wait_for + 1e-9)
+    found, sampling = [], config.sampling
+    answers = sampling.buffer or math.ceil(expected_cohort(config, clients) * sampling.wait_for - 1e-9)
     if config.strategy.name == "scaffold" and config.training.optimiser != "sgd":
         found.append(
             f"strategy.name: scaffold is derived for SGD: after steps of {config.training.optimiser} its control variates are no gradients "
@@ -85,8 +86,9 @@ def caveats(config: Config, clients: int) -> list[str]:
         )
     rule = config.strategy.options.get("reduce")
     trim = rule.get("trim") if isinstance(rule, Mapping) and rule.get("name") == "trimmed_mean" else None
-    if trim and trimmed(trim, fewest) == 0:
-        found.append(f"strategy.reduce: of {fewest} clients trimmed_mean with trim {trim:g} leaves none out: it is the plain mean")
+    several = answers - 1 if config.strategy.name == "fedalt" else answers  # its mean is that of the others
+    if trim and trimmed(trim, several) == 0:
+        found.append(f"strategy.reduce: of {several} clients trimmed_mean with trim {trim:g} leaves none out: it is the plain mean")
     return found
 
 

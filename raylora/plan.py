@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def describe(config: Config, say: Say = lambda what, done, total: None, mapper: 
     model = build_model(plan.spec.model, plan.weights)
     first = initial_tree(plan.outline, protocol_of(plan.spec), plan.clients[0].id, plan.spec.max_rank)
     rows, cohort = plan.cohort.rows.values(), plan.cohort
-    (bytes_of_rounds, trained), memory = rehearsed(plan, plan.clients[0].id, first), actor_bytes(plan, model, first)
+    bytes_of_rounds, memory = traffic(plan), actor_bytes(plan, model, first)
     return {
         "name": config.name,
         "task": config.task,
@@ -65,7 +66,10 @@ def describe(config: Config, say: Say = lambda what, done, total: None, mapper: 
             "missing": missing,
             "has_seen": list(plan.seen_cases),
         },
-        "parameters": {"frozen": sum(v.size for v in plan.weights.values()), "trained": sum(first[name].size for name in trained)},
+        "parameters": {
+            "frozen": sum(v.size for v in plan.weights.values()),
+            "trained": sum(first[name].size for name in trained(plan, first)),
+        },
         "traffic": bytes_of_rounds,
         "traffic_at_most": _some_stay_away(config),
         "memory_bytes": memory,
@@ -95,26 +99,35 @@ def _clients(plan: Plan) -> dict[str, dict[str, Any]]:
     return table
 
 
-def rehearsed(plan: Plan, client: str, tree: Tree) -> tuple[list[dict[str, int]], set[str]]:
-    """The first rounds, by clients that only pretend to train: {"up", "down"} bytes of each over all clients, counted where a run counts;
-    and the names of `client`'s tree that are trained in any of them (a method may freeze a factor, or take turns).
-    """
+def traffic(plan: Plan) -> list[dict[str, int]]:
+    """{"up", "down"} bytes of the first rounds, over all clients. Counted where a run counts, on messages of clients that only pretend to train."""
     strategy = make_strategy(plan.config, len(plan.clients))
     executor = Rehearsal(plan.outline, protocol_of(plan.spec), plan.clients)
-    rounds, trained, sampled = [], set[str](), plan.config.sampling
+    rounds, sampled = [], plan.config.sampling
     progress = Progress(round=0, server=opening(strategy, plan.outline, plan.spec, plan.clients))
     progress, broadcasts = receive(progress, strategy, plan.clients, plan.weights)
     for t in range(min(REHEARSED, plan.config.training.rounds)):
         cohort = [c.id for c in sampling.cohort(plan.clients, sampled.kind, sampled.fraction, plan.config.seed, t)]
-        trained |= {name for phase in broadcasts[client].task.phases for name in match(tree, phase.trains)}
         progress, report = run_round(progress, broadcasts, strategy, plan.clients, cohort, executor)
         progress, broadcasts = receive(progress, strategy, plan.clients, plan.weights)
         rounds.append({"up": sum(c.bytes_up for c in report.clients), "down": sum(c.bytes_down for c in report.clients)})
-    return rounds, trained
+    return rounds
+
+
+def trained(plan: Plan, tree: Tree) -> set[str]:
+    """The names of the first client's tree that are trained in some round: a method may freeze a factor, take turns, or go by stages."""
+    strategy, found = make_strategy(plan.config, len(plan.clients)), set[str]()
+    server = opening(strategy, plan.outline, plan.spec, plan.clients)
+    for t in range(plan.config.training.rounds):
+        asked = strategy.broadcast(replace(server, values={**server.values, "round": t}), plan.clients[0]).task
+        found |= {name for phase in asked.phases for name in match(tree, phase.trains)}
+        if len(found) == len(tree):
+            break
+    return found
 
 
 def _some_stay_away(config: Config) -> bool:
-    """Whether a round may have fewer messages than were counted: answers that are not sent or not waited for."""
+    """Whether a round may have fewer messages than `traffic` counts: answers that are not sent or not waited for."""
     faults, sampling = config.faults, config.sampling
     if sampling.kind == "poisson":  # a round may have more clients than those that were counted as well
         return False

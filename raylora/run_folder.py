@@ -25,12 +25,12 @@ def free(name: str, under: Path = Path("runs")) -> Path:
 def refuse_used(folder: Path) -> None:
     """Raises InputError for an output folder that holds anything, or that cannot be read or made."""
     try:
-        used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--output {folder}: expected a new or empty folder, found a file")
+        used = folder.exists() and any(folder.iterdir())
     except OSError as error:
         raise InputError(f"--output {folder}: cannot be read: {error.strerror}") from None
     if used:
-        if not folder.is_dir():
-            raise InputError(f"--output {folder}: expected a new or empty folder, found a file")
         what = "a run" if (folder / "config.yaml").exists() else "something"
         raise InputError(f"--output {folder}: already holds {what}; name another folder, or use `raylora resume`")
     require_writable(folder, "--output")

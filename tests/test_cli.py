@@ -251,7 +251,9 @@ def test_an_interruption_names_the_run_or_says_that_there_is_none(tmp_path):
     (out / "config.yaml").touch()
     assert cli._left(out) == f"`raylora resume {out}` goes on"
     (out / "checkpoints" / "round_0001").mkdir()
-    assert cli._left(out) == f"round 1 is the last one that is kept, `raylora resume {out}` goes on"
+    for name in ("round_9999", "round_10000", "round_x"):
+        (out / "checkpoints" / name).mkdir()
+    assert cli._left(out) == f"round 10000 is the last one that is kept, `raylora resume {out}` goes on"
     (out / "report.html").touch()
     assert cli._left(out) == f"the run in {out} is finished"
 
@@ -416,7 +418,9 @@ def test_a_sweep_or_campaign_of_which_nothing_came_ends_with_1(monkeypatch, caps
     monkeypatch.setattr("raylora.launch_sweep.sweep", lambda *_, **__: (tmp_path, found))
     monkeypatch.setattr("raylora.report.sweep.show_sweep", lambda found: None)
     assert call("sweep", "s.yaml") == 1
-    assert capsys.readouterr().err == "raylora: every trial failed, the first: round 1, client GE: the loss is nan\n"
+    assert capsys.readouterr().err == "raylora: no trial came to its end, the first: round 1, client GE: the loss is nan\n"
+    rows.pop()
+    assert call("sweep", "s.yaml") == 1 and "the first: no reason was written down" in capsys.readouterr().err
     counts["finished"] = 1
     assert call("sweep", "s.yaml") == 0
 

@@ -108,6 +108,13 @@ def test_infinity_is_a_number(tmp_path, word):
     assert load(path).sha256() == config.sha256(), "one experiment, one hash"
 
 
+def test_only_numbers_of_a_strategy_are_numbers():
+    config = from_dict(
+        {"strategy": {"name": "mine:it", "reduce": {"name": "geometric_median", "eps": "1e-6"}, "words": ["nan", "1_0", "-INF", "x1"]}}
+    )
+    assert config.strategy.options == {"reduce": {"name": "geometric_median", "eps": 1e-6}, "words": ["nan", "1_0", -math.inf, "x1"]}
+
+
 def test_infinity_is_kept_where_it_means_something():
     values = {"network": {"up_mbit": {"a": math.inf}, "down_mbit": math.inf}, "clients": {"by": "iid", "count": 2, "sizes": "inf"}}
     config = from_dict({**values, "sampling": {"deadline_s": math.inf}})

@@ -236,7 +236,7 @@ def test_weights_that_are_not_the_adapters_are_refused(runs, tmp_path):
     folder = export(done.folder, tmp_path / "out")
     assert logits(base_model(folder), source).isfinite().all()
     moved = str((tmp_path / "a.safetensors").rename(tmp_path / "moved.safetensors"))
-    with pytest.raises(InputError, match=r"a\.safetensors: no such file.*; --weights says where it lies now$"):
+    with pytest.raises(InputError, match=r"a\.safetensors: no such file.*; --weights says where they lie now$"):
         export(done.folder, tmp_path / "again")
     with pytest.raises(
         InputError, match=r"^--weights .*b\.safetensors: does not make the frozen model that the run adapted: another file$"
@@ -244,6 +244,11 @@ def test_weights_that_are_not_the_adapters_are_refused(runs, tmp_path):
         export(done.folder, tmp_path / "again", weights=str(tmp_path / "b.safetensors"))
     again = export(done.folder, tmp_path / "again", weights=moved)
     assert peft.read_hash(again) == peft.read_hash(folder) and logits(base_model(again), source).isfinite().all()
+    with pytest.raises(InputError, match=r"^--weights: model\.weights: nothing: no such file"):
+        export(done.folder, tmp_path / "third", weights="nothing")
+    described = done.folder / "config.yaml"
+    described.write_text(described.read_text().replace("weights_folder: null", f"weights_folder: {tmp_path / 'gone'}"))
+    assert peft.read_hash(export(done.folder, tmp_path / "fourth", weights=moved)) == peft.read_hash(folder)
     with pytest.raises(InputError, match="--weights: the run's base was made from its seed"):
         export(source.folder, tmp_path / "third", weights=moved)
     with pytest.raises(InputError, match="model.weights: .*a.safetensors: no such file"):

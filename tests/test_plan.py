@@ -1,5 +1,6 @@
 """`raylora run --plan` on the configurations at paper size: from manifests alone, without an image and without CineMA's weights."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -8,12 +9,13 @@ from paper_manifests import write_manifests
 from small_runs import tiny
 
 from raylora import config as configuration
-from raylora import launch, planning
+from raylora import experiment, launch, planning
 from raylora.config import Config
 from raylora.data.manifest import PrepareOptions
+from raylora.federation.build import build_host
+from raylora.federation.executor import InProcess
 from raylora.federation.protocol import initial_tree
 from raylora.federation.spec import protocol_of
-from raylora.method import caveats
 from raylora.report.forecast import clients_table, needs_table, show_plan
 from raylora.report.table import Console
 
@@ -85,15 +87,16 @@ def test_rate_my_lora_sends_more_from_the_second_round_on(prepared):
 
 
 def test_a_frozen_factor_is_not_counted_as_trained(prepared_folder):
-    def trained(name):
-        return launch.plan(tiny(prepared_folder, "disease", strategy={"name": name}, training={"rounds": 2}))["parameters"]["trained"]
+    def trained(name, **options):
+        config = tiny(prepared_folder, "disease", strategy={"name": name, **options}, training__rounds=4)
+        return launch.plan(config)["parameters"]["trained"]
 
     config = tiny(prepared_folder, "disease")
     plan = planning.make_plan(config)
     first = initial_tree(plan.outline, protocol_of(plan.spec), plan.clients[0].id, plan.spec.max_rank)
     of_a = sum(array.size for name, array in first.items() if name.endswith(".lora_A"))
     assert trained("fedit") - trained("ffa_lora") == of_a > 0
-    assert trained("rolora") == trained("fedit"), "in turn"
+    assert trained("rolora") == trained("rolora", period=2) == trained("fedit"), "in turn"
 
 
 @pytest.mark.parametrize(
@@ -107,13 +110,19 @@ def test_a_frozen_factor_is_not_counted_as_trained(prepared_folder):
         ),
         ({"strategy": TRIMMED}, ""),
         ({"strategy": TRIMMED, "sampling": {"wait_for": 0.75}, "faults": {"late_s": 1.0}}, "of 3 clients"),
+        ({"strategy": TRIMMED, "sampling": {"wait_for": 0.9}, "faults": {"late_s": 1.0}}, ""),  # of four it is four
+        ({"strategy": TRIMMED, "sampling": {"buffer": 2}, "faults": {"late_s": 1.0}}, "of 2 clients"),
+        ({"strategy": TRIMMED | {"name": "fedalt"}}, "of 3 clients"),
     ],
 )
-def test_what_is_not_what_its_name_promises_is_said_before_and_when_it_runs(prepared_folder, options, said):
-    plan = launch.plan(tiny(prepared_folder, "disease", **options))
-    assert [said in note for note in plan["notes"]] == ([True] if said else [])
+def test_what_is_not_what_its_name_promises_is_said_before_and_when_it_runs(prepared_folder, tmp_path, options, said):
     config = tiny(prepared_folder, "disease", **options)
-    assert caveats(config, 4) == plan["notes"]
+    notes = launch.plan(config)["notes"]
+    assert [said in note for note in notes] == ([True] if said else [])
+    events = experiment.run_experiment(planning.make_plan(config), tmp_path, lambda plan: InProcess(build_host(plan.spec, plan.weights)))
+    told = list(itertools.takewhile(lambda event: event["event"] != "round", events))
+    events.close()
+    assert notes == [event["text"] for event in told if event["event"] == "note" and "strategy." in event["text"]]
 
 
 def test_a_plan_in_words(prepared):

@@ -166,27 +166,40 @@ def krum(f: int) -> Weighing:
 
 
 def geometric_median(eps: float = 1e-6, iterations: int = 1000) -> Weighing:
-    """argmin_u sum_k p_k ||u - u_k|| by smoothed Weiszfeld steps from the mean (RFA, Pillutla et al. 2022, arXiv 1912.13445), until the
-    weights stand still or for so many iterations: a far liar's share shrinks by a factor a step. Who is 1e8 times as far from the most
-    central client as half of them are is left out, since float64 could not tell the others apart beside it."""
-    if eps <= 0 or iterations < 1:
-        raise InputError(f"reduce geometric_median: expected eps > 0 and iterations >= 1, found eps={eps}, iterations={iterations}")
+    """argmin_u sum_k p_k ||u - u_k|| by smoothed Weiszfeld steps from the mean (RFA, Pillutla et al. 2022, arXiv 1912.13445), each with the
+    weights p_k / max(eps, ||u - u_k||), until these stand still or for so many iterations. Clients 1e8 times as far from the most central one
+    as half of the others are left out: beside their squares float64 could not tell the others apart."""
+    if not eps > 0 or not isinstance(iterations, int) or iterations < 1:
+        raise InputError(f"reduce geometric_median: expected eps > 0 and whole iterations >= 1, found eps={eps}, iterations={iterations}")
 
     def weigh(distances: np.ndarray, p: np.ndarray) -> np.ndarray:
-        far = np.sqrt(distances)
-        from_centre = far[np.argmin(far @ p)]
-        p = np.where(from_centre > 1e8 * max(eps, float(np.median(from_centre))), 0.0, p)
+        p = np.where(_beyond_telling(np.sqrt(distances), p), 0.0, p)
+        p = p / p.sum()
         distances = np.where(np.outer(p, p) > 0, distances, 0.0)
-        a = p = p / p.sum()
+        a = p
         for _ in range(iterations):
-            to_centre = distances @ a - 0.5 * a @ distances @ a  # ||sum_j a_j u_j - u_k||^2, from the distances alone
-            before, a = a, p / np.maximum(eps, np.sqrt(np.maximum(to_centre, 0.0)))
-            a = a / a.sum()
-            if np.all(np.abs(a - before) <= 1e-9 * a):
+            d = distances @ a
+            to_centre = np.sqrt(np.maximum(d - 0.5 * (a @ d), 0.0))  # ||sum_j a_j u_j - u_k||, from the distances alone
+            after = p / np.maximum(eps, to_centre)
+            after = after / after.sum()
+            still = np.all(np.abs(after - a) <= 1e-9 * after)
+            a = after
+            if still:
                 break
         return np.asarray(a)
 
     return Weighing(weigh)
+
+
+def _beyond_telling(far: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Whom (K,) `geometric_median` leaves out. far: distances (K, K)."""
+    from_centre = far[np.argmin(far @ p)]
+    apart = np.flatnonzero(from_centre)
+    order = apart[np.argsort(from_centre[apart], kind="stable")]
+    if not len(order):
+        return np.zeros(len(p), bool)
+    half = order[np.searchsorted(np.cumsum(p[order]), 0.5 * p[order].sum())]
+    return np.asarray(from_centre > 1e8 * from_centre[half])
 
 
 def require_weighing(reduce: Reduce, method: str) -> None:

@@ -102,7 +102,9 @@ def _listed(value: Any) -> tuple[Any, ...]:
 
 def _said(value: Any) -> str:
     """As an override is typed."""
-    return f"[{','.join(f'{number:g}' for number in value)}]" if isinstance(value, tuple | list) else str(value)
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(_said, value))}]"
+    return "null" if value is None else str(value).removesuffix(".0")
 
 
 def phantoms(cache: Path, cohort: Phantom, say: Say = lambda what, done, total: None) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -189,11 +189,12 @@ def end_round(
         down = {client: value + more_down.get(client, 0) for client, value in down.items()}
         up = {client: value + more_up.get(client, 0) for client, value in up.items()}
         seconds += max((exchange_s(conditions.trip(c).line, more_down[c], more_up[c]) for c in more_up), default=0.0)
+    outcomes, back = _uncounted(progress, outcomes, {update.client_id for update in updates})
+    if back:
+        executor.restore(back)
     after = after_round(
         progress, strategy, clients, updates, asked=order, outcomes=outcomes, seconds=seconds, up=sum(up.values()), down=sum(down.values())
     )
-    if back := {c: after.states[c] for c, outcome in outcomes.items() if after.states[c] is not outcome.state}:
-        executor.restore(back)
     reports = tuple(
         ClientReport(client=c, seconds=o.seconds, bytes_up=up[c], bytes_down=down[c], metrics=o.update.metrics, virtual_s=arrivals[c])
         for c, o in outcomes.items()
@@ -218,15 +219,13 @@ def after_round(
     down: int,
 ) -> Progress:
     """The run once these updates are in: the server, what clients keep, the base versions that they have, bytes and time."""
-    counted = {update.client_id for update in updates}
-    kept = {c: o.state if c in counted else _as_if_unsent(progress.states.get(c), o.state) for c, o in outcomes.items()}
     versions = {**progress.versions, **dict.fromkeys(asked, progress.base_version)}
     oldest = min(versions.get(client.id, 0) for client in clients)
     return replace(
         progress,
         round=progress.round + 1,
         server=strategy.aggregate(progress.server, updates),
-        states={**progress.states, **kept},
+        states={**progress.states, **{client: outcome.state for client, outcome in outcomes.items()}},
         versions=versions,
         deltas={version: delta for version, delta in progress.deltas.items() if version > oldest},
         bytes_up=progress.bytes_up + up,
@@ -235,14 +234,19 @@ def after_round(
     )
 
 
-def _as_if_unsent(before: ClientState | None, after: ClientState) -> ClientState:
-    """What a client keeps that trained in vain, as the next model tells it: SCAFFOLD's c_k stays what it was, or c, which has not seen its
-    change, would not be the mean of the c_k any more."""
-    if "c_k" not in after.trees:
-        return after
-    trees = {key: tree for key, tree in after.trees.items() if key != "c_k"}
-    old = {"c_k": before.trees["c_k"]} if before is not None and "c_k" in before.trees else {}
-    return replace(after, trees={**trees, **old})
+def _uncounted(
+    progress: Progress, outcomes: Mapping[str, Outcome], counted: Collection[str]
+) -> tuple[dict[str, Outcome], dict[str, ClientState]]:
+    """The outcomes, and what clients whose answer was not used keep otherwise than they said: SCAFFOLD's c_k as it was before the round, or c,
+    which has not seen its change, would not be the mean of the c_k any more."""
+    back = {}
+    for client, outcome in outcomes.items():
+        if client not in counted and "c_k" in outcome.state.trees:
+            before = progress.states.get(client)
+            old = {} if before is None else {key: tree for key, tree in before.trees.items() if key == "c_k"}
+            now = {key: tree for key, tree in outcome.state.trees.items() if key != "c_k"}
+            back[client] = replace(outcome.state, trees={**now, **old})
+    return {client: replace(outcome, state=back.get(client, outcome.state)) for client, outcome in outcomes.items()}, back
 
 
 def _review(

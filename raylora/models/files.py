@@ -29,12 +29,14 @@ def find(weights: str, folder: str | None = None, model: str = "") -> Path:
     ours = SHIPPED / f"{weights}.safetensors"
     if "/" not in weights and _file(ours):
         return ours
+    if found := _file(Path(weights)):
+        return found
     folder = folder or os.environ.get("RAYLORA_WEIGHTS") or None
     if folder is not None and not is_folder(absolute_path(folder, Path.cwd(), "model.weights_folder"), "model.weights_folder"):
         raise InputError(f"model.weights_folder (or RAYLORA_WEIGHTS): {folder}: no such folder")
     if model == "cinema":
         return find_weights(weights, folder and Path(folder).expanduser())
-    for path in (Path(weights), *([Path(folder) / weights, Path(folder) / f"{weights}.safetensors"] if folder else [])):
+    for path in [Path(folder) / weights, Path(folder) / f"{weights}.safetensors"] if folder else []:
         if found := _file(path):
             return found
     names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.safetensors"))) or "none"

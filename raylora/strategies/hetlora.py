@@ -43,12 +43,12 @@ def hetlora(*, gamma: float = 1.0, lam: float = 0.0, rank_min: int = 1, weights:
         server, kept_ranks, sent = state.trees["adapter"], dict(ranks(state)), []
         for update in updates:
             rank = lowrank.rank_of(update.adapter)
-            received, answer = lowrank.cut(server, rank), lowrank.to_unit(update.adapter, update.scaling)
-            trees.require_same(received, answer, f"round {state.round + 1}, client {update.client_id}")
+            received = trees.freeze(lowrank.from_unit(lowrank.cut(server, rank), update.scaling))
+            trees.require_same(received, update.adapter, f"round {state.round + 1}, client {update.client_id}")
             cut = max(min(rank_min, rank), math.ceil(gamma * rank))
-            if gamma < 1 and tail(answer, cut) < tail(received, cut):
+            if gamma < 1 and tail(update.adapter, cut) < tail(received, cut):
                 rank = kept_ranks[update.client_id] = cut
-            sent.append(lowrank.cut(answer, rank))
+            sent.append(lowrank.cut(lowrank.to_unit(update.adapter, update.scaling), rank))
         heads = [trees.select(tree, trees.HEAD) for tree in sent]
         moved = trees.add(server, movement(trees.select(server, trees.HEAD), heads, shares(updates, weights), mean, state.round))
         mixed = {m: sparsity_mean(pair, [lowrank.pairs(tree)[m] for tree in sent]) for m, pair in lowrank.pairs(server).items()}

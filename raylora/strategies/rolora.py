@@ -17,8 +17,8 @@ def rolora(*, first: str = "B", period: int = 1, weights: str = "size", head: st
     """One factor is frozen and common, the other trained and averaged, in turn for `period` rounds each: B = sum_k p_k B_k with A common,
     then A = sum_k p_k A_k with B common. Each round is exact.
 
-    Sent each way and layer: r out or r in floats: a client keeps the factor that it holds already, in the first
-    round both; one that missed rounds gets both.
+    Sent each way and layer: r out or r in floats: a client keeps the factor that it holds already, and in the first round
+    needs neither; one that missed rounds gets both.
     """
     options.check(weights=weights, head=head)
     options.one_of("first", first, ("A", "B"))

@@ -76,7 +76,9 @@ def seat(game: Game, client: Client) -> Seat:
     base, version = folded(game, broadcast)
     if broadcast.base_version != version:
         raise ValueError(f"base version {broadcast.base_version} after {version} base deltas")
-    own_rank = None if game.strategy.adapters.get("") is not None else client.rank
+    own_rank = None if game.strategy.adapters.get("") is not None else lowrank.rank_of(broadcast.adapter) or client.rank
+    if own_rank is not None:  # it may have been pruned
+        client = replace(client, rank=own_rank, scaling=client.scaling * client.rank / own_rank)
     has = {**shared_cut(game.initial, own_rank), **game.kept.get(client.id, {})}
     for name, array in broadcast.adapter.items():
         if name not in has or has[name].shape != array.shape:
@@ -120,7 +122,7 @@ def play(game: Game, cohort: Sequence[Client], learn: Learn) -> Game:
                 adapter=trees.freeze({name: after[name] for name in uploads}),
                 metrics=scores(task, client),
                 extra={key: trees.freeze(tree) for key, tree in extra.items()},
-                scaling=client.scaling,
+                scaling=here.client.scaling,
             )
         )
     if game.strategy.review is not None:

@@ -31,6 +31,13 @@ def test_room_is_counted_as_it_was_when_the_run_began(monkeypatch, gpus, count, 
     assert one._room() is there
 
 
+def test_a_state_that_was_put_right_goes_with_the_next_call():
+    """The actor that trained the client holds another one."""
+    one = executor(states={"a": "moved", "b": "moved"}, at={"a": 0, "b": 1})
+    one.restore({"a": "as before"})
+    assert (one.states, one.at) == ({"a": "as before", "b": "moved"}, {"b": 1})
+
+
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_an_actor_in_the_place_of_another_has_the_studies_of_all_clients(prepared_folder, monkeypatch, restarts):
     """The one that was lost may have been asked for clients that are not at home in it; on a machine without the data they come with it."""

@@ -92,6 +92,21 @@ def test_geometric_median_is_what_the_others_would_be_pulled_to(far: list[float]
     np.testing.assert_allclose(found, expected, atol=0.02 if min(map(abs, far)) < 1e3 else 1e-3)
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_geometric_median_leaves_nobody_out_beside_some_who_are_the_same(unit: float) -> None:
+    """Three of a third of the weight together, two of a third each elsewhere: the middle of a triangle, in any unit."""
+    several = [{"w": unit * np.array(x, float)} for x in ((0, 0), (0, 0), (0, 0), (300, 0), (150, 150 * 3**0.5))]
+    found = reduce.geometric_median(eps=1e-9 * unit)(several, [1, 1, 1, 3, 3])["w"]
+    np.testing.assert_allclose(found / unit, [150, 50 * 3**0.5], rtol=1e-6)
+    assert np.all(reduce.geometric_median()(several[:2], [1, 2])["w"] == 0)
+
+
+@pytest.mark.parametrize("options", [{"eps": np.nan}, {"eps": 0.0}, {"iterations": 5.0}, {"iterations": 0}])
+def test_geometric_median_refuses_what_would_end_later(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="expected eps > 0 and whole iterations >= 1"):
+        reduce.geometric_median(**options)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ROBUST)
 def test_identical_updates_give_themselves(name: str) -> None:
     same = [{"w": np.array([[0.3, -7.0]], np.float32)}] * 5

@@ -76,14 +76,27 @@ def test_hetlora_s_pruning_keeps_what_is_left_of_the_product() -> None:
     def vanish(seat: toy.Seat) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
         return {n: np.concatenate([x[:, :2], 1e-3 * x[:, 2:]], axis=1) if n.endswith("lora_B") else x for n, x in seat.tree.items()}, {}
 
-    before = {m: product for m, product in toy.global_part(toy.seat(game, one[0])).items()}
+    before = toy.global_part(toy.seat(game, one[0]))
     a, b = lowrank.pairs(toy.seat(game, one[0]).tree)["q"]
     kept = one[0].scaling * b[:, :2] @ a[:2]
     game = toy.play(game, one, vanish)
     assert game.state.values["ranks"] == {"4": 2} and relative(before["q"], kept) > 0.1
-    pruned = strategy.broadcast(game.state, one[0]).adapter
-    a, b = lowrank.pairs(pruned)["q"]
-    assert a.shape[0] == 2 and relative(16 / 2 * b @ a, kept) < 1e-6
+    seat = toy.seat(game, one[0])
+    assert (seat.client.rank, seat.client.scaling) == (2, 8.0) and relative(toy.global_part(seat)["q"], kept) < 1e-6
+    moved = toy.at_random(seat)[0]
+    expected = 8.0 * moved["q.lora_B"] @ moved["q.lora_A"]
+    assert relative(toy.global_part(toy.seat(toy.play(game, one, toy.at_random), one[0]))["q"], expected) < 1e-6
+
+
+@pytest.mark.parametrize("alpha", [8.0, 10.0, 16 / 3])
+def test_hetlora_does_not_prune_whose_tail_stood_still(alpha: float) -> None:
+    """Whatever rounding makes of a scaling."""
+    strategy = create("hetlora", {"gamma": 0.5, "lam": 0.1})
+    sites = [Client(id=str(rank), num_examples=1, rank=rank, scaling=alpha / rank) for rank in RANKS]
+    game = toy.play(toy.start(strategy, 16, initial=toy.initial_tree(strategy, 16, 0, MODULES)), sites, toy.at_random)
+    for _ in range(5):
+        game = toy.play(game, sites, lambda seat: (seat.tree, {}))
+        assert game.state.values["ranks"] == {}
 
 
 def test_hetlora_keeps_rows_that_nobody_brought() -> None:

@@ -13,6 +13,8 @@ import yaml
 from raylora.core.types import Strategy
 from raylora.strategies import STRATEGIES, check, create
 
+ROOT = Path(__file__).resolve().parent.parent.parent
+
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "strategies.md").read_text()
 MODULE, TEST = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 HIDDEN = {"seed", "clients"}  # come from the run
@@ -83,7 +85,7 @@ def test_the_command_line_runs_it(package: Path, prepared_folder: Path, tmp_path
     (tmp_path / "tiny.yaml").write_text(
         yaml.safe_dump(settings(prepared_folder, "disease", training__rounds=1, placement={"clients_per_actor": "auto"}))
     )
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}  # the working folder is enough
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # the working folder need not be there
     start = [str(Path(sys.executable).with_name("raylora")), "run", "tiny.yaml", "--output", "out"]
     done = subprocess.run([*start, *command.split()], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
