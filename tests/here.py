@@ -1,19 +1,29 @@
 """`raylora` with clients and trials one after the other in its own process: what commands say and leave behind, without the seconds that a
-Ray and its actors take to start. They have tests of their own."""
+Ray and its actors take to start, and that pictures take to draw. They have tests of their own."""
 
 import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from small_runs import InProcess, build_host
 
 from raylora import config as configuration
 from raylora import experiment
 from raylora.cluster import driver, mapper, resources, sweep
 from raylora.planned import Plan
+from raylora.report import html
 from raylora.report.html import write_report
 from raylora.sweep.trial import RunningTrial
+
+
+def blank() -> bytes:
+    """A picture on which nothing is drawn."""
+    paper = io.BytesIO()
+    Image.new("RGB", (3, 2), "white").save(paper, format="png")
+    return paper.getvalue()
 
 
 def without_ray(patch: Callable[[Any, str, Any], None]) -> None:
@@ -23,6 +33,7 @@ def without_ray(patch: Callable[[Any, str, Any], None]) -> None:
     patch(driver, "run", run)
     patch(sweep, "run", trials)
     patch(mapper, "ray_map", lambda connect: map)
+    patch(html, "png", lambda picture: blank())
 
 
 def executor(plan: Plan) -> InProcess:
