@@ -328,12 +328,14 @@ def _why(reasons: Iterable[str | None]) -> str:
 
 def _left(folder: Path) -> str:
     """Of a run that was interrupted."""
+    from raylora.federation.checkpoint import written
+
     if not (folder / "config.yaml").is_file():
         return f"no run was begun: {AGAIN}"
     if (folder / "report.html").is_file():
         return f"the run in {folder} is finished"
-    rounds = [int(number) for path in folder.glob("checkpoints/round_*") if (number := path.name.removeprefix("round_")).isdecimal()]
-    kept = f"round {max(rounds)} is the last one that is kept, " if rounds else ""
+    rounds = written(folder / "checkpoints")
+    kept = f"round {int(rounds[-1].name.removeprefix('round_'))} is the last one that is kept, " if rounds else ""
     return f"{kept}`raylora resume {folder}` goes on"
 
 

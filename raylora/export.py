@@ -66,7 +66,9 @@ def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool 
     try:
         base, network, seen = _base_of(config)
     except InputError as error:
-        raise InputError(f"{error}; --weights says where they lie now" if weights is None else f"--weights: {error}") from None
+        if weights is not None:
+            raise InputError(f"--weights: {error}") from None
+        raise InputError(f"{error}; --weights says where they lie now" if config.model.weights else str(error)) from None
     original = zoo.weights_of(network)
     if (run.summary.get("base") or {}).get("sha256") not in (None, peft.hash_of(original)):
         where, why = (

@@ -93,7 +93,8 @@ def _short(value: Any) -> str:
 
 class Checked:
     """An `Executor` that hands on well-formed updates alone. Of a client whose update is not, the run ends (`stop`), or the update is left out
-    of this round (`exclude`): then its outcome carries the reason and an empty update, and what the client keeps has moved as it says (but for SCAFFOLD's c_k).
+    of this round (`exclude`): then its outcome carries the reason and an empty update, and what the client keeps has moved as it says (but for
+    SCAFFOLD's c_k, see `rounds.end_round`).
 
     An update in the name of somebody who was not asked ends the run in any case: nobody can tell whose it is. Raises RunError.
     """
