@@ -255,6 +255,8 @@ class Training(Section):
     def _views_of_something(self) -> Training:
         if self.cached_views is not None and not self.augment:
             raise ValueError("cached_views are of training.augment, which is 0")
+        if self.cached_views is not None and self.cache == "off":
+            raise ValueError("cached_views are kept by training.cache, which is off")
         if self.cache in ("fp32", "bf16") and self.augment and self.cached_views is None:
             raise ValueError(f"cache {self.cache} with random augmentation needs cached_views, how many views of a sample are kept")
         return self
@@ -477,6 +479,13 @@ def _laid_over_base(values: Mapping[str, Any], path: Path, above: tuple[Path, ..
     if below in seen:
         raise InputError(f"{path}: base: {values['base']} is laid over this file itself")
     return merged(_laid_over_base(read_yaml(below), below, seen), own)
+
+
+def one_length(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted changes of a resolved configuration, which has one of these two keys (by default `local_epochs: 1`): the other takes its place."""
+    epochs, steps = "training.local_epochs", "training.local_steps"
+    given = [key for key in (epochs, steps) if changes.get(key) is not None]
+    return {**dict.fromkeys({epochs, steps} - changes.keys() if given else ()), **changes}
 
 
 def from_dict(values: Mapping[str, Any], origin: str = "config") -> Config:

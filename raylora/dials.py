@@ -44,6 +44,10 @@ class Dials:
         present = [client for client in clients if client.id in there]
         return [client.id for client in sampling.cohort(present, s.kind, s.fraction, self.config.seed, round)] if present else []
 
+    def staying(self, clients: Sequence[Client], round: int) -> list[Client]:
+        """Those who are there in a round, or still to come."""
+        return [client for client in clients if self.tenures.get(client.id, (0, round + 1))[1] > round]
+
     def conditions(self, asked: Sequence[str], round: int) -> Conditions:
         """What a round meets."""
         config, rates = self.config, _rates(self.config)
@@ -74,7 +78,8 @@ class Dials:
     def describe(self) -> dict[str, dict[str, Any]] | None:
         """{client: what was drawn for it once}, for the record; None where nothing was."""
         config, found = self.config, {}
-        liars = attacks(config, list(self.steps))
+        lying = attacks(config, sorted(self.damages or self.steps))  # drawn among the clients, not for a pool of all data
+        liars = {client: attack for client, attack in lying.items() if client in self.steps or attack.kind == "label_flip"}
         for client in sorted({*self.steps, *self.damages}):
             about: dict[str, Any] = {}
             damage = self.damages.get(client, CLEAN)

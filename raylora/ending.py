@@ -36,7 +36,7 @@ class Standing:
     broadcasts: Mapping[str, Broadcast]  # client -> what it is sent next
     executor: Executor
     record: Record
-    started: float  # seconds since the epoch
+    started: float  # on the monotonic clock, as many seconds ago as the run has taken, whatever interrupted it
     notes: Mapping[str, Any]  # for the summary, from whoever started the run
 
 
@@ -210,7 +210,7 @@ def _about(standing: Standing) -> dict[str, Any]:
         "bytes_up": progress.bytes_up,
         "bytes_down": progress.bytes_down,
         "epsilon": epsilon(config, progress.round, len(plan.clients)),
-        "wall_seconds": time.time() - standing.started,
+        "wall_seconds": time.monotonic() - standing.started,
         "virtual_seconds": progress.virtual_s if plan.dials.clock_runs else None,
         "faults": plan.dials.describe(),
         "ranks": {client.id: client.rank for client in plan.clients},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
@@ -13,6 +14,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from raylora.config import Config, dump
+from raylora.core.errors import InputError
+from raylora.core.files import read_json_object
 from raylora.core.types import Tree
 from raylora.ending import Standing, end_early, finish, validate, validation_scores
 from raylora.federation import checkpoint, stacking
@@ -22,9 +25,10 @@ from raylora.federation.lines import round_lines
 from raylora.federation.protocol import initial_tree
 from raylora.federation.rounds import Executor, Progress, RoundReport, Rows, begin_round, end_round, receive
 from raylora.federation.spec import protocol_of
-from raylora.method import caveats, epsilon, make_strategy
+from raylora.method import caveats, epsilon, expected_cohort, make_strategy
+from raylora.models import peft
 from raylora.planned import Plan, opening
-from raylora.tracking.record import Record, write_json, write_text
+from raylora.tracking.record import PATIENTS, Record, lines_before, write_json, write_text
 
 Event = Mapping[str, Any]
 Events = Generator[Event, str | None, str | None]
@@ -47,19 +51,23 @@ def run_experiment(
     scored. Without `judged`, a round begins while the validation of the one before is still under way, and an answer comes too late to save
     what it computes. `make_executor` decides where clients run and nothing else. Raises RunError if a client fails for good or a loss is not finite.
     """
-    started = time.time()
+    started = time.monotonic()
     threadpool_limits(1, user_api="blas")  # of the server's sums and decompositions: other counts of threads give other last bits
     config, clients = plan.config, plan.clients
     strategy = make_strategy(config, len(clients))
     record = Record(out)
-    write_json(out / "patients.json", {"patients": plan.cohort.patients(), "left_out": dict(plan.left_out)})
     progress, rows = Progress(round=0, server=opening(strategy, plan.outline, plan.spec, clients)), 0
     if resume:
+        _require_same(out, plan)
         found, words = checkpoint.latest(out / CHECKPOINTS)
         progress, rows = found or (progress, rows)
         record.rewind(rows, progress.round)
+        before = lines_before(out, progress.round) if progress.round else []
+        started -= sum(line["seconds"] for line in before if line["kind"] == "round")
+        checkpoint.discard_after(out / CHECKPOINTS, progress.round)  # torn ones: they must not count among those that are kept
         for word in words:
             yield {"event": "note", "text": word}
+    write_json(out / PATIENTS, {"patients": plan.cohort.patients(), "left_out": dict(plan.left_out), **_identity(plan)})
     answer = yield {
         "event": "start",
         "clients": [c.id for c in clients],
@@ -74,10 +82,12 @@ def run_experiment(
     if (cache := plan.spec.cache) is not None:
         views = "" if cache.views is None else f", {cache.views} views of each sample"
         yield {"event": "note", "text": f"computed once for each image: up to {cache.stage} ({cache.dtype}{views}; in {cache.folder})"}
+    elif config.training.cached_views is not None:
+        yield {"event": "note", "text": f"training.cached_views: nothing is kept ({plan.no_cache}), so every step draws a view of its own"}
     executor = Checked(make_executor(plan), clients, _shapes(plan), config.faults.malformed)
     try:
         if config.training.stack == "auto":  # once: what was chosen is part of the run from now on
-            config, chosen = _measured(config, executor, len(clients))
+            config, chosen = _measured(config, executor, config.sampling.buffer or math.ceil(expected_cohort(config, len(clients))))
             plan = replace(plan, config=config)
             write_text(out / "config.yaml", dump(config))
             yield {"event": "note", "text": chosen}
@@ -98,7 +108,8 @@ def run_experiment(
                 answer, closing = (yield from closing), None
                 if answer == STOP:
                     break
-            progress, report = end(progress, broadcasts, strategy, clients, cohort, answers, executor, conditions=conditions)
+            staying = plan.dials.staying(clients, t)
+            progress, report = end(progress, broadcasts, strategy, staying, cohort, answers, executor, conditions=conditions)
             version = progress.base_version
             progress, broadcasts = receive(progress, strategy, clients, plan.weights)
             if progress.base_version != version:
@@ -170,8 +181,23 @@ def _shapes(plan: Plan) -> dict[str, Tree]:
     return {client.id: hollow[client.rank] for client in plan.clients}
 
 
+def _identity(plan: Plan) -> dict[str, str]:
+    """What a run that goes on must find again."""
+    return {"data_sha256": plan.data_sha256, "base_sha256": peft.hash_of(plan.weights)}
+
+
+def _require_same(out: Path, plan: Plan) -> None:
+    """Raise InputError if the studies or the base weights are not those that the run in this folder began with: other patients would be dealt
+    to its parts, and who was trained on could be tested on."""
+    before = read_json_object(out / PATIENTS) if (out / PATIENTS).is_file() else {}
+    for key, now in _identity(plan).items():
+        if before.get(key, now) != now:
+            what = "studies of data.root" if key == "data_sha256" else "weights of model.weights"
+            raise InputError(f"{out}: the {what} are not those that this run began with: bring them back, or start a new run")
+
+
 def _measured(config: Config, executor: Executor, clients: int) -> tuple[Config, str]:
-    """The configuration with as many clients in a pass as make the shortest round here, and words about it."""
+    """The configuration with as many clients in a pass as make the shortest round of so many clients here, and words about it."""
     actors, room = executor.room()
     found = stacking.measure(executor.probe, stacking.most_per_pass(clients, actors), room)
     chosen = stacking.choose(found, clients, actors, room)

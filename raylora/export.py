@@ -22,6 +22,7 @@ from raylora.models import files, peft, zoo
 from raylora.models.seen import Seen
 from raylora.report.card import card
 from raylora.report.runs import Run, read_run
+from raylora.tracking.record import PATIENTS
 
 ABOUT = "raylora.json"
 GLOBAL = "global"
@@ -179,7 +180,7 @@ def _modules_of(network: nn.Module, plain: Mapping[str, np.ndarray]) -> list[str
 def _trained_on(run: Run) -> frozenset[str]:
     """The hashes of the studies that the run trained on."""
     parts = {"train", "rating"} if run.config["data"].get("rating_to_training") else {"train"}
-    path = run.folder / "patients.json"
+    path = run.folder / PATIENTS
     try:
         patients = json.loads(path.read_text("utf-8"))["patients"]
         return frozenset(str(patient["sha256"]) for patient in patients if patient["part"] in parts)

@@ -135,7 +135,8 @@ def _run(
                 tracker.fail(status)
             lost = tracker.close()
             if lost:
-                on_event({"event": "note", "text": f"{lost}; `raylora upload {out}` brings the record later"})
+                first = "" if status == "FINISHED" else f"`raylora resume {out}` and then "
+                on_event({"event": "note", "text": f"{lost}; {first}`raylora upload {out}` brings the record later"})
 
 
 def _report(out: Path) -> None:
@@ -238,7 +239,7 @@ def tags(
 def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:
     """Go on with a run after its last complete round; one that lacks its page only is given it.
 
-    Raises InputError if the folder holds no run, one that is finished, or one that is under way.
+    Raises InputError if the folder holds no run, one that is finished, one that is under way, or a trial of a sweep.
     """
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder}: no run to resume (expected config.yaml in it)")
@@ -246,6 +247,9 @@ def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Even
         raise InputError(f"{folder}: no run to resume (its config.yaml is empty: it was ended before it had begun)")
     config = configuration.load(folder / "config.yaml")
     summary = read_json_object(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+    whole = folder.resolve().parent.parent
+    if summary.get("status") != "finished" and (whole / "ledger.jsonl").is_file():
+        raise InputError(f"{folder}: a trial of {whole}, whose ledger says where it ends: call the sweep's command again")
     if summary.get("status") != "finished":
         return run(config, folder.resolve(), address=address, on_event=on_event, resume=True)
     if (folder / "report.html").is_file():
@@ -267,7 +271,7 @@ def upload(folder: Path, uri: str | None = None) -> Uploaded:
     ended_trials = (path.parent for path in sorted(folder.glob("trials/*/summary.json")) if (path.parent / "config.yaml").is_file())
     folders = [folder] if sweep is None else list(ended_trials)
     if sweep is not None and sweep.get("status") not in ("finished", "stopped"):
-        raise InputError(f"{folder}: no finished sweep (its status is {sweep.get('status')})")
+        raise InputError(f"{folder}: no finished sweep (its status is {sweep.get('status')}; the command that began it goes on with it)")
     if not folders:
         raise InputError(f"{folder}: expected a sweep with trials, found none that wrote a summary.json")
     ended = {path: _ended(path, "raylora run" if sweep is None else "raylora sweep") for path in folders}
@@ -311,7 +315,7 @@ def _ended(folder: Path, source: str) -> tuple[Config, Finished]:
     if not (folder / "summary.json").is_file() or not (folder / "config.yaml").is_file():
         raise InputError(f"{folder}: no finished run (expected config.yaml and summary.json in it)")
     config, summary = configuration.load(folder / "config.yaml"), read_json_object(folder / "summary.json")
-    read_run(folder)  # what others wrote is looked at before it is read
+    rounds = read_run(folder).rounds  # what others wrote is looked at before it is read
     return config, Finished(
         folder=folder,
         name=config.name,
@@ -319,4 +323,5 @@ def _ended(folder: Path, source: str) -> tuple[Config, Finished]:
         config=config.as_dict(),
         tags=tags(config, str(summary.get("data_sha256", "")), source, summary.get("code") or {}),
         client_runs=config.tracking.client_runs,
+        rounds=rounds,
     )

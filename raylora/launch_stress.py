@@ -21,6 +21,8 @@ from raylora.sweep.state import summary_of
 from raylora.tracking.record import write_json
 
 OnEvent = Callable[[Mapping[str, Any]], None]
+# Asked again by every call: a larger machine, or data that are there by now, may allow it.
+REFUSED: Mapping[str, Any] = {"status": "refused"}
 
 
 def stress(
@@ -41,7 +43,8 @@ def stress(
     from raylora.cluster.mapper import ray_map
 
     settings = space.load(path, overrides)
-    base = launch.absolute(configuration.from_dict(settings.base), Path.cwd())
+    here = Path.cwd()
+    base = launch.absolute(configuration.from_dict(settings.base), here)
     settings = settings.model_copy(update={"base": base.as_dict()})
     out = (out or Path("runs") / settings.name).resolve()
     listed = space.trials(settings)
@@ -51,12 +54,13 @@ def stress(
         else:
             run_folder.refuse_used(out)
             ledger = None
-        left = [trial for trial in listed if ledger is None or trial.number not in ledger.of("end")]
+        left = [trial for trial in listed if ledger is None or ledger.of("end").get(trial.number, REFUSED)["status"] == "refused"]
         if left:
             mapper = ray_map(lambda: ending.enter_context(driver.session(address, environments=True)))
             if address is not None:
                 ending.enter_context(driver.session(address, environments=True))
-            needs = Needs(settings.config, driver.available() if driver.connected() else resources.local(), mapper)
+            has = driver.available() if driver.connected() else resources.local()
+            needs = Needs(lambda trial: launch.absolute(settings.config(trial), here), has, mapper)
             requests, refused = _planned(needs, left, on_event)
             if len(refused) == len(listed):
                 raise InputError(f"{path}: every experiment was refused; the first: {next(iter(refused.values()))}")
@@ -65,16 +69,15 @@ def stress(
                 ledger = ending.enter_context(contextlib.closing(Ledger(out, settings.sha256())))
             (out / "stress.yaml").write_text(configuration.dump(settings), encoding="utf-8")
             for number, why in refused.items():
-                ledger.append({"kind": "end", "number": number, "status": "refused", "why": why})
-            possible = [trial for trial in left if trial.number in requests]
-            ending.enter_context(driver.session(address, environments=True))
-            _conduct(settings, listed, possible, ledger, out, needs, concurrent, on_event)
+                if ledger.of("end").get(number, {}).get("why") != why:
+                    ledger.append({"kind": "end", "number": number, **REFUSED, "why": why})
+            if possible := [trial for trial in left if trial.number in requests]:
+                ending.enter_context(driver.session(address, environments=True))
+                _conduct(settings, listed, possible, ledger, out, needs, concurrent, on_event)
         assert ledger is not None
-        ends, tracked = ledger.of("end"), ledger.of("tracked")
-        if settings.base["tracking"]["uri"] is not None:  # also those of a start that was interrupted
-            for trial in listed:
-                if ends[trial.number]["status"] == "finished" and trial.number not in tracked:
-                    _track(trial, ledger, out, on_event)
+        ends = ledger.of("end")
+        if settings.base["tracking"]["uri"] is not None:
+            _track([trial for trial in listed if ends[trial.number]["status"] == "finished"], ledger, out, on_event)
     on_event({"event": "phase", "text": "writing the page"})
     return out, _ended(settings, listed, ends, out)
 
@@ -111,8 +114,6 @@ def _conduct(
         said = f"experiment {trial.number + 1} of {len(listed)} {what}: {trial.said}"
         on_event({"event": "note", "text": said + (f": {result['error']}" if what == "failed" else "")})
         on_event({"event": "progress", "text": "experiments", "done": done, "total": len(listed)})
-        if what == "finished" and settings.base["tracking"]["uri"] is not None:
-            _track(trial, ledger, out, on_event)
 
     begun = ledger.of("trial")
     on_event({"event": "progress", "text": "experiments", "done": len(listed) - len(left), "total": len(listed)})
@@ -128,14 +129,18 @@ def _conduct(
     )
 
 
-def _track(trial: Trial, ledger: Ledger, out: Path, on_event: OnEvent) -> None:
-    """An experiment into MLflow, as a run of its own; what cannot be reached ends no campaign."""
-    try:
-        launch.upload(out / "trials" / trial.folder)
-    except (InputError, RunError) as error:
-        on_event({"event": "note", "text": f"{error}; the same command, called again, brings the record of experiment {trial.number + 1}"})
-    else:
+def _track(finished: Sequence[Trial], ledger: Ledger, out: Path, on_event: OnEvent) -> None:
+    """The experiments into MLflow, each as a run of its own, once all have ended: a server that does not answer slows none of them."""
+    missing = [trial for trial in finished if trial.number not in ledger.of("tracked")]
+    for done, trial in enumerate(missing, 1):
+        try:
+            launch.upload(out / "trials" / trial.folder)
+        except (InputError, RunError) as error:
+            again = f"the same command, called again, brings the records of {len(missing) - done + 1} experiments"
+            on_event({"event": "note", "text": f"{error}; {again}"})
+            return
         ledger.append({"kind": "tracked", "number": trial.number})
+        on_event({"event": "progress", "text": "into MLflow", "done": done, "total": len(missing)})
 
 
 def _ended(settings: Stress, listed: Sequence[Trial], ends: Mapping[int, Any], out: Path) -> Any:

@@ -13,7 +13,7 @@ from raylora import config as configuration
 from raylora import launch, run_folder
 from raylora.cluster.needs import Needs
 from raylora.config import Config
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, RunError
 from raylora.sweep import space
 from raylora.sweep.ledger import Ledger, plain
 from raylora.sweep.search import replayed
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from raylora.planned import Plan
 
 OnEvent = Callable[[Mapping[str, Any]], None]
+SHOW_S = 0.5  # between two looks at the whole sweep while trials report
 
 
 def sweep(
@@ -42,7 +43,8 @@ def sweep(
     from raylora.cluster.mapper import ray_map
 
     settings = space.load(path, overrides)
-    base = launch.absolute(configuration.from_dict(settings.base), Path.cwd())
+    here = Path.cwd()
+    base = launch.absolute(configuration.from_dict(settings.base), here)
     settings = settings.model_copy(update={"base": base.as_dict()})
     out = (out or Path("runs") / settings.name).resolve()
     with contextlib.ExitStack() as ending:
@@ -55,7 +57,11 @@ def sweep(
         if address is not None:
             ending.enter_context(driver.session(address, environments=True))
         has = driver.available() if driver.connected() else resources.local()
-        needs = Needs(lambda trial: settings.config(trial.values, trial.seed, trial.number), has, mapper, settings.limits.concurrent)
+
+        def configured(trial: Trial) -> Config:
+            return launch.absolute(settings.config(trial.values, trial.seed, trial.number), here)
+
+        needs = Needs(configured, has, mapper, settings.limits.concurrent)
         listed = space.trials(settings) if settings.search.kind != "optuna" else []
         requests = []
         for number, trial in enumerate(listed, 1):
@@ -96,6 +102,7 @@ def _run(
     before = len(ledger.of("end"))
 
     rows: dict[int, Mapping[str, Any]] = {}  # of trials that have ended
+    shown = [-SHOW_S]
 
     def show(over: bool = False) -> dict[str, Any]:
         found = state(settings, ledger, out, over=over, total=total, known=rows)
@@ -104,6 +111,7 @@ def _run(
         per_trial = (time.monotonic() - began) / (ended - before) if ended > before else None
         left_s = None if per_trial is None else per_trial * (total - ended)
         on_event({"event": "sweep", "state": found, "left_s": left_s, "concurrent": concurrent})
+        shown[0] = time.monotonic()
         return found
 
     def told(what: str, trial: Trial, result: Mapping[str, Any]) -> None:
@@ -112,7 +120,7 @@ def _run(
             tracker.told(what, trial, result, folder)
         if what in ("finished", "pruned", "failed"):
             write_json(out / "sweep.json", show())
-        elif what == "report":
+        elif what == "report" and time.monotonic() - shown[0] > SHOW_S:
             show()
 
     whole = "FAILED"
@@ -139,8 +147,10 @@ def _run(
         write_json(out / "sweep.json", found)
         _compare(out, found, on_event)
         return found
-    except KeyboardInterrupt:
-        whole = "KILLED"
+    except (KeyboardInterrupt, InputError, RunError) as error:
+        whole = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        with contextlib.suppress(OSError):
+            write_json(out / "sweep.json", show(over=True))  # stopped: `upload` and `compare` take what there is
         raise
     finally:
         if tracker is not None and (missing := tracker.end(whole, out)):

@@ -84,11 +84,28 @@ def caveats(config: Config, clients: int) -> list[str]:
             f"strategy.name: scaffold is derived for SGD: after steps of {config.training.optimiser} its control variates are no gradients "
             "(training.optimiser=sgd)"
         )
+    found += [f"{key} changes nothing here: {why}" for key, why in _without_effect(config).items()]
     rule = config.strategy.options.get("reduce")
     trim = rule.get("trim") if isinstance(rule, Mapping) and rule.get("name") == "trimmed_mean" else None
     several = answers - 1 if config.strategy.name == "fedalt" else answers  # its mean is that of the others
     if trim and trimmed(trim, several) == 0:
         found.append(f"strategy.reduce: of {several} clients trimmed_mean with trim {trim:g} leaves none out: it is the plain mean")
+    return found
+
+
+def _without_effect(config: Config) -> dict[str, str]:
+    """Dials that are turned, and why no client notices."""
+    f, n, s = config.faults, config.network, config.sampling
+    lines, found = any(rate != math.inf for rate in (n.up_mbit, n.down_mbit)), {}
+    if not n.step_s:  # computing takes no virtual time
+        turned = {"faults.slow": f.slow, "network.speed": n.speed != 1.0, "network.speed_spread": n.speed_spread}
+        found |= {key: "a step takes no virtual time (network.step_s)" for key, value in turned.items() if value}
+    if n.spread and not lines:
+        found["network.spread"] = "lines are infinitely fast (network.up_mbit, down_mbit)"
+    if s.deadline_s != math.inf and not (lines or n.step_s or n.latency_s or n.outage or f.late_s):
+        found["sampling.deadline_s"] = "nothing takes virtual time (network, faults.late_s)"
+    if f.byzantine and f.attack != "label_flip" and config.strategy.name == "centralised":
+        found["faults.byzantine"] = "where all data are in one place nobody sends an update"
     return found
 
 

@@ -14,6 +14,7 @@ from raylora.cluster import resources
 from raylora.config import Config
 from raylora.core import sampling
 from raylora.core.errors import InputError
+from raylora.core.machine import free_bytes
 from raylora.core.tree import match
 from raylora.core.types import Tree
 from raylora.data.obtain import Say
@@ -139,7 +140,7 @@ def _actors(plan: Plan, needed: int) -> dict[str, Any]:
     """How many actors the run wants, and how many of them this machine has room for."""
     place, has, sites = plan.config.placement, resources.local(), len(plan.spec.sites)
     by_share = resources.fitting(has, place.cpus_per_client, place.gpus_per_client)
-    by_memory = available_bytes() // needed
+    by_memory = free_bytes() // needed
     return {
         "cpus": place.cpus_per_client,
         "gpus": place.gpus_per_client,
@@ -148,13 +149,6 @@ def _actors(plan: Plan, needed: int) -> dict[str, Any]:
         "fit_by_share": by_share,
         "fit_by_memory": by_memory,
     }
-
-
-def available_bytes() -> int:
-    """The memory that this machine has left."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        found = {line.split(":")[0]: line.split()[1] for line in file}
-    return int(found["MemAvailable"]) * 1024
 
 
 # ---- memory

@@ -160,9 +160,8 @@ def _rehearse(config: Config, outline: Outline, spec: HostSpec, clients: Sequenc
             )
         asks = bool(task.scores) or strategy.review is not None
         if asks and not rating[client.id]:
-            raise InputError(
-                f"client {client.id}: no rating cases, expected one at least for strategy.name {strategy.name} (see data.fractions)"
-            )
+            key = "data.rating_to_training: they are trained on" if config.data.rating_to_training else "see data.fractions"
+            raise InputError(f"client {client.id}: no rating cases, expected one at least for strategy.name {strategy.name} ({key})")
 
 
 def _weights_file(config: Config, model: StackedModel) -> Path | None:
@@ -181,6 +180,11 @@ def _adapter_targets(config: Config, network: torch.nn.Module) -> tuple[str, ...
     of_decoder = tuple(getattr(network, "decoder_targets", ()))
     if config.model.decoder != "frozen" and not network.decoder_names:
         raise InputError(f"model.decoder: {config.model.name} for {config.task} has no decoder, found {config.model.decoder}")
+    if config.model.decoder == "lora" and not of_decoder:
+        known = ", ".join(network.adapter_targets)
+        raise InputError(
+            f"model.decoder: lora.targets places the adapters of {config.model.name} ({known}), expected frozen or full, found lora"
+        )
     if config.model.decoder == "lora":
         return tuple(dict.fromkeys((*targets, *of_decoder)))
     against = [target for target in targets if target in of_decoder]

@@ -38,7 +38,7 @@ class Stress(Section):
         """The experiment of one trial. Raises InputError."""
         origin = f"trial {trial.number} ({trial.said})"
         name = {"seed": trial.seed, "name": f"{self.name}-{trial.number:03d}"}
-        laid = laid_over(self.base, {**trial.values, **name}, origin)
+        laid = laid_over(self.base, {**configuration.one_length(trial.values), **name}, origin)
         return configuration.from_dict(laid, origin)
 
 

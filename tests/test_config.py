@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raylora.config import Config, dump, from_dict, load, load_pretrain
 from raylora.core.errors import InputError
-from raylora.core.values import override
+from raylora.core.values import flat, override
 
 
 def refused(values, key: str, *words: str) -> None:
@@ -307,3 +307,9 @@ def test_a_base_that_is_missing_or_the_file_itself_is_refused(tmp_path):
         file.write_text(text)
         with pytest.raises(InputError, match=message):
             load(file)
+
+
+def test_nested_values_have_dotted_keys():
+    """An empty section leaves none: it has no text for a table or a database."""
+    assert flat({"z": 0, "a": {"y": 0, "b": {"c": 1}, "d": [1, 2]}, "e": {}}) == {"z": 0, "a.y": 0, "a.b.c": 1, "a.d": [1, 2]}
+    assert flat(Config().as_dict())["data.phantom.patients"] == 100

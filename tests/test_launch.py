@@ -213,7 +213,7 @@ def test_tracking_that_fails_is_a_note_and_the_record_is_brought_later(no_ray, p
     summary = launch.run(config, tmp_path / "run", on_event=events.append)
     assert summary["adapter_sha256"] == runs("disease").hashes and summary["mlflow"] is None
     (note,) = [event["text"] for event in events if event["event"] == "note" and "upload" in event["text"]]
-    assert note.startswith(f"MLflow at {uri}: ") and f"raylora upload {tmp_path / 'run'}" in note
+    assert note.startswith(f"MLflow at {uri}: ") and f"; `raylora upload {tmp_path / 'run'}` brings the record later" in note
     if other is not None:
         assert "locked" in note
         for writing in [thread for thread in threading.enumerate() if thread.name == "mlflow"]:
@@ -278,3 +278,22 @@ def test_a_folder_that_is_no_run_is_not_resumed(no_ray, tmp_path, prepared_folde
     with pytest.raises(InputError, match="unknown key 'nmae'"):
         launch.resume(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+
+
+def test_a_trial_is_gone_on_with_by_its_sweep(no_ray, prepared_folder, tmp_path):
+    """A second writer, or a pruned trial that goes on to the test patients, would not be what the ledger says."""
+    trial = tmp_path / "sweep" / "trials" / "000"
+    no_ray["stop"] = after(1, RunError("x"))
+    with pytest.raises(RunError):
+        launch.run(tiny(prepared_folder, "disease"), trial)
+    (tmp_path / "sweep" / "ledger.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"000: a trial of .*sweep, whose ledger says where it ends: call the sweep's command again"):
+        launch.resume(trial)
+
+
+def test_a_record_whose_last_line_was_torn_is_brought_too(runs, tmp_path):
+    whole = runs("disease")
+    shutil.copytree(whole.folder, tmp_path / "run")
+    with (tmp_path / "run" / "rounds.jsonl").open("a") as file:
+        file.write('{"kind": "rou')
+    assert launch._ended(tmp_path / "run", "raylora run")[1].rounds == whole.lines

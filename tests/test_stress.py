@@ -1,14 +1,17 @@
 """`raylora stress`: what a file expands into, what its page says, and a campaign that goes on where it was left."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 import yaml
+from here import without_ray
 from small_runs import settings
 
 from raylora import config as configuration
 from raylora import launch_stress, stress
+from raylora.cluster import resources
 from raylora.core.errors import InputError
 
 SHIPPED = sorted((Path(__file__).resolve().parent.parent / "configs" / "stress").glob("*.yaml"))
@@ -118,6 +121,25 @@ def test_a_campaign_whose_experiments_are_all_refused_says_why(prepared_folder, 
     with pytest.raises(InputError, match="every experiment was refused; the first: sampling.buffer: flora cannot work asynchronously"):
         launch_stress.stress(path, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_refused_is_asked_again(prepared_folder, tmp_path, monkeypatch):
+    """By a machine that was too small, above all."""
+    without_ray(monkeypatch.setattr)
+    apart = {"together": {"placement.clients_per_actor": 4}, "apart": {"placement.clients_per_actor": 1}}
+    path = written(tmp_path, settings(prepared_folder, "disease", training__rounds=1), strategies=apart)
+    ledger = tmp_path / "out" / "ledger.jsonl"
+
+    def called(cpus: float) -> list[str]:
+        monkeypatch.setattr(resources, "local", lambda: resources.Available(cpus=cpus, gpus=0.0, where="this machine"))
+        _, found = launch_stress.stress(path, out=tmp_path / "out")
+        return [experiment.status for experiment in found.ended]
+
+    assert called(2.0) == ["finished", "refused"] * 2
+    before = ledger.read_text()
+    assert called(2.0) == ["finished", "refused"] * 2 and ledger.read_text() == before
+    assert called(4.0) == ["finished"] * 4
+    assert sum(json.loads(line)["kind"] == "trial" for line in ledger.read_text().splitlines()) == 4, "each once"
 
 
 def test_the_page_on_dials_has_every_key():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raylora.cluster import resources
+from raylora.core.machine import free_bytes
 
 COMPUTES = ("ray", "torch", "numpy", "pyarrow", "safetensors")  # what must be the same on all nodes
 WAIT_S = 60.0
@@ -79,18 +80,10 @@ def _quota() -> float | None:
 
 
 def _memory() -> int:
-    """Bytes left: of the machine, or of the control group if that is less."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        left = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
+        return free_bytes()
+    except OSError:
         return 0
-    try:
-        most = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        return left if most == "max" else min(left, int(most) - used)
-    except (OSError, ValueError):
-        return left
 
 
 def _free(folder: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -173,21 +174,32 @@ class Asked(Unwritten, Searcher):
         self.search, self.unfinished, self.ledger, self.place, self.folder = search, list(unfinished), ledger, place, folder
 
     def suggest(self, trial_id: str) -> Any:
-        if self.unfinished:
-            return {"place": self.place(self.unfinished.pop(0))}
+        trial: Trial | None
+        while self.unfinished:
+            trial = self.unfinished.pop(0)
+            try:
+                return {"place": self.place(trial)}
+            except InputError as error:
+                was_possible = self.ledger.of("trial")[trial.number]["config_sha256"] is not None
+                if was_possible:  # on another machine, or while the data were there
+                    raise
+                self._impossible(trial, error)
         while (trial := self.search.next()) is not None:
             about = {"kind": "trial", "number": trial.number, "values": trial.values, "seed": trial.seed}
             try:
                 place = self.place(trial)
             except InputError as error:
                 self.ledger.append({**about, "config_sha256": None})
-                write_failure(self.folder / trial.folder, None, str(error))
-                self.ledger.append({"kind": "end", "number": trial.number, "status": "failed", "objective": None})
-                self.search.tell(trial, None)
+                self._impossible(trial, error)
                 continue
             self.ledger.append({**about, "config_sha256": place.config_sha256})
             return {"place": place}
         return Searcher.FINISHED
+
+    def _impossible(self, trial: Trial, error: InputError) -> None:
+        write_failure(self.folder / trial.folder, None, str(error))
+        self.ledger.append({"kind": "end", "number": trial.number, "status": "failed", "objective": None})
+        self.search.tell(trial, None)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The ledger's "end" tells the search."""
@@ -218,7 +230,7 @@ class Followed(Unwritten, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
         number = _number(trial)
-        if number in self.ledger.of("end"):
+        if self._ended(number):
             return
         if result.get("status", "running") == "running":  # Tune's word for one that its scheduler or the time limit stopped
             if number in self.ledger.of("pruned"):
@@ -227,15 +239,16 @@ class Followed(Unwritten, tune.Callback):
             self._end(number, result)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its driver was lost too often: what goes wrong inside a trial is a report."""
+        """Its driver was lost too often, or could not begin: what goes wrong inside a trial is a report."""
         number = _number(trial)
-        if number in self.ledger.of("end"):
+        if self._ended(number):
             return
         summary, reports = summary_of(self.folder / self.trials[number].folder), self.ledger.reports(number)
         if summary.get("status") == "finished" and reports and reports[-1][0] == summary["rounds"]:  # lost after its end
             self._end(number, {"status": "finished", "objective": reports[-1][1]})
             return
-        said = f"its driver was lost {RESTARTS + 1} times"
+        raised = _raised(trial.get_error())
+        said = f"its driver ended {RESTARTS + 1} times with {raised}" if raised else f"its driver was lost {RESTARTS + 1} times"
         write_failure(self.folder / self.trials[number].folder, trial.config["place"].plan.config, said)
         self._end(number, {"status": "failed", "objective": None, "error": said})
 
@@ -249,6 +262,10 @@ class Followed(Unwritten, tune.Callback):
                 del self.stopped[number]
                 self._end(number, {**result, "status": "pruned"})
 
+    def _ended(self, number: int) -> bool:
+        """One that was refused before has not: it can be had now."""
+        return self.ledger.of("end").get(number, {"status": "refused"})["status"] != "refused"
+
     def _end(self, number: int, result: Mapping[str, Any]) -> None:
         objective = result.get("objective")
         self.ledger.append({"kind": "end", "number": number, "status": result["status"], "objective": objective})
@@ -257,6 +274,13 @@ class Followed(Unwritten, tune.Callback):
 
     def _of(self, trial: Any) -> Trial:
         return self.trials[_number(trial)]
+
+
+def _raised(said: str | None) -> str | None:
+    """The exception that ended a trial's driver the last time, by Tune's text of its failures; None if its process was lost."""
+    last = (said or "").rpartition("Failure # ")[2]
+    found = [line for line in last.splitlines() if re.match(r"[A-Za-z_][\w.]*: ", line)] if "Traceback" in last else []
+    return found[-1][:500] if found else None
 
 
 def _number(trial: Any) -> int:
@@ -326,6 +350,7 @@ def run(
             plan=plan.with_weights({}),
             weights=held[id(plan.weights)],
             folder=str(folder / trial.folder),
+            ledger=str(ledger.path),
             metric=metric,
             until=pruned.get(trial.number),
             request=request,

@@ -15,6 +15,7 @@ from raylora import config as configuration
 from raylora.cluster.resources import Request
 from raylora.core.loading import uncollected
 from raylora.planned import Plan
+from raylora.sweep.ledger import pruned_after
 from raylora.tracking.record import write_text
 
 
@@ -31,20 +32,24 @@ class DriverActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self.ready: list[Any] = []  # clients' actors while no trial has them
-        self.trial = _running(config["place"], self.ready)
+        self._begin(config["place"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next trial in the same processes: Tune gives a driver only trials that need what the one before it needed."""
         self._end()
-        self.trial = _running(new_config["place"], self.ready)
+        self._begin(new_config["place"])
         return True
+
+    def _begin(self, place: Place) -> None:
+        self.number, self.ledger = place.number, Path(place.ledger)
+        self.trial = _running(place, self.ready)
 
     def step(self) -> dict[str, Any]:
         report = self.trial.advance()
         if report.status == "finished":
             from raylora.report.html import write_report
 
-            with contextlib.suppress(OSError):  # a page that cannot be written does not undo the trial
+            with contextlib.suppress(Exception):  # a page that cannot be written does not undo the trial
                 write_report(self.trial.folder)
         return {
             "round": report.round,
@@ -62,7 +67,8 @@ class DriverActor(tune.Trainable):
             ray.kill(actor)
 
     def _end(self) -> None:
-        self.trial.prune()
+        if pruned_after(self.ledger, self.number) is not None:  # else the time is up: it goes on from its checkpoint another day
+            self.trial.prune()
         self.trial.close()
 
 
@@ -74,6 +80,7 @@ class Place:
     plan: Plan  # without the weights
     weights: Any  # where Ray holds them
     folder: str
+    ledger: str  # the file, on the same machine as the folder
     metric: str
     until: int | None
     request: Request

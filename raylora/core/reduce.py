@@ -143,9 +143,9 @@ class Weighing:
 def multi_krum(f: int, m: int) -> Weighing:
     """The weighted mean of the m clients with the smallest sum of squared distances to their K - f - 2 nearest (Blanchard et al. 2017).
     Raises InputError if fewer than 2f + 3 clients take part, or fewer than m + f: a liar would be among the m."""
+    if not (isinstance(f, int) and isinstance(m, int)) or f < 0 or m < 1:
+        raise InputError(f"reduce multi_krum: expected whole numbers f >= 0 and m >= 1, found f={f}, m={m}")
     needs = max(2 * f + 3, m + f)
-    if f < 0 or m < 1:
-        raise InputError(f"reduce multi_krum: expected f >= 0 and m >= 1, found f={f}, m={m}")
 
     def weigh(distances: np.ndarray, p: np.ndarray) -> np.ndarray:
         count = len(p)

@@ -1,4 +1,4 @@
-"""Plain values, before any schema: YAML read with a word for whatever is wrong, dotted overrides, one mapping laid over another."""
+"""Plain values, before any schema: YAML read with a word for whatever is wrong, dotted keys, one mapping laid over another."""
 
 from __future__ import annotations
 
@@ -99,3 +99,11 @@ def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` in the place of `under`; sections that both have are merged."""
     both = {key: merged(under[key], over[key]) for key in over if isinstance(over[key], dict) and isinstance(under.get(key), dict)}
     return {**under, **over, **both}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; one that is empty leaves none, lists stay values."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

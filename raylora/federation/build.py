@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from raylora.core.errors import InputError
 from raylora.data.damage import CLEAN
@@ -51,6 +52,7 @@ def repeatable(device: str, threads: int) -> None:
     To be called before the process first uses its GPU.
     """
     torch.set_num_threads(threads)
+    threadpool_limits(1, user_api="blas")  # of numpy's products, as in the driver
     if device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.allow_tf32 = False

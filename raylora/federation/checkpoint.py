@@ -91,6 +91,13 @@ def prune(folder: Path, keep: int | str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def discard_after(folder: Path, round: int) -> None:
+    """Remove the checkpoints of later rounds, which a run that goes on from here writes anew."""
+    for path in written(folder):
+        if int(path.name.removeprefix("round_")) > round:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def written(folder: Path) -> list[Path]:
     """The folders of the checkpoints, whole or not, oldest first."""
     found = [path for path in folder.glob("round_*") if path.name.removeprefix("round_").isdecimal()]
@@ -130,7 +137,7 @@ def load(path: Path) -> tuple[Progress, int]:
         base=_get(base, "weights"),
         base_version=about["base_version"],
         folded=_get(base, "folded"),
-        deltas={int(key[5:].split(SEPARATOR)[0]): _get(base, key.split(SEPARATOR)[0]) for key in base if key.startswith("delta")},
+        deltas={int(key[5:]): _get(base, key) for key in dict.fromkeys(k.split(SEPARATOR)[0] for k in base) if key.startswith("delta")},
         versions=about["versions"],
         bytes_up=about["bytes_up"],
         bytes_down=about["bytes_down"],

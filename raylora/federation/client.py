@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -125,7 +125,7 @@ def parted(
         extra["delta_c"] = {name: after[name] - before.get(name, np.float32(0)) for name in after}
     sent_up: Tree = {name: trained[name] for name in sorted(uploads)}
     if site.attack is not None and task.phases:
-        trees["first"] = state.trees["first"] if state is not None else sent_up
+        trees["first"] = sent_up if state is None else state.trees.get("first", sent_up)
         sent_up = site.attack.sent(sent_up, {name: received[name] for name in sent_up}, trees["first"], task.round, site.id)
     update = ClientUpdate(
         client_id=site.id,
@@ -142,6 +142,8 @@ def parted(
         update = sent.update
         if protocol.compress.remembers:
             trees["error"] = sent.error
+    if state is not None and not task.phases:  # it has only scored: what it keeps is what it kept
+        return update, replace(state, base_version=broadcast.base_version, round=task.round)
     return update, ClientState(trees=trees, base_version=broadcast.base_version, round=task.round)
 
 

@@ -8,6 +8,8 @@ from types import TracebackType
 
 import torch
 
+from raylora.core.machine import free_bytes
+
 SPARE = 0.8  # of what is free: the rest is for the others and for what was not measured
 
 
@@ -35,9 +37,7 @@ def limit(device: str, processes: int, share: float = 1.0) -> float:
     """Bytes that this process may reach beside others like it: its part of what is free; of a GPU, its `share` of it."""
     if device == "cuda":
         return SPARE * share * float(torch.cuda.get_device_properties(0).total_memory)
-    with open("/proc/meminfo", encoding="ascii") as file:
-        found = {line.split(":")[0]: int(line.split()[1]) << 10 for line in file if line.split()[-1] == "kB"}
-    return _status("VmRSS") + SPARE * found["MemAvailable"] / processes
+    return _status("VmRSS") + SPARE * free_bytes() / processes
 
 
 def keep_to_share(device: str, share: float) -> None:

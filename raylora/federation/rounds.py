@@ -151,7 +151,19 @@ def begin_round(
 ) -> Iterator[Outcome]:
     """Those of the cohort train who do not drop out and have nothing under way. Their outcomes, in the order in which they finish."""
     order = [client for client in sorted(cohort) if client not in conditions.dropped and client not in progress.under_way.values]
-    return executor.train([[(client, broadcasts[client]) for client in order[i : i + stack]] for i in range(0, len(order), stack)])
+    return executor.train(stacked([(client, broadcasts[client]) for client in order], stack))
+
+
+def stacked(order: Sequence[tuple[str, Broadcast]], stack: int) -> list[list[tuple[str, Broadcast]]]:
+    """Cut into passes of at most `stack` neighbours, who all do the same: one that is asked for something else begins a new pass."""
+    found: list[list[tuple[str, Broadcast]]] = []
+    for client, broadcast in order:
+        first = found[-1][0][1].task if found else None
+        if first is not None and len(found[-1]) < stack and (first.phases, first.scores) == (broadcast.task.phases, broadcast.task.scores):
+            found[-1].append((client, broadcast))
+        else:
+            found.append([(client, broadcast)])
+    return found
 
 
 def by_client(answers: Iterable[Outcome]) -> dict[str, Outcome]:
@@ -218,9 +230,11 @@ def after_round(
     up: int,
     down: int,
 ) -> Progress:
-    """The run once these updates are in: the server, what clients keep, the base versions that they have, bytes and time."""
+    """The run once these updates are in: the server, what clients keep, the base versions that they have, bytes and time.
+
+    clients: who is there or still to come; folds that all of them have are forgotten."""
     versions = {**progress.versions, **dict.fromkeys(asked, progress.base_version)}
-    oldest = min(versions.get(client.id, 0) for client in clients)
+    oldest = min((versions.get(client.id, 0) for client in clients), default=progress.base_version)
     return replace(
         progress,
         round=progress.round + 1,

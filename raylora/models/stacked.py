@@ -108,6 +108,11 @@ class StackedModel:
             self.owned[""] = PerClient(backbone)
             return
         self.plain = tuple(name for name in self.weights if any(fnmatch.fnmatchcase(name, pattern) for pattern in plain))
+        if both := sorted({f"{path}.weight" for path in modules} & set(self.plain)):
+            raise InputError(
+                f"lora.targets: {both[0]} is trained as it is (model.head, model.decoder): expected targets without it "
+                f"(this model has: {', '.join(backbone.adapter_targets)})"
+            )
         for path in modules:
             self.layers[path] = Adapted(backbone.get_submodule(path))
             self.layers[path].dropout = dropout

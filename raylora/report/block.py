@@ -43,6 +43,7 @@ class Block:
     pairs: tuple[Pair, ...]
     a_a: SelfTest
     winners: tuple[Winner, ...]
+    tried: int  # configurations, pruned and failed ones included
     remarks: tuple[str, ...]
     marks: tuple[str, ...] = ()  # what every table of these runs must say
 
@@ -59,11 +60,11 @@ class Block:
         """The sentences, most important first: what validation chose, A/A, the chosen one's pairs, all other pairs."""
         if self.chosen is None:
             return [self.a_a.sentence, *(pair.sentence for pair in self.pairs)]
-        score, tried = self.chosen.score, sum(w.tried for w in self.winners)
+        score = self.chosen.score
         reached = "n/a" if score.in_client.value is None else f"{score.in_client.value:.3f}"
         where = f"on validation patients ({score.validation.value:.3f}); on test patients it reaches {reached}."
-        first = f"Of {tried} configurations tried, {score.label} has the best {inside(self.metric)} {where}"
-        if tried == 1:
+        first = f"Of {self.tried} configurations tried, {score.label} has the best {inside(self.metric)} {where}"
+        if self.tried == 1:
             first = f"{score.label} was scored {where}"
         pairs = sorted(self.pairs, key=lambda p: score.label not in (p.a, p.b))
         return [first, self.a_a.sentence, *(pair.sentence for pair in pairs)]
@@ -108,6 +109,7 @@ def make_block(by_block: Blocks, task: str, data: str, baseline: str | None, roo
         pairs=tuple(pairs_of(groups, metric, a_a, root_seed, replicates, against)),
         a_a=a_a,
         winners=tuple(winners),
+        tried=len(tried),
         remarks=tuple([*remarks, *_remarks(by_block, task, data, groups)]),
         marks=tuple(common_marks([run.summary for run in finished])),
     )

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from raylora.core.values import flat
 from raylora.metrics.matrix import Sample, sample
 from raylora.metrics.panel import Panel, panel
 from raylora.metrics.rows import FROZEN, GLOBAL, CaseTable
-from raylora.report.runs import Run, flat
+from raylora.report.runs import Run
 from raylora.report.table import short_key
 
 # Keys that name, place or record a run and decide no number of it; the seed makes repeats; which data it was is told by their hash.
@@ -21,6 +22,7 @@ NO_DIFFERENCE = (
     *("training.cache_gb.", "model.weights_folder."),
 )
 BASELINE = "fedit"
+WEIGHTS = "model.weights"
 STACK = "training.stack"  # if it was measured (`auto`), each run has its own: it tells runs apart only where one seed was run with several
 
 
@@ -120,6 +122,9 @@ def varied_keys(runs: Sequence[Run]) -> list[str]:
         found = {(repr([c.get(key) for key in others]), run.seed, c.get(STACK)) for c, run in zip(configs, runs, strict=True)}
         if len({(one, seed) for one, seed, _ in found}) == len(found):
             varied = others
+    bases = {(run.summary.get("base") or {}).get("sha256") for run in runs if run.finished}
+    if WEIGHTS in varied and len(bases) == 1 and None not in bases:
+        varied.remove(WEIGHTS)  # the same file in two places
     return sorted(varied, key=lambda key: (key != "strategy.name", key))
 
 

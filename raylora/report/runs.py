@@ -206,17 +206,6 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
         raise InputError(f"{path}: data: expected the section of a run's configuration, found {str(config['data'])[:40]!r}")
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys; lists stay values."""
-    keys: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            keys |= flat(value, f"{prefix}{name}.")
-        else:
-            keys[f"{prefix}{name}"] = value
-    return keys
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))

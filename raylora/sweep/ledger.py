@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from raylora.core.errors import InputError, RunError
@@ -53,7 +56,11 @@ class Ledger:
             raise InputError(f"--output {folder}: another process is at work on this sweep") from None
         except OSError:  # a disk without locks
             pass
-        self.lines = self._read()
+        self.lines: list[Line] = []
+        self._last: dict[str, dict[int, Line]] = defaultdict(dict)  # kind -> trial -> its last line
+        self._reports: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        for line in self._read():
+            self._take(line)
         if not self.lines:
             self.append({"kind": "sweep", "sha256": sha256})
         elif self.lines[0].get("sha256") != sha256:
@@ -90,17 +97,35 @@ class Ledger:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written: {error.strerror}; the same command goes on from here") from None
+        self._take(line)
+
+    def _take(self, line: Line) -> None:
         self.lines.append(line)
+        if "number" in line:
+            self._last[line["kind"]][line["number"]] = line
+        if line["kind"] == "report":
+            self._reports[line["number"]].append((line["round"], line["objective"]))
 
     def close(self) -> None:
         self._file.close()
 
     # ---- what the lines say
 
-    def of(self, kind: str) -> dict[int, Line]:
-        """The last line of a kind for each trial."""
-        return {line["number"]: line for line in self.lines if line["kind"] == kind}
+    def of(self, kind: str) -> Mapping[int, Line]:
+        """The last line of a kind for each trial, as it stands."""
+        return MappingProxyType(self._last[kind])
 
-    def reports(self, number: int) -> list[tuple[int, float]]:
+    def reports(self, number: int) -> Sequence[tuple[int, float]]:
         """(rounds done, objective) of one trial, in order."""
-        return [(line["round"], line["objective"]) for line in self.lines if line["kind"] == "report" and line["number"] == number]
+        return tuple(self._reports[number])
+
+
+def pruned_after(path: Path, number: int) -> int | None:
+    """After which round a trial is to end early, by the ledger file that another process holds; None: nobody has decided so."""
+    found = None
+    for raw in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):  # the last line may be half written
+            line = json.loads(raw)
+            if line.get("kind") == "pruned" and line.get("number") == number:
+                found = int(line["round"])
+    return found

@@ -150,7 +150,7 @@ class Sweep(Section):
     def config(self, values: Values, seed: int, number: int) -> Config:
         """The experiment of one trial. Raises InputError."""
         origin = f"trial {number} ({said(values)})"
-        laid = laid_over(self.base, {**values, "seed": seed, "name": trial_name(self.name, number)}, origin)
+        laid = laid_over(self.base, {**configuration.one_length(values), "seed": seed, "name": trial_name(self.name, number)}, origin)
         return configuration.from_dict(laid, origin)
 
 

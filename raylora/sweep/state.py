@@ -58,7 +58,7 @@ def state(
             }
         )
     counts = {status: sum(row["status"] == status for row in rows) for status in ("finished", "pruned", "failed", "unfinished")}
-    done = over and not counts["unfinished"]
+    done = over and not counts["unfinished"] and len(rows) >= (total or 0)
     return {
         "schema": 1,
         "name": sweep.name,

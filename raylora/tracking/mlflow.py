@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from raylora.core.errors import InputError
-from raylora.tracking.store import ENDED, FOLDER, KEY, PARENT, RECORD, Node, Store, flat, now_ms
+from raylora.core.values import flat
+from raylora.tracking.store import ENDED, FOLDER, KEY, PARENT, RECORD, Node, Store, now_ms
 from raylora.tracking.writer import Writer
 
 NETWORK_DISKS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "gpfs", "beegfs", "ceph", "9p"}
@@ -298,6 +299,7 @@ class Finished:
     config: Mapping[str, Any]
     tags: Mapping[str, str]
     client_runs: int
+    rounds: Sequence[Line] = ()  # of rounds.jsonl
 
     @property
     def finished(self) -> bool:
@@ -369,9 +371,7 @@ def _bring(store: Store, run: Finished, key: str, parent: Node | None, more: Map
 def told(node: Node, run: Finished, at: int) -> ExperimentRuns:
     """What would have been told of a run while it ran."""
     runs = ExperimentRuns(node, run.config, run.client_runs)
-    record = run.folder / "rounds.jsonl"
-    if record.is_file():
-        runs.rounds([json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()], at)
+    runs.rounds(run.rounds, at)
     if run.finished:
         runs.finish(run.folder, run.summary, at)
     else:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raylora.core.values import flat
+
 KEY, RECORD = "raylora.key", "raylora.record"  # tags: which run it is, and the hash of the summary that it holds all of
 FOLDER = "raylora.folder"  # tag: where the run folder was
 PARENT = "mlflow.parentRunId"
@@ -241,11 +243,3 @@ def quiet() -> None:
         os.environ.setdefault(name, value)
     for logger in ("mlflow", "alembic"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return result

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from raylora.core.errors import RunError
 from raylora.data.native import Geometry, to_native
 from raylora.metrics.clinical import segmentation_rows
 from raylora.models.stacked import StackedModel
@@ -67,6 +68,13 @@ def _of_each(model: StackedModel, images: Sequence[Sequence[Named]], batch_size:
         yield [own[: len(part)] for own, part in zip(logits, parts, strict=True)]
 
 
+def _finite(logits: torch.Tensor) -> torch.Tensor:
+    """As they are. Raises RunError: of what is not a number, everything would be called normal, or background."""
+    if not bool(torch.isfinite(logits).all()):
+        raise RunError("a model's predictions are not finite numbers (its weights have grown without bound); try a smaller training.lr")
+    return logits
+
+
 def _label_maps(logits: torch.Tensor) -> np.ndarray:
     return logits.argmax(1).to(torch.uint8).cpu().numpy()
 
@@ -88,14 +96,14 @@ def segment(model: StackedModel, case: EvalCase, depth: int) -> dict[str, np.nda
 @torch.no_grad()
 def evaluate(model: StackedModel, cases: Sequence[EvalCase], task: str, depth: int, batch_size: int, *, full: bool) -> list[list[Row]]:
     """The rows of each model of the pass on the same patients: for segmentation on the native grid against the native label (`full`:
-    distances, volumes, ejection fraction; otherwise Dice alone), for disease the probability and the label."""
+    distances, volumes, ejection fraction; otherwise Dice alone), for disease the probability and the label. Raises RunError."""
     found: list[list[Row]] = [[] for _ in range(model.clients)]
     if task == "disease":
         scored = iter(cases)
         for logits in _of_all(model, [_both_frames(case, depth) for case in cases], batch_size):
             part = [next(scored) for _ in range(logits.shape[1])]
             for rows, own in zip(found, logits, strict=True):
-                for case, probability in zip(part, _diseased(own), strict=True):
+                for case, probability in zip(part, _diseased(_finite(own)), strict=True):
                     rows.append((case.patient, "-", "diseased", "probability", probability))
                     if case.diseased is not None:
                         rows.append((case.patient, "-", "diseased", "label", float(case.diseased)))
@@ -105,7 +113,7 @@ def evaluate(model: StackedModel, cases: Sequence[EvalCase], task: str, depth: i
     of_frames = iter(frames)
     waiting: list[dict[str, np.ndarray]] = [{} for _ in found]  # of the case whose frames are not all there yet
     for logits in batches:
-        maps = [_label_maps(own) for own in logits]  # (K) of (b, x, y, z)
+        maps = [_label_maps(_finite(own)) for own in logits]  # (K) of (b, x, y, z)
         for i in range(logits.shape[1]):
             case, frame = next(of_frames)
             for rows, pred, own in zip(found, waiting, maps, strict=True):

@@ -164,7 +164,8 @@ def test_a_trial_whose_driver_is_lost_too_often_has_failed(prepared_folder, tmp_
     settings = space.load(write(tmp_path, prepared_folder))
     trial = space.trials(settings)[0]
     config = settings.config(trial.values, trial.seed, trial.number)
-    lost = SimpleNamespace(config={"place": SimpleNamespace(number=0, plan=SimpleNamespace(config=config))})
+    place = SimpleNamespace(number=0, plan=SimpleNamespace(config=config))
+    lost = SimpleNamespace(config={"place": place}, get_error=lambda: None)
     with contextlib.closing(Ledger(tmp_path / "out", settings.sha256())) as ledger:
         Followed(Listed([trial]), ledger, tmp_path, {0: trial}, lambda *said: None).on_trial_error(0, [], lost)
         assert ledger.of("end")[0]["status"] == "failed"

@@ -12,6 +12,7 @@ from raylora import planning
 from raylora.cluster import client_actor, trial
 from raylora.cluster.client_actor import RayExecutor
 from raylora.cluster.resources import Available, Request
+from raylora.sweep.ledger import Ledger
 
 
 def executor(**attributes) -> RayExecutor:
@@ -57,7 +58,7 @@ def test_a_trial_that_goes_on_keeps_the_stack_that_was_chosen_when_it_began(prep
     monkeypatch.setattr(ray, "get", lambda reference: {})
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
     plan = planning.make_plan(tiny(prepared_folder, training__stack="auto"))
-    options = {"weights": {}, "metric": "dice", "until": None, "request": None, "node": "here"}
+    options = {"weights": {}, "metric": "dice", "until": None, "request": None, "node": "here", "ledger": ""}
     place = trial.Place(number=0, plan=plan, folder=str(tmp_path / "trial"), **options)
     assert trial._running(place, [None]).plan.config.training.stack == "auto"
     written = tmp_path / "trial" / "config.yaml"
@@ -67,3 +68,18 @@ def test_a_trial_that_goes_on_keeps_the_stack_that_was_chosen_when_it_began(prep
     written.write_text(configuration.dump(chosen))
     again = trial._running(replace(place), [None]).plan.config
     assert again == chosen and configuration.load(written) == chosen
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_trial_whose_time_is_up_leaves_no_summary_of_a_pruned_one(tmp_path, pruned):
+    """Tune stops both in one way; the first goes on another day, and must not look ended until then."""
+    did = []
+    ledger = Ledger(tmp_path, "a")
+    if pruned:
+        ledger.append({"kind": "pruned", "number": 5, "round": 2})
+    driver = object.__new__(trial.DriverActor)
+    driver.number, driver.ledger = 5, ledger.path
+    driver.trial = SimpleNamespace(prune=lambda: did.append("pruned"), close=lambda: did.append("closed"))
+    driver._end()
+    assert did == (["pruned", "closed"] if pruned else ["closed"])
+    ledger.close()

@@ -8,6 +8,7 @@ import pytest
 from small_runs import run, tiny
 
 from raylora import experiment, planning
+from raylora.core.errors import InputError
 from raylora.core.types import ClientState, State
 from raylora.federation import checkpoint
 from raylora.federation.build import build_host
@@ -174,6 +175,9 @@ def test_a_run_that_goes_on_after_any_round_ends_the_same(runs, tmp_path, method
         resumed = run(whole.config, folder, resume=True)
         assert resumed.hashes == whole.hashes, after
         assert timeless(resumed.lines) == timeless(whole.lines)
+        assert resumed.summary["wall_seconds"] > sum(
+            line["seconds"] for line in resumed.lines if line["kind"] == "round" and line["round"] < after
+        )
         assert (folder / "cases.parquet").read_bytes() == (whole.folder / "cases.parquet").read_bytes()
         assert [resumed.summary[key] for key in ("bytes_up", "bytes_down", "final")] == [
             whole.summary[key] for key in ("bytes_up", "bytes_down", "final")
@@ -206,3 +210,32 @@ def test_checkpoints_every_other_round(prepared_folder, tmp_path):
     interrupted(config, tmp_path / "early", 1)
     resumed = run(config, tmp_path / "early", resume=True)
     assert resumed.hashes == whole.hashes and timeless(resumed.lines) == timeless(whole.lines)
+
+
+def test_torn_ones_do_not_count_among_those_that_are_kept(prepared_folder, tmp_path):
+    """All that was kept is torn: the run begins anew, and what it saves then must outlive the old numbers."""
+    config = tiny(prepared_folder, "disease", checkpoint={"every": 1, "keep": 1}, training__rounds=3)
+    interrupted(config, tmp_path / "run", 2)
+    (torn,) = (tmp_path / "run" / "checkpoints").glob("round_*")
+    (torn / "state.json").write_text("{")
+    plan = planning.make_plan(config)
+    events = experiment.run_experiment(plan, tmp_path / "run", lambda p: InProcess(build_host(p.spec, p.weights)), resume=True)
+    while next(events)["event"] != "round":
+        pass
+    events.close()
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints")[0][0].round == 1
+
+
+@pytest.mark.parametrize("key", ["data_sha256", "base_sha256"])
+def test_other_data_or_weights_than_it_began_with_are_refused(prepared_folder, tmp_path, key):
+    """Who was trained on could be tested on."""
+    config = tiny(prepared_folder, "disease")
+    interrupted(config, tmp_path / "run", 1)
+    path = tmp_path / "run" / "patients.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps({**before, key: "other"}))
+    with pytest.raises(InputError, match="the (studies of data.root|weights of model.weights) are not those that this run began with"):
+        run(config, tmp_path / "run", resume=True)
+    assert json.loads(path.read_text())[key] == "other", "nothing has been written"
+    path.write_text(json.dumps({name: value for name, value in before.items() if not name.endswith("sha256")}))
+    run(config, tmp_path / "run", resume=True)  # of an older version, which did not say

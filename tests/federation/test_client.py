@@ -211,3 +211,12 @@ def test_the_base_goes_back_to_the_original(plan):
     host.set_base({"blocks.1.attn.qkv.weight": plan.weights["blocks.1.attn.qkv.weight"]})
     assert folded != before == host.evaluate(request, "test", full=True)
     assert np.array_equal(host.model.weights[name].numpy(), plan.weights[name])
+
+
+def test_a_round_that_only_scores_leaves_what_is_kept_as_it_is(plan):
+    """The driver keeps what it is told of a client: after a resume SCAFFOLD's c_k, and what a replaying liar repeats, would be gone."""
+    host = host_of(plan)
+    kept = ClientState(trees={"private": {}, "c_k": first_tree(host), "first": first_tree(host)}, round=0)
+    host.restore({"GE": kept})
+    (outcome,) = host.train(["GE"], [told(host, round=3, phases=(), scores=("received",))])
+    assert outcome.state.trees is kept.trees and outcome.state.round == 3 and "score_received" in outcome.update.metrics

@@ -14,6 +14,7 @@ from raylora.federation import checkpoint
 from raylora.federation.buffered import packed, unpacked
 from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
+from raylora.method import caveats
 
 VENDORS = sorted(COHORT)
 SLOW_LINE = {"up_mbit": 0.01, "down_mbit": 0.02, "latency_s": 0.5, "step_s": 2.0}
@@ -96,6 +97,12 @@ def test_the_pool_of_all_data_has_each_client_s_faults(prepared_folder):
     (pool,) = [site for site in plan.spec.sites if site.training]
     assert pool.damage == {study: damage for site in alone.spec.sites for study, damage in site.damage.items()}
     assert len({damage.contour_mm for damage in pool.damage.values()}) == 4 and len(pool.damage) == len(pool.training)
+    for attack in ("negate", "label_flip"):  # the liars of the others are liars here, as far as data lie
+        liars = {"byzantine": 0.5, "attack": attack}
+        pooled, apart = (planning.make_plan(tiny(prepared_folder, faults=liars, **s)) for s in ({"strategy": {"name": "centralised"}}, {}))
+        assert pooled.dials.describe() == (apart.dials.describe() if attack == "label_flip" else None)
+        said = caveats(pooled.config, 4)
+        assert bool(said) == (attack == "negate") and all(text.startswith("faults.byzantine changes nothing here: ") for text in said)
 
 
 # ---- taking part
@@ -394,3 +401,32 @@ def test_a_reduction_that_dropouts_would_starve_is_refused_before_the_run(prepar
     planning.make_plan(tiny(prepared_folder, **options))
     with pytest.raises(InputError, match=r"expected at least 5 clients in every round, found [1-4]"):
         planning.make_plan(tiny(prepared_folder, **options, faults={"dropout": 0.3}, training__rounds=5))
+
+
+def test_folds_are_not_kept_for_who_has_left(prepared_folder, tmp_path):
+    """Each checkpoint would hold every fold since then."""
+    config = tiny(prepared_folder, "disease", strategy={"name": "flora"}, faults={"leaves": 0.5}, training__rounds=5)
+    found = run(config, tmp_path / "run")
+    ends = [end for _, end in found.plan.dials.tenures.values()]
+    assert min(ends) < 4 and max(ends) == 5
+    after, _ = checkpoint.load(tmp_path / "run" / "checkpoints" / "round_0005")
+    assert set(after.deltas) == {5} or not after.deltas, sorted(after.deltas)
+
+
+@pytest.mark.parametrize(
+    ("dials", "key"),
+    [
+        ({"faults": {"slow": 0.5}}, "faults.slow"),
+        ({"network": {"speed": 2.0, "latency_s": 1.0}}, "network.speed"),
+        ({"network": {"speed_spread": 0.5}}, "network.speed_spread"),
+        ({"network": {"spread": 0.5, "step_s": 1.0}}, "network.spread"),
+        ({"sampling": {"deadline_s": 5.0}}, "sampling.deadline_s"),
+    ],
+)
+def test_a_dial_that_nobody_notices_is_said(prepared_folder, dials, key):
+    (said,) = caveats(tiny(prepared_folder, **dials), 4)
+    assert said.startswith(f"{key} changes nothing here: ")
+    assert (
+        caveats(tiny(prepared_folder, network={"step_s": 1.0, "up_mbit": 8, "spread": 1.0, "speed_spread": 1.0}, faults={"slow": 0.5}), 4)
+        == []
+    )

@@ -8,6 +8,7 @@ import torch
 from small_runs import tiny
 
 from raylora import planning
+from raylora.core.errors import RunError
 from raylora.core.types import Task
 from raylora.federation.answers import Scored
 from raylora.federation.build import build_host
@@ -108,3 +109,11 @@ def test_a_stack_is_scored_in_one_pass(host, monkeypatch):
     told = [Broadcast(adapter={}, task=Task(round=0, scores=("received",)))] * 4
     found = host.train(CLIENTS, told)
     assert passes and set(passes) == {4} and all(0 <= outcome.update.metrics["score_received"] <= 1 for outcome in found)
+
+
+def test_what_is_not_a_number_is_no_prediction(host, monkeypatch):
+    """Of NaN everybody would be called normal, and every voxel background: a run that has diverged would finish with a score."""
+    whole = StackedModel.compared
+    monkeypatch.setattr(StackedModel, "compared", lambda self, *images: whole(self, *images) * float("nan"))
+    with pytest.raises(RunError, match=r"predictions are not finite numbers .*; try a smaller training.lr"):
+        rows(host, [Scored(model_of="m", tree=trees(host, 1)[0], data_of=("GE",))], 1)

@@ -13,6 +13,7 @@ from small_runs import tiny
 
 from raylora import planning
 from raylora.core import sampling
+from raylora.core.errors import InputError
 from raylora.core.types import Tree
 from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
@@ -99,3 +100,22 @@ def test_whatever_the_stack_and_whoever_comes(prepared_folder, stack):
     options = {"sampling": {"kind": "uniform", "fraction": 0.75}, "lora__blocks": 1}
     apart, together = (after_five_rounds(prepared_folder, "disease", "feddpa", k, "float64", **options) for k in (1, stack))
     assert distance(apart, together) <= 1e-9
+
+
+def test_a_decoder_that_every_client_trains_as_it_is(prepared_folder):
+    options = {"model__decoder": "full", "lora__targets": ["encoder_conv"]}
+    apart, together = (after_five_rounds(prepared_folder, "segmentation", "fedit", stack, "float64", **options) for stack in (1, 4))
+    assert distance(apart, together) <= 1e-9
+    before = planning.make_plan(tiny(prepared_folder, "segmentation", **SMALL["segmentation"], **options)).weights
+    trained = {name: value for name, value in apart["server adapter"].items() if name.startswith("upsamples.")}
+    assert len(trained) == 14 and all(not np.array_equal(value, before[name]) for name, value in trained.items()), sorted(trained)
+
+
+def test_what_is_trained_as_it_is_takes_no_adapter(prepared_folder):
+    """Its convolutions would be sent and averaged, and never trained; and clients of a pass would train each other's."""
+    with pytest.raises(InputError, match=r"lora.targets: upsamples.0.conv_block.conv1.conv.weight is trained as it is .*encoder_conv"):
+        planning.make_plan(tiny(prepared_folder, model__decoder="full"))
+    with pytest.raises(
+        InputError, match=r"model.decoder: lora.targets places the adapters of unet \(conv, .*expected frozen or full, found lora"
+    ):
+        planning.make_plan(tiny(prepared_folder, model__decoder="lora"))

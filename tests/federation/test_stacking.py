@@ -5,8 +5,10 @@ from small_runs import run, tiny
 
 from raylora import config as configuration
 from raylora import planning
+from raylora.core.types import Broadcast, Phase, Task
 from raylora.federation import memory
 from raylora.federation.build import build_host
+from raylora.federation.rounds import stacked
 from raylora.federation.stacking import Probe, candidates, choose, in_words, measure, most_per_pass
 
 MB = 1_000_000
@@ -106,3 +108,30 @@ def test_auto_is_resolved_once_and_written_to_the_configuration(prepared_folder,
     monkeypatch.setattr("raylora.federation.host.Host.probe", None)
     again = run(written, tmp_path / "again")
     assert again.hashes == found.hashes, "with the number written down nothing is measured, and nothing else changes"
+
+
+def test_auto_is_measured_for_the_clients_of_a_round(prepared_folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("raylora.federation.host.Host.probe", lambda self, k: asked.append(k) or Probe(clients=k, seconds=1 / k, bytes=1))
+    two = {"kind": "uniform", "fraction": 0.5}
+    found = run(tiny(prepared_folder, "disease", training__stack="auto", sampling=two), tmp_path / "run")
+    assert asked == [1, 2] and found.summary["numerics"]["stack"] == 2, "of four clients two come to a round"
+
+
+def test_those_of_a_pass_do_the_same():
+    """A strategy may ask each client for something else; what a pass computes is one thing."""
+
+    def asked(mu, scores=()):
+        return Broadcast(adapter={}, task=Task(round=1, phases=(Phase(trains=("*",), terms={"prox": mu}),), scores=scores))
+
+    order = [
+        ("a", asked(0.0)),
+        ("b", asked(0.0)),
+        ("c", asked(0.0)),
+        ("d", asked(1.0)),
+        ("e", asked(1.0, ("received",))),
+        ("f", asked(0.0)),
+    ]
+    cut = [[client for client, _ in one] for one in stacked(order, 2)]
+    assert cut == [["a", "b"], ["c"], ["d"], ["e"], ["f"]]
+    assert [[client for client, _ in one] for one in stacked(order[:3], 8)] == [["a", "b", "c"]] and stacked([], 2) == []

@@ -346,3 +346,23 @@ def test_the_command_writes_page_and_tables(folders, tmp_path, capsys, monkeypat
     assert found["blocks"][0]["a_a"]["baseline"].startswith("rate_my_lora")
     files = sorted(path.name for path in (tmp_path / "tables").glob("*.csv"))
     assert any("pairs" in name for name in files) and f"({len(files)} files)" in said and (tmp_path / "page.html").stat().st_size > 1000
+
+
+def test_strategies_of_which_nothing_finished_count_as_tried(tmp_path):
+    runs = [make_run(tmp_path / "a", rounds=1), make_run(tmp_path / "b", strategy="local", rounds=1, status="pruned")]
+    (block,) = compare(runs, replicates=FEW).blocks
+    assert block.tried == 2 and block.findings()[0].startswith("Of 2 configurations tried, fedit has the best Dice")
+
+
+def test_the_same_weights_in_two_places_are_one_configuration(tmp_path):
+    runs = [
+        make_run(tmp_path / str(seed), seed=seed, rounds=1, config={"model.weights": f"/home/{seed}/heart.safetensors"}) for seed in (0, 1)
+    ]
+    assert len(compare(runs, replicates=FEW).blocks[0].scores) == 2, "without a hash nobody knows"
+    for sha256s, configurations in (("aa", 1), ("ab", 2)):
+        for run, sha256 in zip(runs, sha256s, strict=True):
+            path = run / "summary.json"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "base": {"sha256": sha256}}))
+        (block,) = compare(runs, replicates=FEW).blocks
+        assert len(block.scores) == configurations
+        assert any("start from different models" in remark for remark in block.remarks) == (configurations == 2)

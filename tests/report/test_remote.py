@@ -103,3 +103,25 @@ def test_parameters_read_back_are_the_configuration_they_were_made_of():
     empty = {key: value for key, value in config.items() if value == {}}
     assert {**back, **empty} | {"data": 0, "model": 0, "clients": 0} == config | {"data": 0, "model": 0, "clients": 0}
     assert back["data"]["allow_seen"] is True and back["data"]["root"] is None and back["lora"]["rank"] == [2, 4]
+
+
+def test_a_seed_that_was_pruned_belongs_to_its_configuration(mlflow_uri, tmp_path):
+    """An empty section (`model.sizes: {}`) leaves no parameter in MLflow: it must not tell the pruned run from its finished repeats."""
+    told = []
+    for number, (rank, seed, quality) in enumerate(((4, 0, 0.9), (8, 0, 0.85), (8, 1, 0.85), (4, 1, 0.9))):
+        folder = make_run(
+            tmp_path / "runs" / str(number), seed=seed, quality=quality, rounds=1, patients=3, config={"lora.rank": rank, "model.sizes": {}}
+        )
+        summary, config = json.loads((folder / "summary.json").read_text()), yaml.safe_load((folder / "config.yaml").read_text())
+        told.append(Finished(folder=folder, name=folder.name, summary=summary, config=config, tags=tags(summary), client_runs=16))
+    *finished, pruned = told
+    for run in finished:
+        upload(run, mlflow_uri, "seeds")
+    sweep = SweepTracker(mlflow_uri, "seeds", "ranks", {}, {}, 16)
+    sweep.trial(0, "000", pruned.config, pruned.tags)
+    sweep.fail(0, "PRUNED", {})
+    sweep.end("FINISHED", None)
+    assert sweep.close() is None
+    (block,) = compare(list(launch.fetch("seeds", mlflow_uri, tmp_path / "got")), replicates=50).blocks
+    assert block.varied == ("lora.rank",) and block.tried == 2
+    assert block.chosen.score.label == "fedit rank=8" and any("rank=4 has not finished every seed" in r for r in block.remarks)

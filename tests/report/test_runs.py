@@ -8,7 +8,7 @@ import yaml
 from make_run import make_run
 
 from raylora.core.errors import InputError
-from raylora.report.runs import find_runs, flat, read_run
+from raylora.report.runs import find_runs, read_run
 
 OUTSIDE = json.dumps({"task": "disease", "strategy": "a", "seed": 0, "clients": [], "status": "finished", "data_sha256": "../../x"})
 
@@ -165,7 +165,3 @@ def test_a_sweep_stands_for_its_trials(tmp_path):
     for number in (1, 0):
         make_run(sweep / "trials" / f"{number:03d}", patients=1, seed=number)
     assert [run.seed for run in find_runs([sweep])] == [0, 1]
-
-
-def test_flat_keys():
-    assert flat({"z": 0, "a": {"y": 0, "b": {"c": 1}, "d": [1, 2]}, "e": {}}) == {"z": 0, "a.y": 0, "a.b.c": 1, "a.d": [1, 2], "e": {}}

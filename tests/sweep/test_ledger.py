@@ -8,7 +8,7 @@ import pytest
 from small_runs import settings as tiny_settings
 
 from raylora.core.errors import InputError
-from raylora.sweep.ledger import Ledger
+from raylora.sweep.ledger import Ledger, pruned_after
 from raylora.sweep.search import replayed
 from raylora.sweep.space import Sweep
 from raylora.sweep.state import best, state
@@ -201,7 +201,10 @@ def test_a_report_that_comes_again_is_judged_as_it_was(tmp_path, kind):
     assert {key: again.on_trial_result(None, Told(key[0]), reported(*key)) for key in decided} == decided
     assert {seat.trial_id: len(results) for seat, results in vars(again.inner).get("_results", {}).items()} == seen
     assert ledger.lines == written
-    ledger.lines = [line for line in ledger.lines if line["kind"] != "pruned"]  # killed before the decision was written
+    ledger.close()
+    kept = [line for line in ledger.path.read_text().splitlines(True) if '"pruned"' not in line]  # killed before the decision was written
+    ledger.path.write_text("".join(kept))
+    ledger = Ledger(tmp_path / "sweep", settings.sha256())
     stopped = next(key for key, decision in decided.items() if decision == "STOP")
     assert remembered(settings, ledger).on_trial_result(None, Told(stopped[0]), reported(*stopped)) == "STOP"
     assert ledger.lines[-1] == {"kind": "pruned", "number": stopped[0], "round": stopped[1]}
@@ -225,3 +228,58 @@ def test_a_suggestion_that_turns_out_impossible_has_failed_and_the_next_is_asked
     found = state(settings, ledger, tmp_path / "sweep", over=False, total=3)
     assert [(row["status"], row["error"]) for row in found["trials"]] == [("failed", "lora.rank: no"), ("unfinished", None)]
     ledger.close()
+
+
+def test_one_that_was_never_possible_has_failed_after_a_kill_too_and_one_that_was_is_asked_for_again(tmp_path):
+    """A kill between the two lines of an impossible suggestion; a trial that had begun on a larger machine."""
+    from raylora.cluster.sweep import Asked
+
+    settings = sweep(tmp_path)
+    ledger = Ledger(tmp_path / "sweep", settings.sha256())
+    for number, sha256 in enumerate((None, "abc")):
+        line = {"kind": "trial", "number": number, "values": {"lora.rank": number + 1}, "seed": 0, "config_sha256": sha256}
+        ledger.append(line)
+    search, unfinished = replayed(settings, ledger)
+
+    def place(trial):
+        raise InputError("placement: no")
+
+    asked = Asked(search, unfinished, ledger, place, tmp_path / "sweep" / "trials")
+    with pytest.raises(InputError, match="placement: no"):
+        asked.suggest("x")
+    assert {number: line["status"] for number, line in ledger.of("end").items()} == {0: "failed"}
+    ledger.close()
+
+
+def test_another_process_reads_after_which_round_a_trial_is_to_end(tmp_path):
+    ledger = Ledger(tmp_path, "a")
+    for number, round in ((0, 1), (1, 2), (0, 3)):
+        ledger.append({"kind": "pruned", "number": number, "round": round})
+    with ledger.path.open("ab") as file:
+        file.write(b'{"kind": "pruned", "number": 2, "ro')
+    assert [pruned_after(ledger.path, number) for number in range(3)] == [3, 2, None]
+    ledger.close()
+
+
+def test_a_sweep_is_finished_when_all_that_it_planned_has_ended(tmp_path):
+    settings = sweep(tmp_path)
+    ledger = Ledger(tmp_path / "sweep", settings.sha256())
+    ledger.append({"kind": "trial", "number": 0, "values": {"lora.rank": 1}, "seed": 0, "config_sha256": "abc"})
+    ledger.append(ENDED)
+    found = [state(settings, ledger, tmp_path / "sweep", over=True, total=total)["status"] for total in (3, 1, None)]
+    assert found == ["stopped", "finished", "finished"], "the time was up when the only one under way ended"
+    ledger.close()
+
+
+def test_why_a_driver_ended_is_read_from_what_tune_says_of_it():
+    from raylora.cluster.sweep import _raised
+
+    task = "Failure # 1 (occurred at x)\nray::DriverActor.train()\nTraceback (most recent call last):\n  File x\nValueError: a: b\n"
+    died = "Failure # 2 (occurred at x)\nThe actor died unexpectedly before finishing this task.\n\tclass_name: DriverActor\n"
+    assert [_raised(said) for said in (None, "", task, task + died, died + task)] == [
+        None,
+        None,
+        "ValueError: a: b",
+        None,
+        "ValueError: a: b",
+    ]

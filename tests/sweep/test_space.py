@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import settings as tiny_settings
 
+from raylora import config as configuration
 from raylora.core.errors import InputError
 from raylora.core.values import laid_over
 from raylora.sweep import space
@@ -141,3 +142,16 @@ def test_a_sweep_can_be_read_back(tmp_path):
 
     sweep = space.load(write(tmp_path, seeds=[1]))
     assert config.validated(Sweep, yaml.safe_load(config.dump(sweep)), "again").sha256() == sweep.sha256()
+
+
+def test_the_length_of_a_round_is_swept_in_either_unit(tmp_path):
+    """A resolved base names one of the two (`local_epochs: 1`, where its file names none)."""
+    base = tiny_settings(tmp_path / "data")
+    del base["training"]["local_steps"]
+    grids = {"training.local_steps": {"grid": [4, None]}}
+    sweep = Sweep.model_validate({"base": configuration.from_dict(base).as_dict(), "space": grids})
+    found = [sweep.config(t.values, t.seed, t.number).training for t in space.trials(sweep)]
+    assert [(t.local_epochs, t.local_steps) for t in found] == [(None, 4), (1, None)]
+    both = {"training.local_steps": 4, "training.local_epochs": 2}
+    with pytest.raises(InputError, match="not both"):
+        sweep.config(both, 0, 0)

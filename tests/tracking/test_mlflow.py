@@ -11,13 +11,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow import __version__ as mlflow_version
 
-from raylora import config as configuration
 from raylora import launch, provenance
 from raylora.core.errors import InputError, RunError
+from raylora.core.values import flat
 from raylora.tracking import mlflow as ours
 from raylora.tracking import store, writer
 from raylora.tracking.mlflow import Tracker, resolved
-from raylora.tracking.store import Node, Store, flat
+from raylora.tracking.store import Node, Store
 
 
 def tracked(found, uri: str, experiment: str = "hearts", client_runs: int = 16) -> Tracker:
@@ -318,8 +318,3 @@ def test_databases_are_found_from_the_working_folder_and_not_on_network_disks(tm
     monkeypatch.setattr(ours, "_network_disk", lambda path: "nfs")
     with pytest.raises(InputError, match=r"tracking.uri: .*m\.db is on a network disk \(nfs\)"):
         resolved("sqlite:///m.db", tmp_path)
-
-
-def test_nested_values_have_dotted_names():
-    assert flat({"a": {"b": {"c": 1}}, "d": [2]}) == {"a.b.c": 1, "d": [2]}
-    assert flat(configuration.Config().as_dict())["data.phantom.patients"] == 100

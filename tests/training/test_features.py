@@ -313,6 +313,11 @@ def test_random_augmentation_has_a_number_of_views_or_no_cache(prepared_folder, 
         tiny(prepared_folder, "disease", **options, training__cache="fp32")
     with pytest.raises(InputError, match=r"training: cached_views are of training.augment, which is 0"):
         tiny(prepared_folder, "disease", training__cached_views=2)
+    with pytest.raises(InputError, match=r"training: cached_views are kept by training.cache, which is off"):
+        tiny(prepared_folder, "disease", **options, training__cached_views=2, training__cache="off")
+    nothing = run(tiny(prepared_folder, training__augment=0.5, training__cached_views=2), tmp_path / "all")
+    said = [event["text"] for event in nothing.events if event["event"] == "note"]
+    assert nothing.plan.spec.cache is None and any(text.startswith("training.cached_views: nothing is kept (") for text in said), said
 
 
 def test_what_is_wide_inside_is_measured_without_storage(monkeypatch):
