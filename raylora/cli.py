@@ -57,7 +57,7 @@ def run(
 
         with _interruptible(lambda: AGAIN), Live() as live:
             found = launch.plan(settings, on_event=live)
-        _print(found, True) if as_json else show_plan(found)
+        _print_json(found) if as_json else show_plan(found)
         return
     out = output or run_folder.free(settings.name)
     with _interruptible(lambda: _left(out)), Live() as live:
@@ -96,7 +96,7 @@ def sweep(
     page = ", comparison.html" if (out / "comparison.html").is_file() else ""
     typer.echo(f"everything is in {output or out}: sweep.json, trials/{page}")
     if as_json:
-        _print(found, True)
+        _print_json(found)
     if (counts := found["counts"])["failed"] and not counts["finished"] + counts["pruned"]:
         raise RunError(f"no trial came to its end, the first: {_why(row['error'] for row in found['trials'])}")
 
@@ -122,7 +122,7 @@ def stress(
     found.show()
     typer.echo(f"everything is in {output or out}: stress.html, stress.json, trials/")
     if as_json:
-        _print(json.loads((out / "stress.json").read_text(encoding="utf-8")), True)
+        _print_json(json.loads((out / "stress.json").read_text(encoding="utf-8")))
     if not any(experiment.status == "finished" for experiment in found.ended):
         raise RunError(f"no experiment came to its end, the first: {_why(experiment.why for experiment in found.ended)}")
 
@@ -163,7 +163,7 @@ def compare(
         if csv is not None:
             typer.echo(f"tables: {csv} ({len(found.write_csv(csv))} files)")
         if as_json:
-            _print(found.as_dict(), True)
+            _print_json(found.as_dict())
 
 
 @app.command()
@@ -236,7 +236,7 @@ def doctor(
             typer.echo(line)
     typer.echo(f"{len(wrong)} would go wrong" if wrong else "nothing would go wrong")
     if as_json:
-        _print({"wrong": len(wrong), "findings": [asdict(one) for one in found]}, True)
+        _print_json({"wrong": len(wrong), "findings": [asdict(one) for one in found]})
     if wrong:
         raise typer.Exit(2)
 
@@ -304,7 +304,7 @@ def check(source: Annotated[Path, typer.Argument(metavar="SRC")], as_json: Json 
     for line in found.lines():
         typer.echo(line)
     if as_json:
-        _print(found.to_dict(), True)
+        _print_json(found.to_dict())
     if found.problems:
         raise InputError(f"{source}: {len(found.problems)} problem{'s' * (len(found.problems) > 1)}, the first: {found.problems[0]}")
 
@@ -345,11 +345,11 @@ def _end(summary: dict[str, Any], out: Path, as_json: bool) -> None:
     tables.show_summary(summary)
     typer.echo(f"everything is in {out}: report.html, plots/, cases.parquet, adapters/")
     if as_json:
-        _print(summary, True)
+        _print_json(summary)
 
 
-def _print(value: Any, as_json: bool) -> None:
-    typer.echo(json.dumps(value, allow_nan=False) if as_json else value if isinstance(value, str) else json.dumps(value, indent=1))
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, allow_nan=False))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -186,7 +186,7 @@ class Model(Section):
     size: Literal["small", "paper", "base", "w1", "w2"] = "small"  # w1, w2: the benchmark's, see benchmarks/peers
     sizes: dict[str, Any] = {}  # constructor arguments over the named size
     head: Literal["trained", "frozen"] = "trained"
-    decoder: Literal["frozen", "full", "lora"] = "frozen"  # of CineMA's segmenter
+    decoder: Literal["frozen", "full", "lora"] = "frozen"  # of a segmenter; full: beside lora.targets that leave it out; lora: CineMA's
     checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
 
 
@@ -399,7 +399,7 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
 
     def sha256(self) -> str:
-        """Of what decides the numbers: everything but the name, placement, tracking and checkpoints."""
+        """Of what decides the numbers, and of where data and weights are found: everything but the name, placement, tracking, checkpoints."""
         return digest(decisive(self.as_dict()))
 
 

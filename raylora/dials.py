@@ -71,7 +71,7 @@ class Dials:
             return 1
         for round in range(self.config.training.rounds):
             asked = self.cohort(clients, round)
-            answering = len(asked) - len(self.conditions(asked, round).dropped)
+            answering = sum(not drawn.day(_rates(self.config), self.config.seed, round, client).drops for client in asked)
             counts.append(min(answering, math.ceil(s.wait_for * len(asked) - 1e-9)))
         return min((count for count in counts if count), default=0)
 

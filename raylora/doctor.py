@@ -140,7 +140,11 @@ def software() -> list[Finding]:
     found = [
         Finding(what="Python", found=".".join(map(str, sys.version_info[:3])), wrong=old, do="raylora needs 3.11 or newer" if old else "")
     ]
-    wrong = unmet(metadata.requires("raylora") or [])
+    try:
+        declared = metadata.requires("raylora") or []
+    except metadata.PackageNotFoundError:  # a checkout that is run from its folder
+        declared = []
+    wrong = unmet(declared)
     found += [Finding(what="package", found=text, wrong=True, do="pip install -e . -c constraints.txt") for text in wrong]
     tested = Path(__file__).resolve().parent.parent / "constraints.txt"
     other = differing(tested.read_text().splitlines()) if tested.is_file() else []

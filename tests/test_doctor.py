@@ -23,7 +23,6 @@ GOOD = {
     "gpus": 0,
     "memory_bytes": 8 << 30,
     "shm_bytes": 1 << 30,
-    "tmp_bytes": 9 << 30,
     "versions": {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0"},
     "code": "abc",
 }

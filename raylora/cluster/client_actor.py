@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from raylora.federation.spec import HostSpec
     from raylora.federation.stacking import Probe
 
-RESTARTS = 3  # of one actor without an answer in between, before its loss ends the run
+RESTARTS = 3  # of one actor without an update in between, before its loss ends the run
 ROOM_S = 2.0  # between looks at whether the cluster still has room for an actor that does not come up
 LOST = (
     RayActorError,

@@ -26,7 +26,6 @@ def here() -> dict[str, Any]:
         "gpus": int(resources.local().gpus),
         "memory_bytes": _memory(),
         "shm_bytes": _free("/dev/shm"),
-        "tmp_bytes": _free("/tmp"),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in COMPUTES}},
         "code": code_hash(),
     }

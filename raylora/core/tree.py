@@ -44,11 +44,6 @@ def select(tree: Tree, patterns: Sequence[str]) -> Tree:
     return {name: tree[name] for name in match(tree, patterns)}
 
 
-def overlay(under: Tree, over: Tree) -> Tree:
-    """`under` with the names of `over` put in its place; names that only `over` has are added."""
-    return {**under, **over}
-
-
 def freeze(tree: Tree) -> Tree:
     """The tree as float32, read-only. An array that is both already is shared, anything else is copied."""
 

@@ -30,10 +30,9 @@ def test_match(patterns: tuple[str, ...], expected: tuple[str, ...]) -> None:
     assert trees.match(NAMES, patterns) == expected
 
 
-def test_select_and_overlay() -> None:
+def test_select() -> None:
     tree = {"a": np.zeros(1), "b": np.ones(1)}
     assert trees.select(tree, ("b",)) == {"b": tree["b"]}
-    assert trees.overlay(tree, {"b": tree["a"]}) == {"a": tree["a"], "b": tree["a"]}
 
 
 def test_freeze_is_float32_read_only_and_copies_what_can_change() -> None:
