@@ -176,7 +176,8 @@ def rank_by_blocks(block: Block, strategy: str) -> Picture | None:
     """Mean score of each pair of rank and adapted blocks, where a strategy was run with several of both."""
     mine = [s for s in block.scores if s.strategy == strategy and s.in_client.value is not None]
     ranks, blocks = (sorted({_hashable(s.settings.get(f"lora.{k}")) for s in mine}, key=_order) for k in ("rank", "blocks"))
-    if len(ranks) < 2 or len(blocks) < 2:
+    by_client = any(key.startswith("lora.rank.") for key in block.varied)  # such ranks are no row
+    if len(ranks) < 2 or len(blocks) < 2 or by_client:
         return None
     cells: dict[tuple[object, object], list[Score]] = {}
     for s in mine:

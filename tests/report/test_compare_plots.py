@@ -55,8 +55,8 @@ def test_a_key_shows_the_mean_over_the_configurations_with_each_value(swept):
 
 def test_nothing_is_a_value_too_and_lists_and_sections_are_read_as_in_tables(tmp_path):
     settings = [
-        {"training.clip": None, "lora.blocks": [0, 1], "model.sizes": {}},
-        {"training.clip": 1.0, "lora.blocks": "all", "model.sizes": {"channels": [8, 16]}},
+        {"training.clip": None, "lora.blocks": [0, 1], "model.sizes": {}, "lora.rank": 4},
+        {"training.clip": 1.0, "lora.blocks": "all", "model.sizes": {"channels": [8, 16]}, "lora.rank": {"A": 2}},
     ]
     qualities = (0.9, 0.7)
     runs = [
@@ -68,7 +68,8 @@ def test_nothing_is_a_value_too_and_lists_and_sections_are_read_as_in_tables(tmp
     clip = pictures["segmentation_by_training_clip"]
     assert {row[1] for row in clip.data.rows} == {"-", "1"} and "fedit at -: 0.9" in clip.alt
     assert {row[1] for row in pictures["segmentation_by_lora_blocks"].data.rows} == {"[0,1]", "all"}
-    assert not [name for name in pictures if "sizes" in name], "a value here and a section there stand on no axis"
+    assert {row[1] for row in pictures["segmentation_by_model_sizes_channels"].data.rows} == {"-", "[8,16]"}
+    assert not [name for name in pictures if "rank" in name], "a value here and a section there stand on no axis"
     assert all(picture.draw(LIGHT) for picture in pictures.values())
 
 
