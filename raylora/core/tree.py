@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 import numpy as np
 
@@ -28,15 +29,17 @@ def match(names: Iterable[str], patterns: Sequence[str]) -> tuple[str, ...]:
     >>> match(["q.lora_A", "q.lora_B", "head"], ("*", "!*.lora_A"))
     ('q.lora_B', 'head')
     """
+    patterns = tuple(patterns)
+    return tuple(name for name in names if _taken(name, patterns))
 
-    def taken(name: str) -> bool:
-        decision = False
-        for pattern in patterns:
-            if fnmatchcase(name, pattern.removeprefix("!")):
-                decision = not pattern.startswith("!")
-        return decision
 
-    return tuple(name for name in names if taken(name))
+@lru_cache(maxsize=1 << 16)  # every round asks the same of the same names, client by client
+def _taken(name: str, patterns: tuple[str, ...]) -> bool:
+    decision = False
+    for pattern in patterns:
+        if fnmatchcase(name, pattern.removeprefix("!")):
+            decision = not pattern.startswith("!")
+    return decision
 
 
 def select(tree: Tree, patterns: Sequence[str]) -> Tree:
@@ -81,7 +84,7 @@ def weighted_sum(trees: Sequence[Tree], weights: Sequence[float]) -> Tree:
     total = {name: np.zeros(array.shape, dtype=np.float64) for name, array in trees[0].items()}
     for tree, weight in zip(trees, weights, strict=True):
         for name in total:
-            total[name] += weight * np.asarray(tree[name], dtype=np.float64)
+            total[name] += np.multiply(tree[name], weight, dtype=np.float64)
     return total
 
 
@@ -93,7 +96,7 @@ def add(tree: Tree, step: Tree, factor: float = 1.0) -> Tree:
 
 def subtract(tree: Tree, other: Tree) -> Tree:
     """tree - other over the names of `tree`, in float64."""
-    return {name: np.asarray(array, dtype=np.float64) - np.asarray(other[name], dtype=np.float64) for name, array in tree.items()}
+    return {name: np.subtract(array, other[name], dtype=np.float64) for name, array in tree.items()}
 
 
 def scale(tree: Tree, factor: float) -> Tree:
