@@ -398,6 +398,12 @@ class Config(Section):
     tracking: Tracking = Tracking()
     checkpoint: Checkpoint = Checkpoint()
 
+    @property
+    def clock_runs(self) -> bool:
+        """Whether anything takes virtual time."""
+        f, n = self.faults, self.network
+        return bool(n.step_s or n.latency_s or n.outage or f.late_s) or any(rate != math.inf for rate in (n.up_mbit, n.down_mbit))
+
     def sha256(self) -> str:
         """Of what decides the numbers, and of where data and weights are found: everything but the name, placement, tracking, checkpoints."""
         return digest(decisive(self.as_dict()))

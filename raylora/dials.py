@@ -34,8 +34,7 @@ class Dials:
     @property
     def clock_runs(self) -> bool:
         """Whether anything takes virtual time."""
-        f, n = self.config.faults, self.config.network
-        return bool(n.step_s or n.latency_s or n.outage or f.late_s) or any(v != math.inf for v in (n.up_mbit, n.down_mbit))
+        return self.config.clock_runs
 
     def cohort(self, clients: Sequence[Client], round: int) -> list[str]:
         """The clients that are asked in a round: drawn among those that are there."""

@@ -21,8 +21,6 @@ from raylora.sweep.state import summary_of
 from raylora.tracking.record import write_json
 
 OnEvent = Callable[[Mapping[str, Any]], None]
-# Asked again by every call: a larger machine, or data that are there by now, may allow it.
-REFUSED: Mapping[str, Any] = {"status": "refused"}
 
 
 def stress(
@@ -54,7 +52,7 @@ def stress(
         else:
             run_folder.refuse_used(out)
             ledger = None
-        left = [trial for trial in listed if ledger is None or ledger.of("end").get(trial.number, REFUSED)["status"] == "refused"]
+        left = [trial for trial in listed if ledger is None or not ledger.ended(trial.number)]
         if left:
             mapper = ray_map(lambda: ending.enter_context(driver.session(address, environments=True)))
             if address is not None:
@@ -70,7 +68,7 @@ def stress(
             (out / "stress.yaml").write_text(configuration.dump(settings), encoding="utf-8")
             for number, why in refused.items():
                 if ledger.of("end").get(number, {}).get("why") != why:
-                    ledger.append({"kind": "end", "number": number, **REFUSED, "why": why})
+                    ledger.append({"kind": "end", "number": number, "status": "refused", "why": why})
             if possible := [trial for trial in left if trial.number in requests]:
                 ending.enter_context(driver.session(address, environments=True))
                 _conduct(settings, listed, possible, ledger, out, needs, concurrent, on_event)

@@ -102,16 +102,17 @@ def _run(
     before = len(ledger.of("end"))
 
     rows: dict[int, Mapping[str, Any]] = {}  # of trials that have ended
-    shown = [-SHOW_S]
+    shown = -SHOW_S
 
     def show(over: bool = False) -> dict[str, Any]:
+        nonlocal shown
         found = state(settings, ledger, out, over=over, total=total, known=rows)
         rows.update((row["number"], row) for row in found["trials"] if row["status"] != "unfinished")
         ended = sum(found["counts"][status] for status in ("finished", "pruned", "failed"))
         per_trial = (time.monotonic() - began) / (ended - before) if ended > before else None
         left_s = None if per_trial is None else per_trial * (total - ended)
         on_event({"event": "sweep", "state": found, "left_s": left_s, "concurrent": concurrent})
-        shown[0] = time.monotonic()
+        shown = time.monotonic()
         return found
 
     def told(what: str, trial: Trial, result: Mapping[str, Any]) -> None:
@@ -120,7 +121,7 @@ def _run(
             tracker.told(what, trial, result, folder)
         if what in ("finished", "pruned", "failed"):
             write_json(out / "sweep.json", show())
-        elif what == "report" and time.monotonic() - shown[0] > SHOW_S:
+        elif what == "report" and time.monotonic() - shown > SHOW_S:
             show()
 
     whole = "FAILED"

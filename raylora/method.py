@@ -95,14 +95,13 @@ def caveats(config: Config, clients: int) -> list[str]:
 
 def _without_effect(config: Config) -> dict[str, str]:
     """Dials that are turned, and why no client notices."""
-    f, n, s = config.faults, config.network, config.sampling
-    lines, found = any(rate != math.inf for rate in (n.up_mbit, n.down_mbit)), {}
+    f, n, found = config.faults, config.network, {}
     if not n.step_s:  # computing takes no virtual time
         turned = {"faults.slow": f.slow, "network.speed": n.speed != 1.0, "network.speed_spread": n.speed_spread}
         found |= {key: "a step takes no virtual time (network.step_s)" for key, value in turned.items() if value}
-    if n.spread and not lines:
+    if n.spread and n.up_mbit == n.down_mbit == math.inf:
         found["network.spread"] = "lines are infinitely fast (network.up_mbit, down_mbit)"
-    if s.deadline_s != math.inf and not (lines or n.step_s or n.latency_s or n.outage or f.late_s):
+    if config.sampling.deadline_s != math.inf and not config.clock_runs:
         found["sampling.deadline_s"] = "nothing takes virtual time (network, faults.late_s)"
     if f.byzantine and f.attack != "label_flip" and config.strategy.name == "centralised":
         found["faults.byzantine"] = "where all data are in one place nobody sends an update"

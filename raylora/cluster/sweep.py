@@ -230,7 +230,7 @@ class Followed(Unwritten, tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
         number = _number(trial)
-        if self._ended(number):
+        if self.ledger.ended(number):
             return
         if result.get("status", "running") == "running":  # Tune's word for one that its scheduler or the time limit stopped
             if number in self.ledger.of("pruned"):
@@ -241,7 +241,7 @@ class Followed(Unwritten, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its driver was lost too often, or could not begin: what goes wrong inside a trial is a report."""
         number = _number(trial)
-        if self._ended(number):
+        if self.ledger.ended(number):
             return
         summary, reports = summary_of(self.folder / self.trials[number].folder), self.ledger.reports(number)
         if summary.get("status") == "finished" and reports and reports[-1][0] == summary["rounds"]:  # lost after its end
@@ -261,10 +261,6 @@ class Followed(Unwritten, tune.Callback):
             if summary_of(self.folder / self.trials[number].folder).get("status") == "pruned":
                 del self.stopped[number]
                 self._end(number, {**result, "status": "pruned"})
-
-    def _ended(self, number: int) -> bool:
-        """One that was refused before has not: it can be had now."""
-        return self.ledger.of("end").get(number, {"status": "refused"})["status"] != "refused"
 
     def _end(self, number: int, result: Mapping[str, Any]) -> None:
         objective = result.get("objective")

@@ -115,6 +115,10 @@ class Ledger:
         """The last line of a kind for each trial, as it stands."""
         return MappingProxyType(self._last[kind])
 
+    def ended(self, number: int) -> bool:
+        """Whether a trial is over. One that was refused is not: a larger machine, or data that are there by now, may allow it."""
+        return self._last["end"].get(number, {"status": "refused"})["status"] != "refused"
+
     def reports(self, number: int) -> Sequence[tuple[int, float]]:
         """(rounds done, objective) of one trial, in order."""
         return tuple(self._reports[number])
