@@ -38,6 +38,7 @@ SMALLER = {  # what cells name themselves; the commands' clients are in their ow
     "training.local_steps=6": "training.local_steps=1",
     "lora.rank: {grid: [2, 16]}": "lora.rank: {grid: [2]}",
     "training.rounds=3": "training.rounds=2",
+    "training: {rounds: 2, local_steps: 4}": "training: {rounds: 2, local_steps: 1}",
     "data.phantom.patients=40 data.phantom.seed=3": ONE,
     "phantom: {patients: 40, seed: 3}": ONE_IN_YAML,
     "[0.4,0.15,0.15,0.3]": "[0.25,0.25,0.25,0.25]",  # some have four patients

@@ -70,7 +70,9 @@ def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
     head = [*RAY, "--head", f"--port={port}", "--dashboard-host=127.0.0.1", *jobs, f"--temp-dir={temp}"]
     # An address of its own: a sweep keeps its drivers, whose folders are local, where the command is.
     worker = [*RAY, f"--address={address}", "--node-ip-address=127.0.0.2", f"--dashboard-agent-listen-port={another}"]
-    hide = f'mount -t tmpfs none "{prepared_folder.parent}" && export RAYLORA_CACHE="{far}" && until "$@"; do sleep 1; done'  # until the head answers
+    # What a job brings along is unpacked by each node: two on one machine would do so in one folder, the second under the feet of the first.
+    unpacked = f'for session in "{temp}"/session_2*; do mkdir -p "$session/runtime_resources"; mount -t tmpfs none "$session/runtime_resources"; done'
+    hide = f'mount -t tmpfs none "{prepared_folder.parent}"; {unpacked}; export RAYLORA_CACHE="{far}"; until "$@"; do sleep 1; done'
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "process_group": 0}
     nodes = [subprocess.Popen(head, **quiet)]
     try:

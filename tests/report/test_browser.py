@@ -73,7 +73,10 @@ def test_tables_sort_by_mouse_and_by_keyboard_with_missing_values_last(pages, tm
 def test_the_first_key_press_reaches_the_skip_link_and_details_open(pages, tmp_path):
     with Browser(tmp_path / "profile") as browser:
         browser.open(pages["report"])
-        browser.press("\ue004")  # Tab
+        for _ in range(20):  # a busy browser may lose a key that is pressed before it listens
+            browser.press("\ue004")  # Tab
+            if browser.run("return document.activeElement !== document.body"):
+                break
         assert browser.run("return document.activeElement.textContent") == "Skip to the content"
         browser.run('document.querySelector("figure summary").focus()')
         browser.press("\ue007")
