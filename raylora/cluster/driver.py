@@ -138,9 +138,11 @@ def session(address: str | None, *, environments: bool = False) -> Iterator[None
             ray.init(**options)
     except Exception as error:  # Ray says a plain Exception where a node does not come up in time
         said = " ".join(str(error).split())[:300]
-        raise (
-            RunError(f"Ray does not start: {said}") if address is None else InputError(f"--address {address}: Ray does not answer: {said}")
-        ) from None
+        if address is None:
+            raise RunError(f"Ray does not start: {said}") from None
+        if os.environ.get("RAY_AUTH_MODE") != "token":  # Ray says no more than that it cannot connect
+            said += "; one that `ray start` made may ask for its token: export RAY_AUTH_MODE=token (docs/cluster.md)"
+        raise InputError(f"--address {address}: Ray does not answer: {said}") from None
     try:
         yield
     finally:

@@ -9,9 +9,10 @@ from small_runs import tiny
 
 from raylora import config as configuration
 from raylora import planning
-from raylora.cluster import client_actor, trial
+from raylora.cluster import client_actor, driver, trial
 from raylora.cluster.client_actor import RayExecutor
 from raylora.cluster.resources import Available, Request
+from raylora.core.errors import InputError
 from raylora.sweep.ledger import Ledger
 
 
@@ -83,3 +84,20 @@ def test_a_trial_whose_time_is_up_leaves_no_summary_of_a_pruned_one(tmp_path, pr
     driver._end()
     assert did == (["pruned", "closed"] if pruned else ["closed"])
     ledger.close()
+
+
+def test_a_ray_that_wants_a_token_gives_no_hint_of_it_and_so_the_refusal_does(monkeypatch):
+    def init(**options):
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with (
+        pytest.raises(InputError, match=r"^--address a:1: Ray does not answer: Failed .*; .*: export RAY_AUTH_MODE=token"),
+        driver.session("a:1"),
+    ):
+        pass
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(InputError, match="cluster$"), driver.session("a:1"):
+        pass
