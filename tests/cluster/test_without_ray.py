@@ -1,5 +1,6 @@
 """What an executor and a trial's driver decide by themselves, with a stand-in for Ray."""
 
+import socket
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -90,14 +91,13 @@ def test_a_ray_that_wants_a_token_gives_no_hint_of_it_and_so_the_refusal_does(mo
     def init(**options):
         raise ConnectionError("Failed to connect to Ray cluster")
 
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    with (
-        pytest.raises(InputError, match=r"^--address a:1: Ray does not answer: Failed .*; .*: export RAY_AUTH_MODE=token"),
-        driver.session("a:1"),
-    ):
-        pass
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    with pytest.raises(InputError, match="cluster$"), driver.session("a:1"):
-        pass
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        address = f"127.0.0.1:{somebody.getsockname()[1]}"
+        hint = r"^--address \S+: Ray does not answer: Failed .*; .*: export RAY_AUTH_MODE=token"
+        with pytest.raises(InputError, match=hint), driver.session(address):
+            pass
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        with pytest.raises(InputError, match="cluster$"), driver.session(address):
+            pass
