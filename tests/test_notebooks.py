@@ -11,6 +11,7 @@ import nbformat
 import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from small_runs import settings
 
 from benchmarks import notebooks
 from raylora.core.errors import InputError, RunError
@@ -28,8 +29,6 @@ def kinds(cell: nbformat.NotebookNode) -> set[str]:
     return {kind for output in cell.outputs for kind in ([output.name] if output.output_type == "stream" else output.data)}
 
 
-ONE = "data.phantom.patients=24 data.phantom.seed=0 data.phantom.shift=1 data.phantom.severity=1"  # the cohort of the README's commands
-ONE_IN_YAML = "phantom: {patients: 24, seed: 0, shift: 1, severity: 1}"
 SMALLER = {  # what cells name themselves; the commands' clients are in their own process
     "!raylora ": "!$$HERE ",
     "--patients 28": "--patients 15",
@@ -39,10 +38,8 @@ SMALLER = {  # what cells name themselves; the commands' clients are in their ow
     "lora.rank: {grid: [2, 16]}": "lora.rank: {grid: [2]}",
     "training.rounds=3": "training.rounds=2",
     "training: {rounds: 2, local_steps: 4}": "training: {rounds: 2, local_steps: 1}",
-    "data.phantom.patients=40 data.phantom.seed=3": ONE,
-    "phantom: {patients: 40, seed: 3}": ONE_IN_YAML,
-    "[0.4,0.15,0.15,0.3]": "[0.25,0.25,0.25,0.25]",  # some have four patients
-    "[0.4, 0.15, 0.15, 0.3]": "[0.25, 0.25, 0.25, 0.25]",
+    "data.phantom.patients=40 data.phantom.seed=3 data.fractions=[0.4,0.15,0.15,0.3]": "",  # the cohort of `small_configs` instead
+    "data: {phantom: {patients: 40, seed: 3}, fractions: [0.4, 0.15, 0.15, 0.3]}": "data: {}",
 }
 
 
@@ -62,16 +59,16 @@ def test_what_is_made_smaller_stands_in_a_notebook():
 
 
 @pytest.fixture
-def small_configs(tmp_path) -> Path:
-    """The configurations of a clone, with all clients in one actor; the one that most notebooks start from is on coarse images, and trains a
-    step a round."""
+def small_configs(tmp_path, prepared_folder) -> Path:
+    """The configurations of a clone, with all clients in one actor; the one that most notebooks start from is on the tests' own small cohort,
+    and trains a step a round."""
     folder = tmp_path / "small"
     shutil.copytree(ROOT / "configs", folder)
     for name in ("demo_segmentation.yaml", "acdc_segmentation.yaml"):
         values = yaml.safe_load((folder / name).read_text())
         values["placement"] = {"clients_per_actor": 5}
         if name.startswith("demo"):
-            values["data"] |= {"spacing_mm": [8.0, 8.0, 10.0], "size": [16, 16, 4]}
+            values["data"] = settings(prepared_folder)["data"]
             values["training"] |= {"local_steps": 1}
         (folder / name).write_text(yaml.safe_dump(values))
     return folder
