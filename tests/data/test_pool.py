@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 
@@ -15,7 +16,9 @@ def test_ctrl_c_and_a_closed_terminal_are_for_whoever_asked(capfd):
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     with Workers(2) as pool:
         first = [pool.submit(abs, -number) for number in range(4)]
-        workers = [child.pid for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+        until, workers = time.monotonic() + 10, []
+        while len(workers) < 2 and time.monotonic() < until:  # a moment after its fork a child still has the name of this process
+            workers = [child.pid for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
         assert len(workers) == 2
         for again in range(2):
             for pid in workers:
