@@ -120,8 +120,17 @@ def note(several: Sequence[dict[str, Any]]) -> str:
         f"interleaved runs. Then how many times as fast raylora is, "
         f"and with one client at a time and no cache; the first round's end (from the start of the process) and peak "
         f"memory of all processes as parts of Flower's. Every client's loss in every round was the same in all systems to {_up(gap):.0e}. "
-        f"{machine['processor']}, {some['workers']} cores, torch {machine['torch']}, flwr {machine['flwr']}, pfl {machine['pfl']}, ray {machine['ray']}."
+        f"{_processors(several)}, {some['workers']} cores, torch {machine['torch']}, flwr {machine['flwr']}, pfl {machine['pfl']}, ray {machine['ray']}."
     )
+
+
+def _processors(several: Sequence[dict[str, Any]]) -> str:
+    """Of the rows, each of which comes from one machine: the processor of most, and those of the others with their names."""
+    rows: dict[str, list[str]] = {}
+    for found in several:
+        rows.setdefault(found["machine"]["processor"], []).append(f"{found['workload']} with {found['clients']} clients")
+    most, *others = sorted(rows, key=lambda name: -len(rows[name]))
+    return most + "".join(f" ({' and '.join(rows[name])}: {name})" for name in others)
 
 
 def _up(value: float) -> float:

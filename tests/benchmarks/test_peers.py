@@ -144,6 +144,9 @@ def test_table_and_picture_come_from_the_results(tmp_path):
     assert (tmp_path / "peers.png").stat().st_size > 10_000
     said = plot.in_words(several[0])
     assert "| bare loop | 3.00 | 1.50 | 50 % |" in said and "pfl: not measured, it is not built" in said
+    assert " a processor, 2 cores" in plot.note(several)
+    several[0]["machine"] = {**several[0]["machine"], "processor": "another"}
+    assert " a processor (W1 with 64 clients: another), 2 cores" in plot.note([*several, several[1]])
 
 
 def test_a_mark_is_reached_from_its_own_side():
