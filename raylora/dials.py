@@ -31,11 +31,6 @@ class Dials:
     tenures: Mapping[str, tuple[int, int]]
     damages: Mapping[str, Damage] = field(default_factory=dict)  # of those whose data are used
 
-    @property
-    def clock_runs(self) -> bool:
-        """Whether anything takes virtual time."""
-        return self.config.clock_runs
-
     def cohort(self, clients: Sequence[Client], round: int) -> list[str]:
         """The clients that are asked in a round: drawn among those that are there."""
         there = set(drawn.attendance(self.tenures, round))
@@ -51,7 +46,7 @@ class Dials:
         """What a round meets."""
         config, rates = self.config, _rates(self.config)
         days = {client: drawn.day(rates, config.seed, round, client) for client in asked}
-        trips = {client: self._trip(client, day) for client, day in days.items()} if self.clock_runs else {}
+        trips = {client: self._trip(client, day) for client, day in days.items()} if self.config.clock_runs else {}
         return Conditions(
             dropped=frozenset(client for client, day in days.items() if day.drops),
             trips=trips,
@@ -82,7 +77,7 @@ class Dials:
         for client in sorted({*self.steps, *self.damages}):
             about: dict[str, Any] = {}
             damage = self.damages.get(client, CLEAN)
-            if self.clock_runs and client in self.steps:
+            if self.config.clock_runs and client in self.steps:
                 line = line_of(config.network, config.seed, client)
                 about |= {"up_mbit": line.up_mbit, "down_mbit": line.down_mbit, "speed": speed_of(config.network, config.seed, client)}
             if self.tenures.get(client, (0, config.training.rounds)) != (0, config.training.rounds):
@@ -112,7 +107,7 @@ def make_dials(config: Config, training: Mapping[str, Sequence[str]], damaged: M
     dials = Dials(config=config, steps=steps, tenures=tenures, damages=damaged)
     early = {"sampling.wait_for": s.wait_for < 1, "sampling.buffer": s.buffer is not None and s.buffer < len(training)}
     for key, given in early.items():
-        if given and not dials.clock_runs:
+        if given and not dials.config.clock_runs:
             raise InputError(f"{key}: who answers first is a question of time: expected a network or faults.late_s, found none")
     if s.buffer is not None:
         _refuse_beside_buffer(config, len(training))

@@ -211,7 +211,7 @@ def _about(standing: Standing) -> dict[str, Any]:
         "bytes_down": progress.bytes_down,
         "epsilon": epsilon(config, progress.round, len(plan.clients)),
         "wall_seconds": time.monotonic() - standing.started,
-        "virtual_seconds": progress.virtual_s if plan.dials.clock_runs else None,
+        "virtual_seconds": progress.virtual_s if plan.config.clock_runs else None,
         "faults": plan.dials.describe(),
         "ranks": {client.id: client.rank for client in plan.clients},
         "driver": {},

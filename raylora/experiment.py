@@ -147,7 +147,7 @@ def _close(standing: Standing, report: RoundReport, scored: Rows | None, last: b
         rows = scored()
         record.keep_cases(t, [(t, "validation", *row) for row in rows])
         validation = validation_scores(rows, config.task)
-    lines = round_lines(report, validation, progress, lap(), clock_runs=plan.dials.clock_runs)
+    lines = round_lines(report, validation, progress, lap(), clock_runs=plan.config.clock_runs)
     if config.privacy.clip is not None:
         lines[-1] = {**lines[-1], "epsilon": epsilon(config, progress.round, len(plan.clients))}
     if report.refused:
