@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from raylora.cluster.driver import available
-from raylora.cluster.resources import Request, fitting
+from raylora.cluster.resources import Request, fitting, together
 from raylora.cluster.wire import Packed, pack, repeated, unpack
 from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.loading import uncollected
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from raylora.federation.stacking import Probe
 
 RESTARTS = 3  # of one actor without an update in between, before its loss ends the run
+TOGETHER_S = 0.1  # of passes that one call asks for
 ROOM_S = 2.0  # between looks at whether the cluster still has room for an actor that does not come up
 LOST = (
     RayActorError,
@@ -73,11 +75,17 @@ class ClientActor:
         self.host, self.gpus = build_host(spec, weights), gpus
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def train(self, clients: Sequence[str], message: Packed, known: Packed) -> Packed:
-        """Outcomes of one pass; the message holds the broadcasts, and the states of clients that this process does not have."""
-        broadcasts, states = unpack(message, unpack(known))
+    def train(self, message: Packed, known: Packed) -> Packed:
+        """Outcomes of some passes; the message holds these, and the states of clients that this process does not have."""
+        stacks, states = unpack(message, unpack(known))
         self.host.restore(states)
-        return pack(self.host.train(clients, broadcasts))
+        return pack([outcome for stack in stacks for outcome in self._pass(stack)])
+
+    def _pass(self, stack: Stack) -> list[Outcome]:
+        try:
+            return self.host.train([client for client, _ in stack], [broadcast for _, broadcast in stack])
+        except Exception as error:
+            raise _told(error, _who(stack)) from error
 
     def evaluate(self, requests: Packed, split: str, full: bool, stack: int, clients: Sequence[str]) -> list[EvalRow]:
         return self.host.evaluate(unpack(requests), split, full=full, stack=stack, clients=frozenset(clients))
@@ -119,7 +127,11 @@ class RayExecutor:
 
     Clients stay where they are: an actor keeps the states of those it trained last. Where a pass brings clients together that were apart,
     the states of those that come are sent with the call.
+
+    A call costs Ray about 4 ms of CPU time, more than a small client's training may: passes that were short last time are asked for together.
     """
+
+    together_s = TOGETHER_S
 
     def __init__(
         self, spec: HostSpec, weights: Any, request: Request, timeout_s: float, ready: list[Any] | None = None, *, keep: bool = False
@@ -136,6 +148,7 @@ class RayExecutor:
         )  # once a node; actors on a CPU use the object store's own memory
         self.base = ray.put({})
         self.states: dict[str, ClientState] = {}
+        self.seconds: dict[str, float] = {}  # client -> what its last round took
         self.at: dict[str, int] = {}  # client -> the actor that has its latest state
         self.whole = [True] * len(request.groups)  # whether an actor's machine has everybody's studies
         self.home = {client: index for index, group in enumerate(request.groups) for client in group}
@@ -259,29 +272,29 @@ class RayExecutor:
         shared = ray.put(pack(known))
         places = self.request.assigned([[client for client, _ in stack] for stack in lean], self.whole)
 
-        def ask(number: int) -> Asked:
-            index, stack = places[number], lean[number]
-            clients = [client for client, _ in stack]
+        def ask(numbers: Sequence[int]) -> Asked:
+            index, passes = places[numbers[0]], [lean[number] for number in numbers]
 
             def call(actor: Any) -> Any:
-                coming = {c: self.states[c] for c in clients if c in self.states and self.at.get(c) != index}
-                return actor.train.remote(clients, pack(([broadcast for _, broadcast in stack], coming), known), shared)
+                coming = {c: self.states[c] for c in _clients(passes) if c in self.states and self.at.get(c) != index}
+                return actor.train.remote(pack((passes, coming), known), shared)
 
             return self._ask(index, call)
 
-        return self._outcomes(lean, dict(enumerate(map(ask, range(len(lean))))))
+        seconds = [sum(self.seconds.get(client, math.inf) for client, _ in stack) for stack in lean]
+        calls = together(places, seconds, self.together_s)
+        return self._outcomes([[lean[number] for number in numbers] for numbers in calls], dict(enumerate(map(ask, calls))))
 
-    def _outcomes(self, stacks: Sequence[Stack], under_way: dict[int, Asked]) -> Iterator[Outcome]:
-        """Of stacks as they are done; `under_way` are their numbers."""
+    def _outcomes(self, calls: Sequence[Sequence[Stack]], under_way: dict[int, Asked]) -> Iterator[Outcome]:
+        """Of calls as they are done; `under_way` are their numbers."""
         while under_way:
             numbers = {asked.answer: number for number, asked in under_way.items()}
             ready, _ = ray.wait(list(numbers), num_returns=1, timeout=self.timeout_s)
             if not ready:
-                names = ", ".join(client for number in under_way for client, _ in stacks[number])
+                names = ", ".join(client for number in under_way for client in _clients(calls[number]))
                 raise MachineError(f"no answer for {self.timeout_s:g} s (placement.timeout_s) from clients {names}")
             number = numbers[ready[0]]
-            stack, asked = stacks[number], under_way.pop(number)
-            who = f"round {stack[0][1].task.round + 1}, client {', '.join(client for client, _ in stack)}"
+            passes, asked = calls[number], under_way.pop(number)
             try:
                 outcomes: list[Outcome] = unpack(ray.get(ready[0]))
                 self.owed.discard(ready[0])
@@ -289,13 +302,14 @@ class RayExecutor:
                 under_way[number] = self._again(asked, error)
                 continue
             except RayTaskError as error:
-                raise _unwrapped(error, who) from error
+                raise _unwrapped(error, _who(passes[0])) from error
             stands = self.actors[asked.index] is asked.actor  # of answers that are there Ray names any first: its loss may be known already
             if stands:
                 self.losses[asked.index] = 0
-            if stack[0][1].task.phases:  # at once: if the actor is lost later in this round, these clients are not asked again
+            if passes[0][0][1].task.phases:  # at once: if the actor is lost later in this round, these clients are not asked again
                 self.states |= {outcome.update.client_id: outcome.state for outcome in outcomes}
-                for client, _ in stack:
+                self.seconds |= {outcome.update.client_id: outcome.seconds for outcome in outcomes}
+                for client in _clients(passes):
                     self.at.pop(client, None)
                     if stands:
                         self.at[client] = asked.index
@@ -344,9 +358,21 @@ class RayExecutor:
                 ray.kill(actor)
 
 
+def _clients(passes: Sequence[Stack]) -> list[str]:
+    return [client for stack in passes for client, _ in stack]
+
+
+def _who(stack: Stack) -> str:
+    return f"round {stack[0][1].task.round + 1}, client {', '.join(client for client, _ in stack)}"
+
+
 def _unwrapped(error: RayTaskError, who: str) -> Exception:
-    """The remote error as our own, with round and client; the remote traceback stays attached as its cause."""
-    cause = error.cause
+    """The remote error as our own; the remote traceback stays attached as its cause."""
+    return _told(error.cause, who)
+
+
+def _told(cause: BaseException, who: str) -> Exception:
+    """An error as one of ours, which says who had it."""
     if isinstance(cause, InputError | RunError):
         return type(cause)(str(cause))
     return RunError(f"{who}: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from raylora.core.errors import InputError
 
+TOGETHER = 16  # passes at most that one call asks for: whoever waits sees them come, and no answer is very large
 PATIENCE = 0.5  # of a stack's own cost: how much longer than the least busy actor its home may be busy before it goes elsewhere
 
 
@@ -140,6 +141,23 @@ def balanced(units: Sequence[tuple[str, ...]], cost: Callable[[tuple[str, ...]],
         groups[target] += unit
         loads[target] += cost(unit)
     return tuple(tuple(sorted(group)) for group in groups)
+
+
+def together(places: Sequence[int], seconds: Sequence[float], most_s: float) -> list[list[int]]:
+    """The numbers of the passes that each call asks for: those that follow each other in one place and take at most `most_s`.
+
+    places: where each pass is done. seconds: what it will take; inf where nobody knows.
+    """
+    calls: list[list[int]] = []
+    latest: dict[int, tuple[list[int], float]] = {}  # place -> its last call, and the seconds of that
+    for number, (place, took) in enumerate(zip(places, seconds, strict=True)):
+        call, before = latest.get(place, ([], math.inf))
+        if before + took > most_s or len(call) == TOGETHER:
+            call, before = [], 0.0
+            calls.append(call)
+        call.append(number)
+        latest[place] = call, before + took
+    return calls
 
 
 def _units(clients: Sequence[str], passive: Collection[str], stack: int) -> list[tuple[str, ...]]:

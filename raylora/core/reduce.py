@@ -7,7 +7,7 @@ On adapters it acts on the factors; a `Weighing` acts through weights alone, so 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload, runtime_checkable
 
@@ -53,10 +53,11 @@ def movement(received: Tree, sent: Sequence[Tree], weights: Sequence[float], red
 
 
 class Movements(Sequence[Tree]):
-    """sent_k - received in float64, each made when it is looked at: the mean of hundreds of clients holds one at a time."""
+    """sent_k - received in float64."""
 
     def __init__(self, received: Tree, sent: Sequence[Tree]) -> None:
-        self.received, self.sent = received, sent
+        self.received = {name: np.asarray(array, dtype=np.float64) for name, array in received.items()}
+        self.sent = sent
 
     def __len__(self) -> int:
         return len(self.sent)
@@ -70,7 +71,25 @@ class Movements(Sequence[Tree]):
     def __getitem__(self, index: int | slice) -> Tree | Movements:
         if isinstance(index, slice):
             return Movements(self.received, self.sent[index])
-        return trees.subtract(self.sent[index], self.received)
+        return Movement(self.received, self.sent[index])
+
+
+class Movement(Mapping[str, np.ndarray]):
+    """Each of its arrays is made when it is looked at: the mean of hundreds of clients holds one at a time."""
+
+    def __init__(self, received: Tree, sent: Tree) -> None:
+        self.received, self.sent = received, sent
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        moved = np.array(self.sent[name], dtype=np.float64)
+        moved -= self.received[name]  # in place: half the time of a subtraction that casts as it goes
+        return moved
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sent)
+
+    def __len__(self) -> int:
+        return len(self.sent)
 
 
 def normalised(weights: Sequence[float]) -> np.ndarray:
@@ -84,8 +103,8 @@ def mean(several: Sequence[Tree], weights: Sequence[float]) -> Tree:
 
 
 def present(several: Sequence[Tree], weights: Sequence[float]) -> tuple[list[Tree], list[float]]:
-    """Without the clients of weight 0."""
-    kept = [(tree, w) for tree, w in zip(several, weights, strict=True) if w > 0]
+    """Without the clients of weight 0, and with their arrays at hand."""
+    kept = [({**tree}, w) for tree, w in zip(several, weights, strict=True) if w > 0]
     return [tree for tree, _ in kept], [w for _, w in kept]
 
 

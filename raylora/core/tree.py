@@ -81,10 +81,12 @@ def require_same(expected: Tree, got: Tree, where: str) -> None:
 
 def weighted_sum(trees: Sequence[Tree], weights: Sequence[float]) -> Tree:
     """sum_k weights[k] * trees[k], in float64, in the order given."""
-    total = {name: np.zeros(array.shape, dtype=np.float64) for name, array in trees[0].items()}
-    for tree, weight in zip(trees, weights, strict=True):
-        for name in total:
-            total[name] += np.multiply(tree[name], weight, dtype=np.float64)
+    total = {}
+    for name, first in trees[0].items():  # one name after the other: what is added up stays in the processor's cache
+        sum_ = np.zeros(first.shape, dtype=np.float64)
+        for tree, weight in zip(trees, weights, strict=True):
+            sum_ += np.multiply(tree[name], weight, dtype=np.float64)
+        total[name] = sum_
     return total
 
 

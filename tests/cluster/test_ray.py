@@ -144,6 +144,7 @@ class Killing(RayExecutor):
     """Kills one actor in the second round, after the first of its two clients has answered."""
 
     victim = ""
+    together_s = 0.0
 
     def train(self, stacks):
         answered = set()
@@ -167,13 +168,15 @@ def test_two_actors_one_of_which_is_killed(runs, prepared_folder, tmp_path):
 class LossFirst(RayExecutor):
     """Kills one actor in the second round when the first of its two clients has answered, and looks at that answer last."""
 
-    def _outcomes(self, stacks, under_way):
-        if stacks[0][0][1].task.round == 1:
+    together_s = 0.0
+
+    def _outcomes(self, calls, under_way):
+        if calls[0][0][0][1].task.round == 1:
             answered, owed = (asked.answer for asked in under_way.values() if asked.index == 0)
             ray.wait([answered])
             os.kill(self.places[0][1], signal.SIGKILL)
             ray.wait([owed])
-        yield from super()._outcomes(stacks, under_way)
+        yield from super()._outcomes(calls, under_way)
 
 
 def test_an_answer_that_is_read_after_its_actor_was_lost(runs, prepared_folder, tmp_path, monkeypatch):
@@ -191,7 +194,25 @@ def test_an_answer_that_is_read_after_its_actor_was_lost(runs, prepared_folder, 
     same_run(found, runs("disease", **options))
 
 
-class WhileScoring(RayExecutor):
+class Together(RayExecutor):
+    """Whatever an actor has to do in a round after the first it is asked for in one call."""
+
+    together_s = 1000.0
+    passes = ()
+
+    def _outcomes(self, calls, under_way):
+        self.passes += ([len(call) for call in calls],)
+        yield from super()._outcomes(calls, under_way)
+
+
+def test_passes_that_are_asked_for_together(runs, prepared_folder, tmp_path):
+    options = {**DUAL, "training__rounds": 3}
+    found, executor = on_ray(tiny(prepared_folder, "disease", **options, placement={"clients_per_actor": 2}), tmp_path, Together)
+    assert executor.passes == ([1, 1, 1, 1], [2, 2], [2, 2])
+    same_run(found, runs("disease", **options))
+
+
+class WhileScoring(Together):
     """Kills one actor when it has a validation to do, and the next round behind it."""
 
     def train(self, stacks):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_runs import tiny
 
 from raylora.cluster.driver import request_of, round_cost
-from raylora.cluster.resources import Available, balanced, fitting, local, request
+from raylora.cluster.resources import TOGETHER, Available, balanced, fitting, local, request, together
 from raylora.config import Training
 from raylora.core.errors import InputError
 from raylora.federation.spec import SiteSpec
@@ -155,3 +155,25 @@ def test_this_machine(monkeypatch):
     for none in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
         assert local().gpus == 0
+
+
+def test_short_passes_of_an_actor_are_asked_for_together():
+    assert together([0, 1, 0, 0, 1], [0.04, 0.02, 0.06, 0.01, math.inf], 0.1) == [[0, 2], [1], [3], [4]]
+    assert [len(call) for call in together([0] * 40, [0.0] * 40, 0.1)] == [16, 16, 8], "no answer is very large"
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0.0, 0.01, 0.05, 0.2, math.inf])), max_size=60))
+def test_every_pass_is_asked_for_once_and_calls_are_as_long_as_they_may(passes):
+    places, seconds = [place for place, _ in passes], [took for _, took in passes]
+    calls = together(places, seconds, 0.1)
+    assert sorted(number for call in calls for number in call) == list(range(len(passes)))
+    before = {}
+    for call in calls:
+        (place,) = {places[number] for number in call}
+        took = sum(seconds[number] for number in call)
+        assert call == sorted(call) and (len(call) == 1 or took <= 0.1) and len(call) <= TOGETHER
+        if place in before:
+            last = before[place]
+            assert last[-1] < call[0] and (len(last) == TOGETHER or sum(seconds[n] for n in [*last, call[0]]) > 0.1)
+        before[place] = call

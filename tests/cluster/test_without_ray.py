@@ -13,7 +13,9 @@ from raylora import planning
 from raylora.cluster import client_actor, driver, trial
 from raylora.cluster.client_actor import RayExecutor
 from raylora.cluster.resources import Available, Request
-from raylora.core.errors import InputError
+from raylora.cluster.wire import pack
+from raylora.core.errors import InputError, RunError
+from raylora.core.types import Broadcast, Task
 from raylora.sweep.ledger import Ledger
 
 
@@ -39,6 +41,19 @@ def test_a_state_that_was_put_right_goes_with_the_next_call():
     one = executor(states={"a": "moved", "b": "moved"}, at={"a": 0, "b": 1})
     one.restore({"a": "as before"})
     assert (one.states, one.at) == ({"a": "as before", "b": "moved"}, {"b": 1})
+
+
+def test_an_error_names_the_client_that_had_it_and_no_other_of_its_call():
+    def train(clients, broadcasts):
+        if clients == ["b"]:
+            raise ValueError("no such thing")
+        return []
+
+    actor = client_actor.ClientActor()
+    actor.host = SimpleNamespace(train=train, restore=lambda states: None)
+    broadcast = Broadcast(adapter={}, task=Task(round=2, phases=(), uploads=()))
+    with pytest.raises(RunError, match=r"^round 3, client b: ValueError: no such thing$"):
+        actor.train(pack(([[("a", broadcast)], [("b", broadcast)], [("c", broadcast)]], {})), pack([]))
 
 
 @pytest.mark.parametrize("restarts", [0, 1])
