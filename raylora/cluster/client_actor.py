@@ -17,8 +17,8 @@ import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from raylora.cluster.driver import available
-from raylora.cluster.resources import Request, fitting, together
-from raylora.cluster.wire import Packed, pack, repeated, unpack
+from raylora.cluster.resources import Request, calls, fitting
+from raylora.cluster.wire import Packed, own, pack, repeated, unpack
 from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.loading import uncollected
 from raylora.core.types import ClientState
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from raylora.federation.stacking import Probe
 
 RESTARTS = 3  # of one actor without an update in between, before its loss ends the run
-TOGETHER_S = 0.1  # of passes that one call asks for
+TOGETHER_S, TOGETHER_BYTES, TOGETHER = 0.1, 8e6, 16  # of passes that one call asks for: their seconds, what they are sent, and how many
 ROOM_S = 2.0  # between looks at whether the cluster still has room for an actor that does not come up
 LOST = (
     RayActorError,
@@ -42,7 +42,7 @@ LOST = (
 
 
 class ClientActor:
-    """Clients in a process of their own: any of them, though each has its home. Nothing in it is worth testing: it calls the host."""
+    """Clients in a process of their own: any of them, though each has its home. It calls the host."""
 
     def __init__(self) -> None:
         with uncollected():
@@ -75,11 +75,11 @@ class ClientActor:
         self.host, self.gpus = build_host(spec, weights), gpus
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def train(self, message: Packed, known: Packed) -> Packed:
-        """Outcomes of some passes; the message holds these, and the states of clients that this process does not have."""
+    def train(self, message: Packed, known: Packed) -> list[Packed]:
+        """Outcomes of some passes, each by itself; the message holds these, and the states of clients that this process does not have."""
         stacks, states = unpack(message, unpack(known))
         self.host.restore(states)
-        return pack([outcome for stack in stacks for outcome in self._pass(stack)])
+        return [pack(self._pass(stack)) for stack in stacks]
 
     def _pass(self, stack: Stack) -> list[Outcome]:
         try:
@@ -148,7 +148,7 @@ class RayExecutor:
         )  # once a node; actors on a CPU use the object store's own memory
         self.base = ray.put({})
         self.states: dict[str, ClientState] = {}
-        self.seconds: dict[str, float] = {}  # client -> what its last round took
+        self.seconds: dict[str, float] = {}  # client -> its share of the pass that it trained in last
         self.at: dict[str, int] = {}  # client -> the actor that has its latest state
         self.whole = [True] * len(request.groups)  # whether an actor's machine has everybody's studies
         self.home = {client: index for index, group in enumerate(request.groups) for client in group}
@@ -273,7 +273,7 @@ class RayExecutor:
         places = self.request.assigned([[client for client, _ in stack] for stack in lean], self.whole)
 
         def ask(numbers: Sequence[int]) -> Asked:
-            index, passes = places[numbers[0]], [lean[number] for number in numbers]
+            index, passes = places[numbers[0]], [lean[i] for i in numbers]
 
             def call(actor: Any) -> Any:
                 coming = {c: self.states[c] for c in _clients(passes) if c in self.states and self.at.get(c) != index}
@@ -281,28 +281,36 @@ class RayExecutor:
 
             return self._ask(index, call)
 
-        seconds = [sum(self.seconds.get(client, math.inf) for client, _ in stack) for stack in lean]
-        calls = together(places, seconds, self.together_s)
-        return self._outcomes([[lean[number] for number in numbers] for numbers in calls], dict(enumerate(map(ask, calls))))
+        numbers = calls(places, [self._part(stack) for stack in lean])
+        return self._outcomes([[lean[i] for i in call] for call in numbers], dict(enumerate(map(ask, numbers))))
 
-    def _outcomes(self, calls: Sequence[Sequence[Stack]], under_way: dict[int, Asked]) -> Iterator[Outcome]:
-        """Of calls as they are done; `under_way` are their numbers."""
+    def _part(self, stack: Stack) -> float:
+        """How much of a call a pass fills, by the seconds that its clients took last time; inf where that says nothing."""
+        if not stack[0][1].task.phases:
+            return math.inf
+        seconds = sum(self.seconds.get(client, math.inf) for client, _ in stack)
+        size = sum(array.nbytes for _, broadcast in stack for array in broadcast.adapter.values())
+        return max(1 / TOGETHER, seconds / self.together_s, size / TOGETHER_BYTES)
+
+    def _outcomes(self, asked_for: Sequence[Sequence[Stack]], under_way: dict[int, Asked]) -> Iterator[Outcome]:
+        """Of calls as they are done: the passes that each was asked for, and the numbers of those that are under way."""
         while under_way:
             numbers = {asked.answer: number for number, asked in under_way.items()}
             ready, _ = ray.wait(list(numbers), num_returns=1, timeout=self.timeout_s)
             if not ready:
-                names = ", ".join(client for number in under_way for client in _clients(calls[number]))
+                names = ", ".join(client for number in under_way for client in _clients(asked_for[number]))
                 raise MachineError(f"no answer for {self.timeout_s:g} s (placement.timeout_s) from clients {names}")
             number = numbers[ready[0]]
-            passes, asked = calls[number], under_way.pop(number)
+            passes, asked = asked_for[number], under_way.pop(number)
             try:
-                outcomes: list[Outcome] = unpack(ray.get(ready[0]))
+                answers = ray.get(ready[0])
+                outcomes: list[Outcome] = [o for one in answers for o in unpack(own(one) if len(answers) > 1 else one)]
                 self.owed.discard(ready[0])
             except LOST as error:
                 under_way[number] = self._again(asked, error)
                 continue
             except RayTaskError as error:
-                raise _unwrapped(error, _who(passes[0])) from error
+                raise _unwrapped(error, _who([pair for stack in passes for pair in stack])) from error
             stands = self.actors[asked.index] is asked.actor  # of answers that are there Ray names any first: its loss may be known already
             if stands:
                 self.losses[asked.index] = 0
@@ -372,7 +380,7 @@ def _unwrapped(error: RayTaskError, who: str) -> Exception:
 
 
 def _told(cause: BaseException, who: str) -> Exception:
-    """An error as one of ours, which says who had it."""
+    """An error as one of ours, if it is none yet: then it says who had it."""
     if isinstance(cause, InputError | RunError):
         return type(cause)(str(cause))
     return RunError(f"{who}: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}")

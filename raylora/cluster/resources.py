@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 from raylora.core.errors import InputError
 
-TOGETHER = 16  # passes at most that one call asks for: whoever waits sees them come, and no answer is very large
 PATIENCE = 0.5  # of a stack's own cost: how much longer than the least busy actor its home may be busy before it goes elsewhere
 
 
@@ -143,21 +142,21 @@ def balanced(units: Sequence[tuple[str, ...]], cost: Callable[[tuple[str, ...]],
     return tuple(tuple(sorted(group)) for group in groups)
 
 
-def together(places: Sequence[int], seconds: Sequence[float], most_s: float) -> list[list[int]]:
-    """The numbers of the passes that each call asks for: those that follow each other in one place and take at most `most_s`.
+def calls(places: Sequence[int], parts: Sequence[float]) -> list[list[int]]:
+    """The numbers of the passes that each call asks for: those that follow each other in one place and fill at most one call.
 
-    places: where each pass is done. seconds: what it will take; inf where nobody knows.
+    places: where each pass is done. parts: how much of a call each one fills; one that fills more has a call to itself.
     """
-    calls: list[list[int]] = []
-    latest: dict[int, tuple[list[int], float]] = {}  # place -> its last call, and the seconds of that
-    for number, (place, took) in enumerate(zip(places, seconds, strict=True)):
-        call, before = latest.get(place, ([], math.inf))
-        if before + took > most_s or len(call) == TOGETHER:
-            call, before = [], 0.0
-            calls.append(call)
+    found: list[list[int]] = []
+    latest: dict[int, tuple[list[int], float]] = {}  # place -> its last call, and how full that is
+    for number, (place, part) in enumerate(zip(places, parts, strict=True)):
+        call, full = latest.get(place, ([], 0.0))
+        if not call or not full + part <= 1.0:
+            call, full = [], 0.0
+            found.append(call)
         call.append(number)
-        latest[place] = call, before + took
-    return calls
+        latest[place] = call, full + part
+    return found
 
 
 def _units(clients: Sequence[str], passive: Collection[str], stack: int) -> list[tuple[str, ...]]:

@@ -58,6 +58,12 @@ def unpack(packed: Packed, known: Sequence[np.ndarray] = ()) -> Any:
     return _Unpickler(header, [flat[start : start + length] for start, length in places], known).load()
 
 
+def own(packed: Packed) -> Packed:
+    """With its bytes copied: an array that is kept keeps all of an answer that it is a view of."""
+    header, places, flat = packed
+    return header, places, flat.copy()
+
+
 def repeated(trees: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:
     """The arrays that more than one of the trees holds: worth sending once for all."""
     seen: dict[int, list[Any]] = {}

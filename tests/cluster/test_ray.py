@@ -12,7 +12,7 @@ from small_runs import run, settings, tiny
 
 from raylora import config as configuration
 from raylora import launch
-from raylora.cluster import driver
+from raylora.cluster import client_actor, driver
 from raylora.cluster.client_actor import RayExecutor
 from raylora.core.errors import InputError, MachineError, RunError
 
@@ -144,7 +144,7 @@ class Killing(RayExecutor):
     """Kills one actor in the second round, after the first of its two clients has answered."""
 
     victim = ""
-    together_s = 0.0
+    together_s = 1e-9
 
     def train(self, stacks):
         answered = set()
@@ -168,15 +168,15 @@ def test_two_actors_one_of_which_is_killed(runs, prepared_folder, tmp_path):
 class LossFirst(RayExecutor):
     """Kills one actor in the second round when the first of its two clients has answered, and looks at that answer last."""
 
-    together_s = 0.0
+    together_s = 1e-9
 
-    def _outcomes(self, calls, under_way):
-        if calls[0][0][0][1].task.round == 1:
+    def _outcomes(self, asked_for, under_way):
+        if asked_for[0][0][0][1].task.round == 1:
             answered, owed = (asked.answer for asked in under_way.values() if asked.index == 0)
             ray.wait([answered])
             os.kill(self.places[0][1], signal.SIGKILL)
             ray.wait([owed])
-        yield from super()._outcomes(calls, under_way)
+        yield from super()._outcomes(asked_for, under_way)
 
 
 def test_an_answer_that_is_read_after_its_actor_was_lost(runs, prepared_folder, tmp_path, monkeypatch):
@@ -200,15 +200,38 @@ class Together(RayExecutor):
     together_s = 1000.0
     passes = ()
 
-    def _outcomes(self, calls, under_way):
-        self.passes += ([len(call) for call in calls],)
-        yield from super()._outcomes(calls, under_way)
+    def _outcomes(self, asked_for, under_way):
+        self.passes += ([len(passes) for passes in asked_for],)
+        yield from super()._outcomes(asked_for, under_way)
 
 
-def test_passes_that_are_asked_for_together(runs, prepared_folder, tmp_path):
-    options = {**DUAL, "training__rounds": 3}
+PEER = {"strategy": {"name": "rate_my_lora", "rule": "peer", "temperature": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [
+        ({**DUAL, "training__rounds": 3}, ([1, 1, 1, 1], [2, 2], [2, 2])),
+        (PEER, ([1, 1, 1, 1], [1, 1, 1, 1], [2, 2], [1, 1, 1, 1])),  # every second of them is a review
+    ],
+    ids=["med_duallora", "peer"],
+)
+def test_passes_that_are_asked_for_together(runs, prepared_folder, tmp_path, options, passes):
     found, executor = on_ray(tiny(prepared_folder, "disease", **options, placement={"clients_per_actor": 2}), tmp_path, Together)
-    assert executor.passes == ([1, 1, 1, 1], [2, 2], [2, 2])
+    assert executor.passes == passes
+    same_run(found, runs("disease", **options))
+
+
+def test_an_actor_is_killed_between_two_calls_of_two_passes(runs, prepared_folder, tmp_path, monkeypatch):
+    """The clients of the first are not asked again, and what they keep comes back with their next call."""
+
+    class Between(Killing, Together):
+        together_s = 1000.0
+
+    monkeypatch.setattr(client_actor, "TOGETHER", 2)
+    options = {**DUAL, "training__rounds": 3}
+    found, executor = on_ray(tiny(prepared_folder, "disease", **options, placement={"clients_per_actor": 4}), tmp_path, Between)
+    assert executor.passes == ([1, 1, 1, 1], [2, 2], [2, 2]) and executor.describe()[0]["restarts"] == 1
     same_run(found, runs("disease", **options))
 
 

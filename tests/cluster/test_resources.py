@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_runs import tiny
 
 from raylora.cluster.driver import request_of, round_cost
-from raylora.cluster.resources import TOGETHER, Available, balanced, fitting, local, request, together
+from raylora.cluster.resources import Available, balanced, calls, fitting, local, request
 from raylora.config import Training
 from raylora.core.errors import InputError
 from raylora.federation.spec import SiteSpec
@@ -158,22 +158,21 @@ def test_this_machine(monkeypatch):
 
 
 def test_short_passes_of_an_actor_are_asked_for_together():
-    assert together([0, 1, 0, 0, 1], [0.04, 0.02, 0.06, 0.01, math.inf], 0.1) == [[0, 2], [1], [3], [4]]
-    assert [len(call) for call in together([0] * 40, [0.0] * 40, 0.1)] == [16, 16, 8], "no answer is very large"
+    assert calls([0, 1, 0, 0, 1], [0.25, 0.25, 0.75, 0.125, math.inf]) == [[0, 2], [1], [3], [4]]
+    assert calls([0, 0, 0], [math.inf, math.nan, 0.5]) == [[0], [1], [2]]
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0.0, 0.01, 0.05, 0.2, math.inf])), max_size=60))
-def test_every_pass_is_asked_for_once_and_calls_are_as_long_as_they_may(passes):
-    places, seconds = [place for place, _ in passes], [took for _, took in passes]
-    calls = together(places, seconds, 0.1)
-    assert sorted(number for call in calls for number in call) == list(range(len(passes)))
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0.0, 0.125, 0.5, 2.0, math.inf])), max_size=60))
+def test_every_pass_is_asked_for_once_and_calls_are_as_full_as_they_may(passes):
+    places, parts = [place for place, _ in passes], [part for _, part in passes]
+    found = calls(places, parts)
+    assert sorted(number for call in found for number in call) == list(range(len(passes)))
     before = {}
-    for call in calls:
+    for call in found:
         (place,) = {places[number] for number in call}
-        took = sum(seconds[number] for number in call)
-        assert call == sorted(call) and (len(call) == 1 or took <= 0.1) and len(call) <= TOGETHER
+        assert call == sorted(call) and (len(call) == 1 or sum(parts[number] for number in call) <= 1.0)
         if place in before:
             last = before[place]
-            assert last[-1] < call[0] and (len(last) == TOGETHER or sum(seconds[n] for n in [*last, call[0]]) > 0.1)
+            assert last[-1] < call[0] and sum(parts[number] for number in [*last, call[0]]) > 1.0
         before[place] = call

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from raylora.cluster.wire import ALIGNMENT, pack, repeated, unpack
+from raylora.cluster.wire import ALIGNMENT, own, pack, repeated, unpack
 from raylora.core.types import Broadcast, ClientUpdate, Task
 
 TREES = st.dictionaries(
@@ -63,3 +63,9 @@ def test_what_is_not_contiguous_arrives_too():
     array = np.arange(24.0).reshape(4, 6)
     found = unpack(pack({"cut": array[:, ::2], "turned": array.T, "none": np.zeros((0, 3))}))
     assert alike(found, {"cut": array[:, ::2], "turned": array.T, "none": np.zeros((0, 3))})
+
+
+def test_arrays_that_are_kept_do_not_keep_the_answer_that_they_came_in():
+    packed = pack({"w": np.arange(5.0)})
+    kept = unpack(own(packed))["w"]
+    assert np.array_equal(kept, np.arange(5.0)) and not kept.flags.writeable and not np.shares_memory(kept, packed[2])

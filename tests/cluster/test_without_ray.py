@@ -1,9 +1,11 @@
 """What an executor and a trial's driver decide by themselves, with a stand-in for Ray."""
 
+import math
 import socket
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import ray
 from small_runs import tiny
@@ -15,7 +17,7 @@ from raylora.cluster.client_actor import RayExecutor
 from raylora.cluster.resources import Available, Request
 from raylora.cluster.wire import pack
 from raylora.core.errors import InputError, RunError
-from raylora.core.types import Broadcast, Task
+from raylora.core.types import Broadcast, Phase, Task
 from raylora.sweep.ledger import Ledger
 
 
@@ -54,6 +56,21 @@ def test_an_error_names_the_client_that_had_it_and_no_other_of_its_call():
     broadcast = Broadcast(adapter={}, task=Task(round=2, phases=(), uploads=()))
     with pytest.raises(RunError, match=r"^round 3, client b: ValueError: no such thing$"):
         actor.train(pack(([[("a", broadcast)], [("b", broadcast)], [("c", broadcast)]], {})), pack([]))
+
+
+def test_what_nobody_knows_to_be_a_short_training_is_asked_for_alone():
+    one, training = executor(seconds={"a": 0.02, "b": 0.03}), (Phase(trains=("*",)),)
+
+    def part(clients, phases=training, size=100):
+        broadcast = Broadcast(adapter={"w": np.zeros(size, np.float32)}, task=Task(round=2, phases=phases, uploads=()))
+        return one._part([(client, broadcast) for client in clients])
+
+    assert part("ab") == pytest.approx(0.5), "the seconds of its clients, of a tenth of a second"
+    assert part("a", size=1_000_000) == pytest.approx(0.5), "4 MB of 8"
+    one.seconds["a"] = 0.0
+    assert part("a") == 1 / 16
+    assert part("ac") == math.inf, "c has not trained yet"
+    assert part("a", phases=()) == math.inf, "a review is as long as there are models to look at"
 
 
 @pytest.mark.parametrize("restarts", [0, 1])

@@ -180,13 +180,31 @@ def test_shares_and_order() -> None:
 
 
 def test_the_mean_of_movements_holds_one_of_them_at_a_time() -> None:
-    received = {"head": np.full(50_000, 0.5, np.float32)}
-    sent = [{"head": np.full(50_000, k, np.float32)} for k in range(100)]
+    names = [f"head.{i}" for i in range(5)]
+    received = {name: np.full(10_000, 0.5, np.float32) for name in names}
+    sent = [{name: np.full(10_000, k, np.float32) for name in names} for k in range(100)]
     tracemalloc.start()
     found = reduce.movement(received, sent, [1.0] * 100, reduce.mean, 0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert np.array_equal(found["head"], np.full(50_000, 49.0)) and found["head"].dtype == np.float64
-    assert peak < 6 * found["head"].nbytes
+    assert all(np.array_equal(array, np.full(10_000, 49.0)) and array.dtype == np.float64 for array in found.values())
+    assert peak < (2 * len(names) + 4) * found["head.0"].nbytes, "what was received and the sum, each as float64, and one name's movement"
     moved = reduce.Movements(received, sent)
-    assert len(moved) == 100 and [tree["head"][0] for tree in moved[1:3]] == [0.5, 1.5]
+    assert len(moved) == 100 and [tree["head.0"][0] for tree in moved[1:3]] == [0.5, 1.5]
+
+
+def test_the_mean_of_movements_has_the_bits_of_a_sum_client_by_client() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 4), "b": (), "c": (5,)}
+    tree = lambda: {name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in shapes.items()}  # noqa: E731
+    received, sent, weights = tree(), [tree() for _ in range(5)], [0.1, 0.2, 0.3, 0.15, 0.25]
+    received["c"], sent = (
+        np.float32(-0.0) * np.ones(5, np.float32),
+        [{**one, "c": np.zeros(5, np.float32) * np.float32(-1)} for one in sent],
+    )
+    total = {name: np.zeros(shape) for name, shape in shapes.items()}
+    for one, weight in zip(sent, np.array(weights) / np.sum(weights), strict=True):
+        for name in total:
+            total[name] = total[name] + (one[name].astype(np.float64) - received[name].astype(np.float64)) * weight
+    found = reduce.movement(received, sent, weights, reduce.mean, 0)
+    assert {name: array.tobytes() for name, array in found.items()} == {name: np.asarray(array).tobytes() for name, array in total.items()}
