@@ -18,7 +18,7 @@ from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, OutO
 
 from raylora.cluster.driver import available
 from raylora.cluster.resources import Request, calls, fitting
-from raylora.cluster.wire import Packed, own, pack, repeated, unpack
+from raylora.cluster.wire import Packed, pack, repeated, unpack
 from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.loading import uncollected
 from raylora.core.types import ClientState
@@ -75,11 +75,11 @@ class ClientActor:
         self.host, self.gpus = build_host(spec, weights), gpus
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
-    def train(self, message: Packed, known: Packed) -> list[Packed]:
-        """Outcomes of some passes, each by itself; the message holds these, and the states of clients that this process does not have."""
+    def train(self, message: Packed, known: Packed) -> Packed:
+        """Outcomes of some passes; the message holds these, and the states of clients that this process does not have."""
         stacks, states = unpack(message, unpack(known))
         self.host.restore(states)
-        return [pack(self._pass(stack)) for stack in stacks]
+        return pack([outcome for stack in stacks for outcome in self._pass(stack)])
 
     def _pass(self, stack: Stack) -> list[Outcome]:
         try:
@@ -303,8 +303,7 @@ class RayExecutor:
             number = numbers[ready[0]]
             passes, asked = asked_for[number], under_way.pop(number)
             try:
-                answers = ray.get(ready[0])
-                outcomes: list[Outcome] = [o for one in answers for o in unpack(own(one) if len(answers) > 1 else one)]
+                outcomes: list[Outcome] = unpack(ray.get(ready[0]), apart=len(passes) > 1)
                 self.owed.discard(ready[0])
             except LOST as error:
                 under_way[number] = self._again(asked, error)

@@ -50,18 +50,19 @@ def pack(message: Any, known: Sequence[np.ndarray] = ()) -> Packed:
     return header.getvalue(), tuple(places), flat
 
 
-def unpack(packed: Packed, known: Sequence[np.ndarray] = ()) -> Any:
-    """The message. Its arrays are views of the flat one, read-only."""
+def unpack(packed: Packed, known: Sequence[np.ndarray] = (), *, apart: bool = False) -> Any:
+    """The message. Its arrays are read-only, and views of the flat one unless they are to be had `apart`: one that is kept keeps all of it."""
     header, places, flat = packed
     flat = flat.view()
     flat.flags.writeable = False
-    return _Unpickler(header, [flat[start : start + length] for start, length in places], known).load()
+    views = [flat[start : start + length] for start, length in places]
+    return _Unpickler(header, [_copied(view) for view in views] if apart else views, known).load()
 
 
-def own(packed: Packed) -> Packed:
-    """With its bytes copied: an array that is kept keeps all of an answer that it is a view of."""
-    header, places, flat = packed
-    return header, places, flat.copy()
+def _copied(view: np.ndarray) -> np.ndarray:
+    copy = view.copy()
+    copy.flags.writeable = False
+    return copy
 
 
 def repeated(trees: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray]:

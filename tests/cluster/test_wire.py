@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from raylora.cluster.wire import ALIGNMENT, own, pack, repeated, unpack
+from raylora.cluster.wire import ALIGNMENT, pack, repeated, unpack
 from raylora.core.types import Broadcast, ClientUpdate, Task
 
 TREES = st.dictionaries(
@@ -67,5 +67,5 @@ def test_what_is_not_contiguous_arrives_too():
 
 def test_arrays_that_are_kept_do_not_keep_the_answer_that_they_came_in():
     packed = pack({"w": np.arange(5.0)})
-    kept = unpack(own(packed))["w"]
+    kept = unpack(packed, apart=True)["w"]
     assert np.array_equal(kept, np.arange(5.0)) and not kept.flags.writeable and not np.shares_memory(kept, packed[2])
