@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from raylora.federation.stacking import Probe
 
 RESTARTS = 3  # of one actor without an update in between, before its loss ends the run
-TOGETHER_S, TOGETHER_BYTES, TOGETHER = 0.1, 8e6, 16  # of passes that one call asks for: their seconds, what they are sent, and how many
+TOGETHER_S, TOGETHER_BYTES, TOGETHER = 0.5, 8e6, 16  # of passes that one call asks for: their seconds, what they are sent, and how many
 ROOM_S = 2.0  # between looks at whether the cluster still has room for an actor that does not come up
 LOST = (
     RayActorError,

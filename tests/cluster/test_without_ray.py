@@ -59,14 +59,14 @@ def test_an_error_names_the_client_that_had_it_and_no_other_of_its_call():
 
 
 def test_what_nobody_knows_to_be_a_short_training_is_asked_for_alone():
-    one, training = executor(seconds={"a": 0.02, "b": 0.03}), (Phase(trains=("*",)),)
+    one, training = executor(seconds={"a": 0.1, "b": 0.15}), (Phase(trains=("*",)),)
 
     def part(clients, phases=training, size=100):
         broadcast = Broadcast(adapter={"w": np.zeros(size, np.float32)}, task=Task(round=2, phases=phases, uploads=()))
         return one._part([(client, broadcast) for client in clients])
 
-    assert part("ab") == pytest.approx(0.5), "the seconds of its clients, of a tenth of a second"
-    assert part("a", size=1_000_000) == pytest.approx(0.5), "4 MB of 8"
+    assert part("ab") == pytest.approx(0.5), "the seconds of its clients, of half a second"
+    assert part("a", size=1_000_000) == pytest.approx(0.5), "4 MB of 8: more of it than its seconds"
     one.seconds["a"] = 0.0
     assert part("a") == 1 / 16
     assert part("ac") == math.inf, "c has not trained yet"
