@@ -209,10 +209,19 @@ def federation(work: Work) -> Iterator[Parties]:
 def play(work: Work, rounds: int, *, keep: Path | None = None, look: int = 0) -> dict[str, Any]:
     """Seconds of each round, and the memory of driver and actors at the end (and every `look` rounds)."""
     with federation(work) as parties:
-        return _play(work, parties, rounds, keep, look)
+        return play_on(parties, work, rounds, keep=keep, look=look)
 
 
-def _play(work: Work, parties: Parties, rounds: int, keep: Path | None = None, look: int = 0) -> dict[str, Any]:
+def play_on(
+    parties: Parties,
+    work: Work,
+    rounds: int,
+    *,
+    keep: Path | None = None,
+    look: int = 0,
+    each: Callable[[Sequence[float]], None] = lambda losses: None,
+) -> dict[str, Any]:
+    """The same with parties that are there. `keep`: a folder for the record and checkpoints; `each` is called with a round's losses."""
     executor, strategy, clients, server = parties
     progress, broadcasts = receive(Progress(round=0, server=server), strategy, clients, {})
     cohort, record = names(work), None if keep is None else Record(keep)
@@ -226,6 +235,7 @@ def _play(work: Work, parties: Parties, rounds: int, keep: Path | None = None, l
             checkpoint.save(keep / "checkpoints", progress, record.rows)
             checkpoint.prune(keep / "checkpoints", 2)
         seconds.append(time.perf_counter() - began)
+        each([one.metrics["loss"] for one in report.clients])
         if look and (t + 1) % look == 0:
             memory.append(pss_mb(executor))
     return {"seconds": seconds, "pss_mb": [*memory, pss_mb(executor)]}
@@ -250,8 +260,8 @@ def rounds(small: bool) -> dict[str, Any]:
     work = Work(clients=8, idle_mb=0.1 if small else 1.5)
     count = 5 if small else 60
     with federation(work) as parties, tempfile.TemporaryDirectory() as folder:
-        plain = _play(work, parties, count)
-        kept = _play(work, parties, count, keep=Path(folder))
+        plain = play_on(parties, work, count)
+        kept = play_on(parties, work, count, keep=Path(folder))
     return {"work": asdict(work), "rounds": count, "ms_per_round": 1000 * later(plain), "ms_per_round_kept": 1000 * later(kept)}
 
 

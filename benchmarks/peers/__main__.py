@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.peers import measure, plot
 from benchmarks.peers.workloads import WORKLOADS
 
-CAMPAIGN = (("W0", 8), ("W1", 8), ("W1", 64), ("W1", 256), ("W1s", 64), ("W2", 8), ("W3", 8))
+CAMPAIGN = (("idle", 8), ("W0", 8), ("W1", 8), ("W1", 64), ("W1", 256), ("W1s", 64), ("W2", 8), ("W3", 8))
 NAMES = (*measure.DEFAULT, "raylora_unstacked")
 
 

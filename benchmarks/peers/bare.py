@@ -21,7 +21,7 @@ def share(model: Model, folder: Folder, received: torch.Tensor, round: int, mine
     """Some of the clients of a round: their sum in float64, their losses, their steps."""
     total, losses, steps = torch.zeros(len(received), dtype=torch.float64), [], 0
     for client in mine:
-        sent, loss, done = model.local_epoch(received, *folder.samples(round, client), folder.work.batch)
+        sent, loss, done = model.train(received, folder, round, client)
         total += sent
         losses.append(loss)
         steps += done

@@ -45,7 +45,7 @@ class Run:
     """What one run of one system said, and when."""
 
     ends: tuple[float, ...]  # seconds from the start of its first process to the end of each round
-    cpu: tuple[float, ...]  # CPU seconds so far, at the same moments
+    cpu: tuple[float, ...] | None  # CPU seconds so far, at the same moments; None of clients that are idle
     losses: np.ndarray  # (rounds, clients)
     steps: int
     peak_pss_mb: float | None
@@ -72,6 +72,8 @@ def commands(system: str, work: Workload, clients: int, workers: int) -> dict[st
     if system == "raylora":
         return {"": module("with_raylora", *raylora_settings(work, clients, workers))}
     if system == "raylora_unstacked":
+        if work.idle:
+            return {}  # nothing to stack
         return {"": module("with_raylora", "training.stack=1", "training.cache=off")}
     if system == "bare":
         return {kind: module("bare", kind) for kind in ("processes", "threads")}
@@ -154,7 +156,7 @@ def measure(
 def described(several: Sequence[Run], watched: Run | None, ideal: float) -> dict[str, Any]:
     """Medians over a system's runs. `ideal`: the seconds that the round's products would take at the machine's own rate."""
     later = [gap for run in several for gap in np.diff(run.ends)] or [run.ends[0] for run in several]
-    cpu = [gap for run in several for gap in np.diff(run.cpu)] or [run.cpu[0] for run in several]
+    cpu = [gap for run in several if run.cpu is not None for gap in (np.diff(run.cpu) if len(run.cpu) > 1 else run.cpu)]
     per_round = float(np.median(later))
     return {
         "seconds_per_round": per_round,
@@ -162,8 +164,8 @@ def described(several: Sequence[Run], watched: Run | None, ideal: float) -> dict
         "peak_pss_mb": watched.peak_pss_mb if watched else None,
         "steps": several[0].steps,
         "seconds_in_all": statistics.median(run.ends[-1] for run in several),
-        "cpu_seconds_per_round": float(np.median(cpu)),
-        "matrix_share": ideal / per_round,
+        "cpu_seconds_per_round": float(np.median(cpu)) if cpu else None,
+        "matrix_share": ideal / per_round if ideal else None,
         "spread": [float(min(later)), float(max(later))],
     }
 
@@ -214,7 +216,7 @@ def once(command: Command, folder: Path, *, memory: bool) -> Run:
     lines = [json.loads(line) for line in report.read_text().splitlines()]
     return Run(
         ends=tuple(line["time"] - began for line in lines),
-        cpu=tuple(line["cpu"] for line in lines),
+        cpu=None if lines[0]["cpu"] is None else tuple(line["cpu"] for line in lines),
         losses=np.array([line["losses"] for line in lines]),
         steps=sum(line["steps"] for line in lines),
         peak_pss_mb=peak / 2**20 if memory else None,

@@ -33,6 +33,11 @@ def percent(name: str) -> Column:
     return Column(name, text=lambda cell: f"{100 * float(cell):.0f} %")  # type: ignore[arg-type]
 
 
+def _seconds(cell: Cell) -> str:
+    value = float(cell)  # type: ignore[arg-type]
+    return f"{value:.{2 if value >= 1 else 3}f}"
+
+
 def in_words(found: dict[str, Any]) -> str:
     """One workload as a Markdown table: every system, raylora's ratio to it, its share of the machine's matrix rate."""
     systems = found["systems"]
@@ -54,7 +59,7 @@ def in_words(found: dict[str, Any]) -> str:
             )
         )
     columns = (
-        words("System"), decimal("s a round", 2), decimal("raylora is faster by", 2), percent("of the matrix rate"),
+        words("System"), Column("s a round", text=_seconds), decimal("raylora is faster by", 2), percent("of the matrix rate"),
         decimal("s to the first round", 1), decimal("peak PSS, MB", 0), decimal("steps", 0),
     )  # fmt: skip
     title = f"{found['workload']}, {found['clients']} clients, {found['rounds']} rounds, {found['repeats']} runs each, {found['workers']} workers"
@@ -75,7 +80,9 @@ def table(several: Sequence[dict[str, Any]]) -> Table:
 
     def seconds(found: dict[str, Any], name: str) -> Cell:
         value, share = of(found, name, "seconds_per_round"), of(found, name, "matrix_share")
-        return None if value is None or share is None else f"{value:.{2 if value >= 1 else 3}f} ({100 * share:.0f} %)"
+        if value is None:
+            return None
+        return _seconds(value) + ("" if share is None else f" ({100 * share:.0f} %)")
 
     shown = ("raylora", "bare", "pfl", "flower")
     columns = (
@@ -108,10 +115,12 @@ def note(several: Sequence[dict[str, Any]]) -> str:
     machine, repeats = some["machine"], min(found["repeats"] for found in several)
     gap = max(found["largest_loss_difference"] for found in several)
     works = [WORKLOADS[name] for name in dict.fromkeys(found["workload"] for found in several)]
-    described = "; ".join(
+    idle = "idle: clients that return what they are sent, 1.5 MB, at once; " if any(w.idle for w in works) else ""
+    described = idle + "; ".join(
         f"{w.name}: {w.samples} volumes of {' x '.join(map(str, w.image))} a client, batch {w.batch}, {w.depth} blocks of width {w.width}, "
         f"LoRA of rank {w.rank} in {'all' if w.adapted == w.depth else f'the last {w.adapted}'}"
         for w in works
+        if not w.idle
     )
     return (
         f"{described}. Every client trains an epoch in every round. "

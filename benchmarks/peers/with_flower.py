@@ -42,7 +42,7 @@ def client_app(path: str) -> ClientApp:
         folder, model = kept(path)
         client, round = int(context.node_config["partition-id"]), int(message.content["config"]["server-round"]) - 1
         received = torch.from_numpy(message.content["arrays"]["trained"].numpy())
-        sent, loss, steps = model.local_epoch(received, *folder.samples(round, client), folder.work.batch)
+        sent, loss, steps = model.train(received, folder, round, client)
         metrics = MetricRecord({"num-examples": folder.work.samples, "loss": loss, "steps": steps, "client": client})
         return Message(RecordDict({"arrays": ArrayRecord({"trained": sent}), "metrics": metrics}), reply_to=message)
 

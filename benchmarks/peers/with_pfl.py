@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers.work import Model
-from benchmarks.peers.workloads import Folder, Report
+from benchmarks.peers.workloads import IDLE_LOSS, Folder, Report
 
 
 def start(folder: Folder) -> None:
@@ -94,7 +94,7 @@ def work(folder: Folder) -> None:
         def after_central_iteration(self, aggregate_metrics: Any, model: Any, *, central_iteration: int) -> Any:
             nonlocal round
             of_clients = torch.zeros(folder.clients + 1)
-            of_clients[list(mine)] = torch.stack(losses).reshape(len(mine), -1).mean(1)
+            of_clients[list(mine)] = torch.stack(losses).reshape(len(mine), -1).mean(1) if losses else torch.tensor(IDLE_LOSS)
             of_clients[-1] = len(losses)
             distributed.all_reduce([of_clients])
             losses.clear()
@@ -109,7 +109,9 @@ def work(folder: Folder) -> None:
         ),
         SimulatedBackend(Clients(), Clients(), postprocessors=[WeightByDatapoints()]),
         made,
-        NNTrainHyperParams(local_batch_size=folder.work.batch, local_num_epochs=1, local_learning_rate=folder.work.rate),
+        NNTrainHyperParams(
+            local_batch_size=folder.work.batch, local_num_epochs=0 if folder.work.idle else 1, local_learning_rate=folder.work.rate
+        ),
         callbacks=[Reported()],
         send_metrics_to_platform=False,
     )

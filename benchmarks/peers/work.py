@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.peers.workloads import CHANNELS, CLASSES, SCALING, Folder, Workload
+from benchmarks.peers.workloads import CHANNELS, CLASSES, IDLE_LOSS, SCALING, Folder, Workload
 
 # ---- the model: MONAI's names and arithmetic
 
@@ -115,6 +115,12 @@ class Model:
         parts = self.flat.split([p.numel() for p in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.data = part.view(parameter.shape)
+
+    def train(self, received: Tensor, folder: Folder, round: int, client: int) -> tuple[Tensor, float, int]:
+        """What one client does in a round: what it sends, its mean loss (1 if it is idle), its steps."""
+        if folder.work.idle:
+            return received.clone(), IDLE_LOSS, 0
+        return self.local_epoch(received, *folder.samples(round, client), folder.work.batch)
 
     def local_epoch(self, received: Tensor, images: np.ndarray, labels: np.ndarray, batch: int) -> tuple[Tensor, float, int]:
         """Train one client on its samples, in their order, from what it received: what it sends, its mean loss, its steps."""

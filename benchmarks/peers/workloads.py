@@ -19,6 +19,8 @@ import numpy as np
 from benchmarks.processes import cpu_seconds
 
 SCALING, CHANNELS, CLASSES, SEED = 2.0, 2, 5, 0
+IDLE_LOSS = 1.0  # said by clients that do not train
+IDLE_MB = 1.5  # what raylora's exchange; in the other systems it is what the network below trains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class Workload:
     rate: float = 1e-3  # of AdamW
     distinct: int | None = None  # volumes on disk, which clients share; None: each its own
     watched: int = 0  # clients' rounds in the run whose memory is looked at: a heap spreads with each, however few the clients
+    idle: bool = False  # clients return what they are sent, at once
 
     @property
     def tokens(self) -> int:
@@ -49,7 +52,7 @@ class Workload:
     @property
     def steps(self) -> int:
         """Of one client in one round."""
-        return -(-self.samples // self.batch)
+        return 0 if self.idle else -(-self.samples // self.batch)
 
     def flops(self) -> float:
         """Of one sample's step, two a multiply-add: the forward pass, and back through what lies behind the first adapted layer.
@@ -57,6 +60,8 @@ class Workload:
         Frozen weights need no gradient, so a block's way back costs what its way forward does (its attention twice that). What is neither
         a matrix product nor of LoRA's rank is not counted.
         """
+        if self.idle:
+            return 0.0
         n, w = self.tokens, self.width
         products, attention = 24 * n * w * w, 4 * n * n * w
         embedding = 2 * (n - 1) * CHANNELS * math.prod(self.patch) * w
@@ -71,9 +76,8 @@ TINY = {"size": "w1", "image": (16, 16, 4), "patch": (16, 16, 4), "width": 384, 
 WORKLOADS: Mapping[str, Workload] = {
     work.name: work
     for work in (
-        Workload(
-            name="W0", **TINY, rate=1e-5, samples=2, batch=2, clients=8, rounds=20
-        ),  # hardly any work, 1.5 MB to send: what a round itself costs
+        Workload(name="idle", **TINY, samples=2, batch=2, clients=8, rounds=60, idle=True),  # 1.5 MB to and fro: what a round itself costs
+        Workload(name="W0", **TINY, rate=1e-5, samples=2, batch=2, clients=8, rounds=20),  # the same with hardly any work
         Workload(name="W1", **SMALL, samples=16, batch=8, clients=64, rounds=5, watched=512),
         Workload(name="W1s", **SMALL, samples=4, batch=2, clients=64, rounds=5),
         Workload(name="W2", **LARGE, adapted=12, samples=16, batch=4, clients=8, rounds=3),
@@ -110,12 +114,15 @@ def volume_of(work: Workload, client: int, sample: Any, distinct: int) -> Any:
 
 
 class Report:
-    """One JSON line a round: when it ended, the CPU time so far, every client's mean loss, the steps that were made."""
+    """One JSON line a round: when it ended, the CPU time so far, every client's mean loss, the steps that were made.
+
+    Without a step the CPU time is left out (null): to read it takes milliseconds, which are much of an idle round.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def round(self, losses: Sequence[float], steps: int) -> None:
-        line = {"time": time.time(), "cpu": cpu_seconds(os.getpid()), "losses": list(losses), "steps": steps}
+        line = {"time": time.time(), "cpu": cpu_seconds(os.getpid()) if steps else None, "losses": list(losses), "steps": steps}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -11,10 +11,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import build, marks, measure, plot, prepare, profile
+from benchmarks.peers import bare, build, marks, measure, plot, prepare, profile, with_raylora
 from benchmarks.peers.settings import config
-from benchmarks.peers.work import ViT, mean
-from benchmarks.peers.workloads import WORKLOADS
+from benchmarks.peers.work import Model, ViT, mean
+from benchmarks.peers.workloads import WORKLOADS, Folder, Report
 from raylora.models import zoo
 
 
@@ -48,6 +48,27 @@ def test_raylora_and_the_bare_loop_do_the_same_work(monkeypatch, capsys):
         ideal = found["gflop_per_round"] / found["matrix_gflops"]  # seconds; the rate is what the machine had to spare just then
         assert one["matrix_share"] == pytest.approx(ideal / one["seconds_per_round"]) and one["matrix_share"] > 0
     assert 0 < found["largest_loss_difference"] < 1e-5
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_idle_clients_return_what_they_are_sent(tmp_path):
+    """By hand and in raylora: the same losses, no step, no share of a matrix rate; stacked or not there is nothing to tell apart."""
+    prepare.write(tmp_path / "idle", "idle", 4, 3, 2)
+    folder = Folder(tmp_path / "idle")
+    model = Model(folder)
+    total, losses, steps = bare.share(model, folder, start := torch.randn(len(model.flat)), 0, range(4))
+    assert torch.equal(total, 4 * start.double()) and steps == 0
+    with_raylora.idle(folder, Report(tmp_path / "report.jsonl"))
+    lines = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
+    assert [line["losses"] for line in lines] == 3 * [losses] and all(line["steps"] == 0 and line["cpu"] is None for line in lines)
+    found = measure.described([replace(run([[1.0]]), cpu=None)], None, ideal=folder.work.flops())
+    assert found["matrix_share"] is None and found["cpu_seconds_per_round"] is None
+    assert measure.commands("raylora_unstacked", folder.work, 8, 2) == {}
+    one = {"seconds_per_round": 0.026, "seconds_to_first_round": 4.0, "peak_pss_mb": 900.0, "steps": 0, "matrix_share": None}
+    several = [{**result("idle", 8), "systems": {"raylora": one}}]
+    assert plot.table(several).rows[0][:2] == ("idle, 8", "0.026") and "| raylora | 0.026 | n/a | n/a |" in plot.in_words(several[0])
+    assert "1.5 MB, at once" in plot.note(several)
 
 
 def run(losses, steps=8):
@@ -98,7 +119,7 @@ def test_arithmetic_is_what_torch_counts(name):
 
 
 def test_trained_values_are_those_of_the_workloads():
-    for name, expected in (("W0", 375_173), ("W1", 28_613), ("W1s", 28_613), ("W2", 112_517)):
+    for name, expected in (("idle", 375_173), ("W0", 375_173), ("W1", 28_613), ("W1s", 28_613), ("W2", 112_517)):
         work = WORKLOADS[name]
         assert sum(p.numel() for p in ViT(work).parameters() if p.requires_grad) == expected
         model = config(Path("folder"), name, 1).model
