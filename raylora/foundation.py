@@ -11,6 +11,7 @@ from raylora.config import Pretrain
 from raylora.core.errors import InputError
 from raylora.core.files import require_writable
 from raylora.data import obtain
+from raylora.data.manifest import read_manifest
 from raylora.data.shards import PreparedSet
 from raylora.data.transforms import augmentation
 from raylora.models import zoo
@@ -58,7 +59,7 @@ def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None)
     weights = zoo.weights_of(network)
     if config.task == "disease":  # the head has learnt nothing
         weights = {name: value for name, value in weights.items() if name not in network.head_names}
-    seen = Seen(cases=frozenset(row.source_sha256 for opened in sets for row in opened.manifest.rows))
+    seen = Seen(cases=frozenset(row.source_sha256 for folder in folders for row in read_manifest(folder).rows))
     zoo.save_weights(out, weights, half=config.half, seen=seen, about=config.model_dump(mode="json", exclude_defaults=True))
     return out
 

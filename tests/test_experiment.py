@@ -14,7 +14,7 @@ from raylora import cohort, experiment, planning
 from raylora import config as configuration
 from raylora.core.errors import InputError, RunError
 from raylora.data import obtain
-from raylora.data.shards import PreparedSet
+from raylora.data.manifest import read_manifest
 from raylora.federation.build import build_host
 from raylora.models import zoo
 from raylora.models.seen import Seen
@@ -192,15 +192,15 @@ def test_held_out_clients_are_scored_and_never_train(runs):
 
 def test_weights_that_have_seen_test_cases_are_refused_by_name(prepared_folder, tmp_path):
     plain = planning.make_plan(tiny(prepared_folder, "disease"))
-    opened = PreparedSet.open(prepared_folder)
-    known = opened.manifest.row(plain.splits["GE"]["test"][0])
+    described = read_manifest(prepared_folder)
+    known = described.row(plain.splits["GE"]["test"][0])
     path = tmp_path / "w.safetensors"
     zoo.save_weights(path, plain.weights, half=False, seen=Seen(cases=frozenset({known.source_sha256})), about={})
     with pytest.raises(InputError, match=f"has seen 1 validation or test cases \\({known.id}"):
         planning.make_plan(tiny(prepared_folder, "disease", model__weights=str(path)))
     allowed = planning.make_plan(tiny(prepared_folder, "disease", model__weights=str(path), data__allow_seen=True))
     assert allowed.seen_cases == (known.id,)
-    trained_on = opened.manifest.row(plain.splits["GE"]["train"][0])
+    trained_on = described.row(plain.splits["GE"]["train"][0])
     zoo.save_weights(path, plain.weights, half=False, seen=Seen(cases=frozenset({trained_on.source_sha256})), about={})
     assert planning.make_plan(tiny(prepared_folder, "disease", model__weights=str(path))).seen_cases == ()
 

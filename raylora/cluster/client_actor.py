@@ -23,6 +23,7 @@ from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.loading import uncollected
 from raylora.core.types import ClientState
 from raylora.data import obtain, travel
+from raylora.data.shards import PreparedSet
 
 if TYPE_CHECKING:
     from raylora.federation.answers import EvalRow, Outcome, Scored
@@ -68,11 +69,14 @@ class ClientActor:
             self.host = None
             gc.collect()
         if parcels is not None:
-            spec = replace(spec, sets=tuple(str(travel.unpack(parcel, obtain.cache_folder(), ray.get)) for parcel in parcels))
-        elif not all(travel.here(Path(folder), sha256) for folder, sha256 in zip(spec.sets, spec.sets_sha256, strict=True)):
-            return None
+            sets = [PreparedSet(travel.unpack(parcel, obtain.cache_folder(), ray.get)) for parcel in parcels]
+        else:
+            found = [travel.here(Path(folder), sha256) for folder, sha256 in zip(spec.sets, spec.sets_sha256, strict=True)]
+            sets = [one for one in found if one is not None]
+            if len(sets) < len(found):
+                return None
         memory.keep_to_share(spec.device, gpus)
-        self.host, self.gpus = build_host(spec, weights), gpus
+        self.host, self.gpus = build_host(spec, weights, sets), gpus
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def train(self, message: Packed, known: Packed) -> Packed:

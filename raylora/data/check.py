@@ -147,20 +147,21 @@ def _notes(facts: list[Facts]) -> list[str]:
 
 def _check_prepared(root: Path, progress: Callable[[int, int], None]) -> Report:
     facts, problems = [], []
-    found = PreparedSet(root, manifest.read_manifest(root))
-    for done, row in enumerate(found.manifest.rows, 1):
+    found = manifest.read_manifest(root)
+    studies = PreparedSet(root)
+    for done, row in enumerate(found.rows, 1):
         try:
-            geometry = found.study(row.id).row.geometry
+            studies.study(row.id)
             taken = {name: getattr(row, name) for name in (*TAKEN, "fingerprint")}
-            facts.append(Facts(**taken, shape=geometry.native_shape, spacing_mm=geometry.native_spacing_mm))
+            facts.append(Facts(**taken, shape=row.geometry.native_shape, spacing_mm=row.geometry.native_spacing_mm))
         except InputError as error:
             problems.append(str(error))
-        progress(done, len(found.manifest.rows))
-    notes = manifest.done_to(found.manifest.options) + [f"skipped {id}: {reason}" for id, reason in found.manifest.skipped] + _notes(facts)
-    cut = [row.id for row in found.manifest.rows if row.cut_voxels]
+        progress(done, len(found.rows))
+    notes = manifest.done_to(found.options) + [f"skipped {id}: {reason}" for id, reason in found.skipped] + _notes(facts)
+    cut = [row.id for row in found.rows if row.cut_voxels]
     if cut:
         notes.append(f"the grid leaves out labelled voxels of {len(cut)} studies: {', '.join(cut[:5])}{' ...' if len(cut) > 5 else ''}")
-    return Report(root=root, sets=found.manifest.datasets, studies=tuple(facts), problems=tuple(problems), notes=tuple(notes))
+    return Report(root=root, sets=found.datasets, studies=tuple(facts), problems=tuple(problems), notes=tuple(notes))
 
 
 def _span(values: list) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +22,8 @@ from raylora.data.grid import Geometry
 
 SCHEMA = "raylora-prepared-1"
 NAME = "manifest.json"
+ROW = '{"id": '
+"""How the line of a row begins."""
 KINDS: Mapping[str, tuple[type, ...]] = MappingProxyType({
     "str": (str,), "int": (int,), "bool": (bool,), "int | None": (int, type(None)),
 })  # fmt: skip
@@ -114,8 +118,7 @@ class Manifest:
     @functools.cached_property
     def data_sha256(self) -> str:
         """What the arrays follow from: ids, file contents and options. The same on every machine."""
-        studies = [(r.dataset, r.id, r.split, r.vendor, r.centre, r.group, r.source_sha256) for r in self.rows]
-        return sha256_of([SCHEMA, dataclasses.asdict(self.options), studies])
+        return _data_sha256(self.options, b", ".join(map(_identity, self.rows)))
 
     def row(self, id: str) -> Row:
         for row in self.rows:
@@ -126,6 +129,20 @@ class Manifest:
 
 def sha256_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(r: Row) -> bytes:
+    """What of a row is in the hash of a folder."""
+    return json.dumps((r.dataset, r.id, r.split, r.vendor, r.centre, r.group, r.source_sha256)).encode()
+
+
+def _data_sha256(options: PrepareOptions, identities: bytes | bytearray) -> str:
+    """`sha256_of` [schema, options, identities], of which the last may be large."""
+    head = json.dumps([SCHEMA, dataclasses.asdict(options)], sort_keys=True)[:-1] + ", ["
+    found = hashlib.sha256(head.encode())
+    for part in (identities, b"]]"):
+        found.update(part)
+    return found.hexdigest()
 
 
 def done_to(options: PrepareOptions) -> list[str]:
@@ -150,26 +167,51 @@ def to_json(manifest: Manifest) -> str:
 
 def from_json(text: str, source: Path) -> Manifest:
     """Raises InputError for anything that is not a manifest of this version."""
+    rows: list[Row] = []
+    options, skipped, _ = _parse(io.StringIO(text), source, rows.append)
+    return Manifest(options=options, rows=tuple(rows), skipped=skipped)
+
+
+def each_row(folder: Path, see: Callable[[Row], None]) -> tuple[PrepareOptions, str]:
+    """Call `see` with one row after the other; the folder's options and data_sha256. Raises InputError as `read_manifest` does, and after
+    some rows have been seen.
+
+    For who keeps little of a row: the memory of one is that of all.
+    """
+    with _reading(folder) as path, path.open(encoding="utf-8") as file:
+        options, _, data_sha256 = _parse(file, path, see)
+    return options, data_sha256
+
+
+def _parse(lines: Iterable[str], source: Path, see: Callable[[Row], None]) -> tuple[PrepareOptions, tuple[tuple[str, str], ...], str]:
+    """Options, skipped studies and data_sha256; rows go to `see` as soon as they have been read: thousands of them as JSON's own objects would
+    take three times the memory."""
+    around, identities = io.StringIO(), bytearray()
+
+    def take(value: dict) -> None:
+        row = row_from(value)
+        identities.extend((b", " if identities else b"") + _identity(row))
+        see(row)
+
     try:
-        found = json.loads(text, object_hook=_row_or_object)
+        for line in lines:  # a row is a line, as `to_json` writes them
+            if line.startswith(ROW):
+                take(json.loads(line.rstrip().removesuffix(",")))
+            else:
+                around.write(line)
+        found = json.loads(around.getvalue())
         if found["schema"] != SCHEMA:
             raise InputError(f"{source}: schema {found['schema']!r}, expected {SCHEMA!r}: prepare again")
-        manifest = Manifest(
-            options=PrepareOptions(**_tuples(found["options"])),
-            rows=tuple(row if isinstance(row, Row) else row_from(row) for row in found["rows"]),
-            skipped=tuple((id, reason) for id, reason in found["skipped"]),
-        )
-        if manifest.data_sha256 != found["data_sha256"]:
+        for value in found["rows"]:  # of a file that somebody has laid out otherwise
+            take(value)
+        options = PrepareOptions(**_tuples(found["options"]))
+        data_sha256 = _data_sha256(options, identities)
+        if data_sha256 != found["data_sha256"]:
             raise InputError(f"{source}: its contents do not match its data_sha256: prepare again")
-        return manifest
+        return options, tuple((id, reason) for id, reason in found["skipped"]), data_sha256
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{source}: not a manifest: {type(error).__name__}: {said}") from None
-
-
-def _row_or_object(value: dict) -> Row | dict:
-    """A row becomes one as soon as it has been read: thousands of them as JSON's own objects would take three times the memory."""
-    return row_from(value) if "shard_sha256" in value else value
 
 
 def row_from(value: dict) -> Row:
@@ -204,10 +246,17 @@ def _check_geometry(geometry: Geometry) -> None:
 
 def read_manifest(folder: Path) -> Manifest:
     """Raises InputError, also for a folder whose preparation did not end."""
-    path = folder / NAME
-    try:
+    with _reading(folder) as path:
         found = path.stat()
         return _read(path, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[Path]:
+    """The folder's manifest. Raises InputError where it cannot be read."""
+    path = folder / NAME
+    try:
+        yield path
     except FileNotFoundError:
         state = "its preparation was interrupted: prepare again, it goes on" if (folder / "studies").is_dir() else "not a prepared folder"
         raise InputError(f"{folder}: no {NAME}: {state}") from None

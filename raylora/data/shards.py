@@ -7,15 +7,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from raylora.core.errors import InputError
 from raylora.data.grid import Geometry
-from raylora.data.manifest import Manifest, Row, read_manifest, row_from, write_atomically
+from raylora.data.manifest import Row, each_row, row_from, write_atomically
 from raylora.data.preprocess import PreparedFrame
 
 META = b"raylora"
@@ -26,14 +26,10 @@ STUDIES = "studies"
 class PreparedStudy:
     """One study on the prepared grid, with the way back (`native.to_native(label, study.geometry)`)."""
 
-    row: Row
+    id: str
     geometry: Geometry
     slices: int  # of Z, those that hold data: the first ones
     frames: Mapping[str, PreparedFrame]  # arrays are read-only
-
-    @property
-    def id(self) -> str:
-        return self.row.id
 
     @property
     def native_spacing_mm(self) -> tuple[float, float, float]:
@@ -72,65 +68,77 @@ def read_row(path: Path) -> Row | None:
     return replace(row, shard_bytes=len(data), shard_sha256=hashlib.sha256(data).hexdigest())
 
 
-@dataclass(frozen=True)
-class PreparedSet:
-    """A prepared folder."""
+class Known(NamedTuple):
+    """What has to be known of a study to open its shard."""
 
-    folder: Path
-    manifest: Manifest
+    geometry: Geometry  # as stored
+    bytes: int
+    sha256: str  # of the shard
+
+
+class PreparedSet:
+    """A prepared folder's studies; shards are opened when asked for.
+
+    Of the manifest it keeps what that takes, a tenth of its memory: every process that trains has the studies of all clients.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        """Reads the manifest. Raises InputError: none, an unfinished or a foreign one."""
+        self.folder = Path(folder)
+        self._known: dict[str, Known] = {}
+        self._checked: set[str] = set()
+        same: dict[Geometry, Geometry] = {}
+
+        def see(row: Row) -> None:
+            self._known[row.id] = Known(same.setdefault(row.geometry, row.geometry), row.shard_bytes, row.shard_sha256)
+
+        options, self.data_sha256 = each_row(self.folder, see)
+        self.depth = options.size[2]
 
     @staticmethod
     def open(folder: Path | str) -> PreparedSet:
-        """Reads the manifest; shards are opened when asked for.
-
-        Raises InputError: no manifest, an unfinished or a foreign one, or a shard that is missing or of another size.
-        """
-        folder = Path(folder)
-        found = PreparedSet(folder, read_manifest(folder))
-        for row in found.manifest.rows:
-            path = shard_path(folder, row.id)
-            if not path.is_file() or path.stat().st_size != row.shard_bytes:
-                raise InputError(f"{path}: expected {row.shard_bytes} bytes, found {path.stat().st_size if path.is_file() else 'no file'}")
+        """The set, once its files have been looked at."""
+        found = PreparedSet(folder)
+        found.require_files()
         return found
+
+    def require_files(self) -> None:
+        """Raises InputError for a shard that is missing or of another size."""
+        for id, known in self._known.items():
+            path = shard_path(self.folder, id)
+            if not path.is_file() or path.stat().st_size != known.bytes:
+                raise InputError(f"{path}: expected {known.bytes} bytes, found {path.stat().st_size if path.is_file() else 'no file'}")
 
     @property
     def ids(self) -> tuple[str, ...]:
-        return tuple(row.id for row in self.manifest.rows)
+        return tuple(self._known)
 
     def study(self, id: str) -> PreparedStudy:
         """The study's arrays, mapped from the file. Raises InputError: unknown id, or a shard that is not the one in the manifest.
 
         A shard's hash is checked the first time it is opened by this object.
         """
-        if id not in self._rows:
-            raise InputError(f"{self.folder}: no study {id!r} among the {len(self._rows)} prepared ones")
-        row, path = self._rows[id], shard_path(self.folder, id)
+        if id not in self._known:
+            raise InputError(f"{self.folder}: no study {id!r} among the {len(self._known)} prepared ones")
+        known, path = self._known[id], shard_path(self.folder, id)
         try:
             mapped = pa.memory_map(str(path))
             if id not in self._checked:
-                if hashlib.sha256(mapped.read_buffer()).hexdigest() != row.shard_sha256:
+                if hashlib.sha256(mapped.read_buffer()).hexdigest() != known.sha256:
                     raise InputError(f"{path}: damaged (its hash is not the manifest's): prepare again")
                 mapped.seek(0)
             table = pa.ipc.open_file(mapped).read_all()
             if id not in self._checked:
                 table.validate(full=True)
                 self._checked.add(id)
-            return _study(row, table, self.manifest.options.size[2])
+            return _study(id, known.geometry, table, self.depth)
         except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
             raise InputError(f"{path}: cannot be read: {error}") from None
 
-    @cached_property
-    def _rows(self) -> dict[str, Row]:
-        return {row.id: row for row in self.manifest.rows}
 
-    @cached_property
-    def _checked(self) -> set[str]:
-        return set()
-
-
-def _study(row: Row, table: pa.Table, depth: int | None) -> PreparedStudy:
+def _study(id: str, geometry: Geometry, table: pa.Table, depth: int | None) -> PreparedStudy:
     arrays = {name: _mapped(table[name]) for name in table.column_names if name != "frame"}
-    stored = row.geometry.shape[2]
+    stored = geometry.shape[2]
     depth = depth or stored
     first = max(0, (stored - depth) // 2)  # more slices than asked for: the middle ones
     frames = {}
@@ -140,9 +148,9 @@ def _study(row: Row, table: pa.Table, depth: int | None) -> PreparedStudy:
             label=_deep(arrays["label"][i], first, depth) if "label" in arrays else None,
             native_label=arrays["native_label"][i] if "native_label" in arrays else None,
         )
-    start = (*row.geometry.start[:2], row.geometry.start[2] + first)
-    geometry = replace(row.geometry, start=start, shape=(*row.geometry.shape[:2], depth))
-    return PreparedStudy(row=row, geometry=geometry, slices=min(stored, depth), frames=frames)
+    start = (*geometry.start[:2], geometry.start[2] + first)
+    shown = replace(geometry, start=start, shape=(*geometry.shape[:2], depth))
+    return PreparedStudy(id=id, geometry=shown, slices=min(stored, depth), frames=frames)
 
 
 def _mapped(column: pa.ChunkedArray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 from raylora.core.errors import InputError
 from raylora.data.manifest import from_json, read_manifest, to_json, write_atomically
-from raylora.data.shards import shard_path
+from raylora.data.shards import PreparedSet, shard_path
 
 FOLDER = "received"  # inside the cache folder
 
@@ -55,9 +55,10 @@ def unpack(parcel: Parcel, cache: Path, fetch: Callable[[Any], bytes]) -> Path:
     return folder
 
 
-def here(folder: Path, data_sha256: str) -> bool:
-    """Whether this machine has the prepared folder, with the same studies in it."""
+def here(folder: Path, data_sha256: str) -> PreparedSet | None:
+    """The prepared folder, if this machine has it with the same studies in it."""
     try:
-        return read_manifest(folder).data_sha256 == data_sha256
+        found = PreparedSet(folder)
     except InputError:
-        return False
+        return None
+    return found if found.data_sha256 == data_sha256 else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -60,14 +59,19 @@ def repeatable(device: str, threads: int) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # what is read here has been written
 
 
-def build_host(spec: HostSpec, weights: Mapping[str, np.ndarray]) -> Host:
-    """The host of the spec's sites: builds the model once, and opens studies memory-mapped where they are needed."""
+def build_host(spec: HostSpec, weights: Mapping[str, np.ndarray], sets: Sequence[PreparedSet] | None = None) -> Host:
+    """The host of the spec's sites: builds the model once, and opens studies memory-mapped where they are needed.
+
+    `sets`: the spec's, if their manifests have been read already. Raises InputError for a set without a file that it lists.
+    """
     repeatable(spec.device, spec.threads)
     model = build_model(spec.model, weights, spec.device, getattr(torch, spec.dtype))
     if spec.cache is not None:
         model.prefix = Prefix(model, spec.cache)
-    prepared = [PreparedSet.open(Path(folder)) for folder in spec.sets]
-    where = {row.id: opened for opened in prepared for row in opened.manifest.rows}
+    sets = [PreparedSet(folder) for folder in spec.sets] if sets is None else sets
+    for one in sets:
+        one.require_files()
+    where = {id: one for one in sets for id in one.ids}
     return Host(model, protocol_of(spec), Sites(spec, where, model))
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ import pytest
 
 from raylora.core.errors import InputError, RunError
 from raylora.data import acdc, cases, grid, mnms, mnms2, native, shards
-from raylora.data.manifest import PrepareOptions, read_manifest
+from raylora.data.manifest import PrepareOptions, read_manifest, to_json
 from raylora.data.pool import process_map
 from raylora.data.prepare import prepare, prepare_study
 from raylora.data.preprocess import prepare_case
@@ -47,7 +48,7 @@ def test_a_prepared_folder(tmp_path, studies):
     prepare(studies, tmp_path / "out", SMALL)
     found = PreparedSet.open(tmp_path / "out")
     assert found.ids == ("patient001", "patient002", "patient003", "patient004")
-    row = found.manifest.rows[1]
+    row = read_manifest(found.folder).rows[1]
     assert (row.dataset, row.split, row.vendor, row.centre, row.group, row.crop) == (
         "acdc",
         "training",
@@ -105,7 +106,7 @@ def test_a_second_run_does_nothing_and_a_change_redoes_what_depends_on_it(tmp_pa
 
     prepare(studies[:2], out, replace(SMALL, crop="label"), mapper=counting(done))
     assert done[6:] == ["patient001", "patient002"]
-    assert PreparedSet.open(out).manifest.rows[0].crop == "oracle"
+    assert read_manifest(out).rows[0].crop == "oracle"
 
 
 class Killed(BaseException):
@@ -265,6 +266,32 @@ def test_arrays_are_the_file_s_own_memory(tmp_path, studies):
     opened = [prepared.study(id) for id in prepared.ids]
     kept = sum(frame.image.nbytes for study in opened for frame in study.frames.values())
     assert pa.total_allocated_bytes() - before < 0.01 * kept
+
+
+def test_what_is_kept_of_many_studies_is_a_part_of_their_manifest(tmp_path, studies):
+    prepare(studies, tmp_path / "one", SMALL)
+    one = read_manifest(tmp_path / "one")
+    many = replace(one, rows=tuple(replace(one.rows[0], id=f"p{i:04d}") for i in range(2000)))
+    (tmp_path / "manifest.json").write_text(to_json(many))
+    kept = {}
+    for read in (PreparedSet, read_manifest):
+        tracemalloc.start()
+        found = read(tmp_path)
+        kept[read], peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert found.data_sha256 == many.data_sha256
+        if read is PreparedSet:
+            assert found.ids == tuple(row.id for row in many.rows) and peak < 2.5 * kept[read]
+    assert kept[PreparedSet] < kept[read_manifest] / 4
+
+
+def test_a_manifest_may_be_laid_out_otherwise(tmp_path, studies):
+    """Row by row, as it is written, or by whoever has read and written it with a tool."""
+    prepare(studies, tmp_path / "out", SMALL)
+    path, before = tmp_path / "out" / "manifest.json", read_manifest(tmp_path / "out")
+    for indent in (None, 0, 1, 4):
+        path.write_text(json.dumps(json.loads(path.read_text()), indent=indent))
+        assert read_manifest(tmp_path / "out") == before and PreparedSet.open(tmp_path / "out").ids == tuple(r.id for r in before.rows)
 
 
 def test_damaged_folders_are_refused(tmp_path, studies):

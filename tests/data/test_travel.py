@@ -20,7 +20,7 @@ def test_what_arrives_is_what_was_sent(prepared_folder, tmp_path):
     sent, arrived = PreparedSet.open(prepared_folder), PreparedSet.open(folder)
     assert arrived.ids == ids
     for i in ids:
-        assert arrived.study(i).row == sent.study(i).row
+        assert arrived.study(i).geometry == sent.study(i).geometry
         for name, frame in arrived.study(i).frames.items():
             np.testing.assert_array_equal(frame.image, sent.study(i).frames[name].image)
 
@@ -44,6 +44,7 @@ def test_another_file_is_refused(prepared_folder, tmp_path):
 
 def test_a_machine_has_the_data_only_if_they_are_the_same(prepared_folder, tmp_path):
     sha256 = read_manifest(prepared_folder).data_sha256
-    assert travel.here(prepared_folder, sha256)
-    assert not travel.here(prepared_folder, "0" * 64)
-    assert not travel.here(tmp_path, sha256)
+    here = travel.here(prepared_folder, sha256)
+    assert here is not None and here.ids == PreparedSet.open(prepared_folder).ids
+    assert travel.here(prepared_folder, "0" * 64) is None
+    assert travel.here(tmp_path, sha256) is None
