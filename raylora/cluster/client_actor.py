@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from raylora.federation.stacking import Probe
 
 RESTARTS = 3  # of one actor without an update in between, before its loss ends the run
-TOGETHER_S, TOGETHER_BYTES, TOGETHER = 0.5, 8e6, 16  # of passes that one call asks for: their seconds, what they are sent, and how many
+CALL_S, CALL_BYTES, CALL_PASSES = 0.5, 8e6, 16  # of passes that one call asks for: their seconds, what they are sent, and how many
 ROOM_S = 2.0  # between looks at whether the cluster still has room for an actor that does not come up
 LOST = (
     RayActorError,
@@ -135,7 +135,7 @@ class RayExecutor:
     A call costs Ray about 4 ms of CPU time, more than a small client's training may: passes that were short last time are asked for together.
     """
 
-    together_s = TOGETHER_S
+    call_s = CALL_S
 
     def __init__(
         self, spec: HostSpec, weights: Any, request: Request, timeout_s: float, ready: list[Any] | None = None, *, keep: bool = False
@@ -294,7 +294,7 @@ class RayExecutor:
             return math.inf
         seconds = sum(self.seconds.get(client, math.inf) for client, _ in stack)
         size = sum(array.nbytes for _, broadcast in stack for array in broadcast.adapter.values())
-        return max(1 / TOGETHER, seconds / self.together_s, size / TOGETHER_BYTES)
+        return max(1 / CALL_PASSES, seconds / self.call_s, size / CALL_BYTES)
 
     def _outcomes(self, asked_for: Sequence[Sequence[Stack]], under_way: dict[int, Asked]) -> Iterator[Outcome]:
         """Of calls as they are done: the passes that each was asked for, and the numbers of those that are under way."""

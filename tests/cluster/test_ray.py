@@ -144,7 +144,7 @@ class Killing(RayExecutor):
     """Kills one actor in the second round, after the first of its two clients has answered."""
 
     victim = ""
-    together_s = 1e-9
+    call_s = 1e-9
 
     def train(self, stacks):
         answered = set()
@@ -168,7 +168,7 @@ def test_two_actors_one_of_which_is_killed(runs, prepared_folder, tmp_path):
 class LossFirst(RayExecutor):
     """Kills one actor in the second round when the first of its two clients has answered, and looks at that answer last."""
 
-    together_s = 1e-9
+    call_s = 1e-9
 
     def _outcomes(self, asked_for, under_way):
         if asked_for[0][0][0][1].task.round == 1:
@@ -197,7 +197,7 @@ def test_an_answer_that_is_read_after_its_actor_was_lost(runs, prepared_folder, 
 class Together(RayExecutor):
     """Whatever an actor has to do in a round after the first it is asked for in one call."""
 
-    together_s = 1000.0
+    call_s = 1000.0
     passes = ()
 
     def _outcomes(self, asked_for, under_way):
@@ -226,9 +226,9 @@ def test_an_actor_is_killed_between_two_calls_of_two_passes(runs, prepared_folde
     """The clients of the first are not asked again, and what they keep comes back with their next call."""
 
     class Between(Killing, Together):
-        together_s = 1000.0
+        call_s = 1000.0
 
-    monkeypatch.setattr(client_actor, "TOGETHER", 2)
+    monkeypatch.setattr(client_actor, "CALL_PASSES", 2)
     options = {**DUAL, "training__rounds": 3}
     found, executor = on_ray(tiny(prepared_folder, "disease", **options, placement={"clients_per_actor": 4}), tmp_path, Between)
     assert executor.passes == ([1, 1, 1, 1], [2, 2], [2, 2]) and executor.describe()[0]["restarts"] == 1
