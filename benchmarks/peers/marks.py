@@ -30,13 +30,12 @@ class Mark:
     other: str
     bound: float
     ours: str = "raylora"
-    of_clients: int | None = None  # the other's figure is of so many clients; by default of as many
 
     def measured(self, several: Sequence[dict[str, Any]]) -> float | None:
         """None where one of the two was not measured."""
         systems = {(found["workload"], found["clients"]): found["systems"] for found in several}
         ours = systems.get((self.workload, self.clients), {}).get(self.ours, {}).get(self.key)
-        its = systems.get((self.workload, self.of_clients or self.clients), {}).get(self.other, {}).get(self.key)
+        its = systems.get((self.workload, self.clients), {}).get(self.other, {}).get(self.key)
         if ours is None or its is None:
             return None
         return float(its / ours if self.key in SPEED else ours / its)
@@ -61,7 +60,6 @@ MARKS = (
     Mark("W1", 64, "seconds_to_first_round", "flower", 0.6),
     Mark("W1", 64, "peak_pss_mb", "flower", 0.9),
     Mark("W1", 64, "peak_pss_mb", "flower", 0.75, ours=ALONE),
-    Mark("W1", 256, "peak_pss_mb", "raylora", 1.05, of_clients=8),
 )
 
 
@@ -72,9 +70,8 @@ def table(several: Sequence[dict[str, Any]], names: dict[str, str]) -> Table:
         value = mark.measured(several)
         if value is None:
             continue
-        other = names[mark.other] if mark.of_clients is None else f"with {mark.of_clients} clients"
         bound = f"{'at least' if mark.key in SPEED else 'at most'} {mark.bound:.2f}"
         what = WORDS[mark.key] + (", one client at a time" if mark.ours == ALONE else "")
-        rows.append((f"{mark.workload}, {mark.clients}", what, other, bound, value, "yes" if mark.reached(value) else "no"))
+        rows.append((f"{mark.workload}, {mark.clients}", what, names[mark.other], bound, value, "yes" if mark.reached(value) else "no"))
     columns = (words("Workload, clients"), words("raylora's"), words("To"), words("Mark"), decimal("Measured", 2), words("Reached"))
     return Table("Marks", columns, tuple(rows))

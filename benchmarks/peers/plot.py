@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import marks
+from benchmarks.peers import marks, memory
 from benchmarks.peers.workloads import WORKLOADS
 from raylora.report.table import Cell, Column, Table, decimal, to_markdown, words
 
@@ -163,6 +163,9 @@ def write(folder: Path, *, public: bool = True) -> None:
     text = f"{to_markdown(table(several))}\n\n{note(several)}\n"
     if held.rows:
         text += f"\nThe marks that raylora is held to, raised where they were beaten by far:\n\n{to_markdown(held)}\n"
+    if public and memory.STORED.is_file():
+        grown = memory.table(json.loads(memory.STORED.read_text()))
+        text += f"\nMemory as the number of clients grows ({memory.COMMAND}, medians of three, all processes):\n\n{to_markdown(grown)}\n"
     (folder / "peers.md").write_text(text, encoding="utf-8")
     shown = f"{COMMAND}\n\n{text}\n![Speed, time to the first round and memory beside the bare loop, pfl and Flower](docs/peers.png)\n"
     picture(several, (ROOT / "docs" if public else folder) / "peers.png")

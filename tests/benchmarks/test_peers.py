@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import bare, build, marks, measure, plot, prepare, profile, with_raylora
+from benchmarks.peers import bare, build, marks, measure, memory, plot, prepare, profile, with_raylora
 from benchmarks.peers.settings import config
 from benchmarks.peers.work import Model, ViT, mean
 from benchmarks.peers.workloads import WORKLOADS, Folder, Report
@@ -170,15 +170,37 @@ def test_table_and_picture_come_from_the_results(tmp_path):
     assert " a processor (W1 with 64 clients: another), 2 cores" in plot.note([*several, several[1]])
 
 
+def test_memory_is_watched_for_every_number_of_clients_and_laid_beside_the_smallest(monkeypatch):
+    asked = []
+
+    def once(command, folder, *, memory):
+        clients = Folder(folder).clients
+        asked.append((clients, Folder(folder).rounds, " ".join(command(folder, folder / "report"))))
+        return replace(run(np.ones((2, clients))), peak_pss_mb=1000.0 + clients + len(asked))
+
+    monkeypatch.setattr(measure, "once", once)
+    monkeypatch.setattr(memory, "WORKLOAD", "W0")
+    found = memory.watch((2, 4), ("raylora", "flower"), 3, 1, lambda text: None)
+    assert [clients for clients, *_ in asked] == 3 * [2, 2, 4, 4] and {rounds for _, rounds, _ in asked} == {2}
+    assert ["with_raylora" in words for *_, words in asked[:8]] == [True, False, True, False, False, True, False, True]
+    assert (
+        found["peak_pss_mb"]["raylora"]
+        == {"2": 1008.0, "4": 1012.0}
+        == {n: sorted(several)[1] for n, several in found["runs"]["raylora"].items()}
+    )
+    assert found["update_mb"] == pytest.approx(4 * 375_173 / 2**20)
+    (name, few, many, ratio, without), _ = memory.table(found).rows
+    assert (name, few, many) == ("raylora", 1008.0, 1012.0) and ratio == 1012 / 1008
+    assert without == pytest.approx((1012 - 2 * 4 * 375_173 / 2**20) / 1008)
+
+
 def test_a_mark_is_reached_from_its_own_side():
     several = [result("W1", 64, raylora=2.0, raylora_unstacked=4.0, bare=3.0, flower=5.0), result("W1", 8, raylora=1.0)]
     speed, memory = (marks.Mark("W1", 64, key, "bare", 1.5) for key in ("seconds_per_round", "peak_pss_mb"))
     assert speed.measured(several) == 1.5 and speed.reached(1.5) and not speed.reached(1.49)
     assert memory.measured(several) == 1.0 and memory.reached(1.5) and not memory.reached(1.51)
     assert marks.Mark("W1", 64, "seconds_per_round", "bare", 0.9, ours=marks.ALONE).measured(several) == 0.75
-    assert marks.Mark("W1", 64, "seconds_in_all", "raylora", 1.0, of_clients=8).measured(several) is None
-    several[0]["systems"]["raylora"]["peak_pss_mb"] = 990.0
-    assert marks.Mark("W1", 64, "peak_pss_mb", "raylora", 1.05, of_clients=8).measured(several) == 1.1
+    assert marks.Mark("W1", 64, "seconds_in_all", "bare", 1.0).measured(several) is None
     rows = marks.table(several, plot.NAMES).rows
     assert (rows[0], rows[2]) == (
         ("W1, 64", "rounds a second", "bare loop", "at least 1.25", 1.5, "yes"),

@@ -1,0 +1,90 @@
+"""`python -m benchmarks.peers.memory [--repeat 3]`: peak memory of all processes of a system as the number of clients grows.
+
+W1 with 8, 64 and 256 clients, each watched over 512 clients' rounds (a heap spreads with each, however few the clients), raylora and Flower in
+turn, medians over the repeats: into benchmarks/results/peers_memory.json. About eight minutes on two cores with nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers import build, measure, prepare
+from benchmarks.peers.work import ViT
+from benchmarks.peers.workloads import WORKLOADS
+from raylora.report.table import Table, decimal, to_markdown, words
+
+STORED = build.ROOT / "benchmarks" / "results" / "peers_memory.json"
+COMMAND = "`python -m benchmarks.peers.memory`"
+WORKLOAD, CLIENTS, SYSTEMS = "W1", (8, 64, 256), ("raylora", "flower")
+
+
+def watch(counts: Sequence[int], systems: Sequence[str], repeats: int, workers: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Peak PSS in MB: system -> number of clients -> the median, and every run's."""
+    work = WORKLOADS[WORKLOAD]
+    peaks: dict[str, dict[str, list[float]]] = {system: {str(n): [] for n in counts} for system in systems}
+    losses: dict[int, dict[str, measure.Run]] = {n: {} for n in counts}
+    with tempfile.TemporaryDirectory(prefix="peers-") as temporary:
+        for n in counts:
+            say(f"writing the data of {n} clients")
+            prepare.write(Path(temporary) / str(n), WORKLOAD, n, max(2, -(-work.watched // n)), workers)
+        for repeat in range(repeats):
+            for n in counts:
+                for system in systems[repeat % len(systems) :] + systems[: repeat % len(systems)]:
+                    say(f"repeat {repeat + 1} of {repeats}: {system}, {n} clients")
+                    (command,) = measure.commands(system, work, n, workers).values()
+                    losses[n][f"{system} {repeat}"] = run = measure.once(command, Path(temporary) / str(n), memory=True)
+                    assert run.peak_pss_mb is not None
+                    peaks[system][str(n)].append(run.peak_pss_mb)
+    return {
+        "workload": WORKLOAD,
+        "repeats": repeats,
+        "peak_pss_mb": {system: {n: statistics.median(several) for n, several in found.items()} for system, found in peaks.items()},
+        "runs": peaks,
+        "update_mb": sum(4 * p.numel() for p in ViT(work).parameters() if p.requires_grad) / 2**20,
+        "largest_loss_difference": max(measure.compare(runs) for runs in losses.values()),
+        "machine": measure.machine(),
+    }
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    """A row a system: its peaks, the last beside the first, and the same without the updates that lie there to be summed."""
+    peaks: Mapping[str, Mapping[str, float]] = found["peak_pss_mb"]
+    counts = sorted(map(int, next(iter(peaks.values()))))
+    few, many = counts[0], counts[-1]
+    updates = found["update_mb"] * (many - few)
+    rows = tuple(
+        (system, *(of[str(n)] for n in counts), of[str(many)] / of[str(few)], (of[str(many)] - updates) / of[str(few)])
+        for system, of in peaks.items()
+    )
+    columns = (
+        words("Peak PSS, MB"),
+        *(decimal(f"{n} clients", 0) for n in counts),
+        decimal(f"{many} beside {few}", 2),
+        decimal(f"without {many - few} updates ({updates:.0f} MB)", 2),
+    )
+    return Table("Memory and clients", columns, rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.memory", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=STORED)
+    options = parser.parse_args()
+    systems = tuple(system for system in SYSTEMS if measure.absent(system) is None)
+    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    found = watch(CLIENTS, systems, options.repeat, len(os.sched_getaffinity(0)), say)
+    options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(to_markdown(table(found)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
