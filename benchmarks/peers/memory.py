@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import build, measure, prepare
+from benchmarks.peers.names import NAMES
 from benchmarks.peers.work import ViT
 from benchmarks.peers.workloads import WORKLOADS
 from raylora.report.table import Table, decimal, to_markdown, words
@@ -65,7 +66,7 @@ def table(found: Mapping[str, Any]) -> Table:
     few, many = counts[0], counts[-1]
     updates = found["update_mb"] * (many - few)
     rows = tuple(
-        (system, *(of[str(n)] for n in counts), of[str(many)] / of[str(few)], (of[str(many)] - updates) / of[str(few)])
+        (NAMES[system], *(of[str(n)] for n in counts), of[str(many)] / of[str(few)], (of[str(many)] - updates) / of[str(few)])
         for system, of in peaks.items()
     )
     columns = (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import marks, memory
+from benchmarks.peers.names import NAMES
 from benchmarks.peers.workloads import WORKLOADS
 from raylora.report.table import Cell, Column, Table, decimal, to_markdown, words
 
@@ -20,13 +21,6 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "peers"
 MARKS = ("<!-- peers: begin -->", "<!-- peers: end -->")
 COMMAND = "`make peers` builds their pinned environments, `python -m benchmarks.peers all` measures:"
-NAMES = {
-    "raylora": "raylora",
-    "raylora_unstacked": "raylora, one client at a time, no cache",
-    "bare": "bare loop",
-    "pfl": "pfl",
-    "flower": "Flower",
-}
 
 
 def percent(name: str) -> Column:
