@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -30,10 +31,11 @@ COMPARED = 2  # rounds: over many more the last bits of a sum grow into other lo
 
 
 def watch(counts: Sequence[int], systems: Sequence[str], repeats: int, workers: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Peak PSS in MB: system -> number of clients -> the median, and every run's."""
+    """Peak PSS in MB: system -> number of clients -> the median, and every run's. Raises Differ where two systems did not do the same work."""
     work = WORKLOADS[WORKLOAD]
     peaks: dict[str, dict[str, list[float]]] = {system: {str(n): [] for n in counts} for system in systems}
     losses: dict[int, dict[str, measure.Run]] = {n: {} for n in counts}
+    difference = 0.0
     with tempfile.TemporaryDirectory(prefix="peers-") as temporary:
         for n in counts:
             say(f"writing the data of {n} clients")
@@ -47,6 +49,7 @@ def watch(counts: Sequence[int], systems: Sequence[str], repeats: int, workers: 
                     assert run.peak_pss_mb is not None
                     peaks[system][str(n)].append(run.peak_pss_mb)
                     losses[n][f"{system} {repeat}"] = replace(run, losses=run.losses[:COMPARED])
+                    difference = max(difference, measure.compare(losses[n]))
                     say(f"{run.peak_pss_mb:.0f} MB")
     return {
         "workload": WORKLOAD,
@@ -54,7 +57,7 @@ def watch(counts: Sequence[int], systems: Sequence[str], repeats: int, workers: 
         "peak_pss_mb": {system: {n: statistics.median(several) for n, several in found.items()} for system, found in peaks.items()},
         "runs": peaks,
         "update_mb": sum(4 * p.numel() for p in ViT(work).parameters() if p.requires_grad) / 2**20,
-        "largest_loss_difference": max(measure.compare(runs) for runs in losses.values()),
+        "largest_loss_difference": difference,
         "machine": measure.machine(),
     }
 
@@ -83,9 +86,16 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--output", type=Path, default=STORED)
     options = parser.parse_args()
+    if options.repeat < 1:
+        parser.error("--repeat: expected at least 1")
     systems = tuple(system for system in SYSTEMS if measure.absent(system) is None)
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    found = watch(CLIENTS, systems, options.repeat, len(os.sched_getaffinity(0)), say)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whoever ends this ends what it started
+    try:
+        found = watch(CLIENTS, systems, options.repeat, len(os.sched_getaffinity(0)), say)
+    except (measure.Differ, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 1
     options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(to_markdown(table(found)))
     return 0

@@ -158,8 +158,9 @@ def write(folder: Path, *, public: bool = True) -> None:
     if held.rows:
         text += f"\nThe marks that raylora is held to, raised where they were beaten by far:\n\n{to_markdown(held)}\n"
     if public and memory.STORED.is_file():
-        grown = memory.table(json.loads(memory.STORED.read_text()))
-        text += f"\nMemory as the number of clients grows ({memory.COMMAND}, medians of three, all processes):\n\n{to_markdown(grown)}\n"
+        grown = json.loads(memory.STORED.read_text())
+        text += f"\nMemory as the number of clients grows ({memory.COMMAND}, all processes, medians of {grown['repeats']} runs):\n\n"
+        text += f"{to_markdown(memory.table(grown))}\n"
     (folder / "peers.md").write_text(text, encoding="utf-8")
     shown = f"{COMMAND}\n\n{text}\n![Speed, time to the first round and memory beside the bare loop, pfl and Flower](docs/peers.png)\n"
     picture(several, (ROOT / "docs" if public else folder) / "peers.png")

@@ -79,7 +79,7 @@ class Known(NamedTuple):
 class PreparedSet:
     """A prepared folder's studies; shards are opened when asked for.
 
-    Of the manifest it keeps what that takes, a tenth of its memory: every process that trains has the studies of all clients.
+    Of the manifest it keeps what that takes, no more: every process that trains has the studies of all clients.
     """
 
     def __init__(self, folder: Path | str) -> None:
