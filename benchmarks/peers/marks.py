@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.peers.names import NAMES
 from raylora.report.table import Table, decimal, words
 
 WORDS = {
@@ -64,7 +65,7 @@ MARKS = (
 )
 
 
-def table(several: Sequence[dict[str, Any]], names: dict[str, str]) -> Table:
+def table(several: Sequence[dict[str, Any]]) -> Table:
     """Every mark that has its figures."""
     rows = []
     for mark in MARKS:
@@ -73,6 +74,6 @@ def table(several: Sequence[dict[str, Any]], names: dict[str, str]) -> Table:
             continue
         bound = f"{'at least' if mark.key in SPEED else 'at most'} {mark.bound:.2f}"
         what = WORDS[mark.key] + (", one client at a time" if mark.ours == ALONE else "")
-        rows.append((f"{mark.workload}, {mark.clients}", what, names[mark.other], bound, value, "yes" if mark.reached(value) else "no"))
+        rows.append((f"{mark.workload}, {mark.clients}", what, NAMES[mark.other], bound, value, "yes" if mark.reached(value) else "no"))
     columns = (words("Workload, clients"), words("raylora's"), words("To"), words("Mark"), decimal("Measured", 2), words("Reached"))
     return Table("Marks", columns, tuple(rows))

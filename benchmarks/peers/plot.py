@@ -147,13 +147,13 @@ def _up(value: float) -> float:
 def read(folder: Path) -> list[dict[str, Any]]:
     """The results in the campaign's order."""
     found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
-    return sorted(found, key=lambda one: (one["workload"], one["clients"]))
+    return sorted(found, key=lambda one: (list(WORKLOADS).index(one["workload"]), one["clients"]))
 
 
 def write(folder: Path, *, public: bool = True) -> None:
     """The table into the folder (`public`: and into the README, between its marks), the picture into docs or the folder."""
     several = read(folder)
-    held = marks.table(several, NAMES)
+    held = marks.table(several)
     text = f"{to_markdown(table(several))}\n\n{note(several)}\n"
     if held.rows:
         text += f"\nThe marks that raylora is held to, raised where they were beaten by far:\n\n{to_markdown(held)}\n"

@@ -71,9 +71,8 @@ class ClientActor:
         if parcels is not None:
             sets = [PreparedSet(travel.unpack(parcel, obtain.cache_folder(), ray.get)) for parcel in parcels]
         else:
-            found = [travel.here(Path(folder), sha256) for folder, sha256 in zip(spec.sets, spec.sets_sha256, strict=True)]
-            sets = [one for one in found if one is not None]
-            if len(sets) < len(found):
+            sets = [travel.here(Path(folder), sha256) for folder, sha256 in zip(spec.sets, spec.sets_sha256, strict=True)]
+            if None in sets:
                 return None
         memory.keep_to_share(spec.device, gpus)
         self.host, self.gpus = build_host(spec, weights, sets), gpus

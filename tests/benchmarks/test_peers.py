@@ -201,7 +201,7 @@ def test_a_mark_is_reached_from_its_own_side():
     assert memory.measured(several) == 1.0 and memory.reached(1.5) and not memory.reached(1.51)
     assert marks.Mark("W1", 64, "seconds_per_round", "bare", 0.9, ours=marks.ALONE).measured(several) == 0.75
     assert marks.Mark("W1", 64, "seconds_in_all", "bare", 1.0).measured(several) is None
-    rows = marks.table(several, plot.NAMES).rows
+    rows = marks.table(several).rows
     assert (rows[0], rows[2]) == (
         ("W1, 64", "rounds a second", "bare loop", "at least 1.25", 1.5, "yes"),
         ("W1, 64", "rounds a second, one client at a time", "bare loop", "at least 0.90", 0.75, "no"),
