@@ -12,6 +12,7 @@ import ray
 from ray._private import services
 from ray._private.node import Node
 
+from benchmarks.processes import family, title
 from raylora.cluster import driver, local
 
 DASHBOARD, RUNTIME_ENV = "dashboard_agent", "runtime_env_agent"
@@ -21,7 +22,7 @@ DASHBOARD, RUNTIME_ENV = "dashboard_agent", "runtime_env_agent"
 @pytest.mark.usefixtures("ray_cluster")
 def test_its_processes_are_a_store_of_names_a_raylet_its_agents_and_workers():
     """The Ray of these tests was started so, with the agent that its sweeps need."""
-    found = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    found = [title(pid) for pid in family(os.getpid())[1:]]
     for word, count in {"gcs_server/": 0, "raylet/raylet --": 1, "stand_in.py": 2, "dashboard/dashboard.py": 0, "monitor.py": 0}.items():
         lines = [line for line in found if word in line]
         assert len(lines) == count, (word, lines)  # the raylet's own command names the stand-in

@@ -3,13 +3,15 @@
 import contextlib
 import csv
 import errno
+import os
+import signal
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import psutil
 import pytest
 
+from benchmarks.processes import children, title
 from raylora.core.errors import InputError, RunError
 from raylora.data.phantom import study, write_cohort
 from raylora.data.phantom_layouts import LAYOUTS, MNMS_CSV, _mnms_code
@@ -167,10 +169,10 @@ def test_looks_without_end_are_refused(tmp_path, dial):
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_an_error_and_leaves_nothing_behind(tmp_path):
     def kill(done, total):
-        for child in psutil.Process().children():
-            with contextlib.suppress(psutil.Error):  # killed before
-                if "spawn_main" in " ".join(child.cmdline()):
-                    child.kill()
+        for pid in children(os.getpid()):
+            if "spawn_main" in title(pid):
+                with contextlib.suppress(ProcessLookupError):  # killed before
+                    os.kill(pid, signal.SIGKILL)
 
     with pytest.raises(RunError, match=r"^a worker process died .* while phantoms were made: start again$"):
         write_cohort(tmp_path / "cohort", patients=12, workers=2, progress=kill)

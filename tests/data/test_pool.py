@@ -8,6 +8,7 @@ import time
 
 import psutil
 
+from benchmarks.processes import children, title
 from raylora.data.pool import Workers
 
 
@@ -18,7 +19,7 @@ def test_ctrl_c_and_a_closed_terminal_are_for_whoever_asked(capfd):
         first = [pool.submit(abs, -number) for number in range(4)]
         until, workers = time.monotonic() + 10, []
         while len(workers) < 2 and time.monotonic() < until:  # a moment after its fork a child still has the name of this process
-            workers = [child.pid for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+            workers = [pid for pid in children(os.getpid()) if "spawn_main" in title(pid)]
         assert len(workers) == 2
         for again in range(2):
             for pid in workers:
