@@ -72,6 +72,7 @@ def execute(path: Path, folder: Path, configs: Path = ROOT / "configs") -> Noteb
         km=manager,
         timeout=CELL_S,
         startup_timeout=CELL_S,
+        iopub_timeout=CELL_S,
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(place)}},

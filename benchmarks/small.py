@@ -64,5 +64,5 @@ def run_here(settings: Config, out: Path, *, resume: bool = False) -> dict[str, 
 
 def quick_to_notice() -> None:
     """Ray takes half a minute to call a node dead; a campaign has no such time. To be called before a cluster is started."""
-    for name, value in {"period_ms": "500", "failure_threshold": "4", "timeout_ms": "2000", "initial_delay_ms": "1000"}.items():
+    for name, value in {"period_ms": "500", "failure_threshold": "4", "timeout_ms": "20000", "initial_delay_ms": "1000"}.items():
         os.environ.setdefault(f"RAY_health_check_{name}", value)

@@ -5,11 +5,14 @@ import shutil
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 from parts import CORE, PARTS, Seconds, part
 from small_studies import Writer, cohort
 
 ROOT = Path(__file__).resolve().parent.parent
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)  # new examples: `pytest --hypothesis-profile=default`
+hypothesis.settings.load_profile("suite")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that was started in the background would hand down that it is ignored
 
 

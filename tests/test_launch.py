@@ -103,7 +103,7 @@ def test_what_mlflow_missed_before_an_interruption_is_told_when_the_run_goes_on(
         with pytest.raises(KeyboardInterrupt):
             launch.run(config, folder)
         for writing in [thread for thread in threading.enumerate() if thread.name == "mlflow"]:
-            writing.join(20)
+            writing.join()
     no_ray["stop"] = lambda event: None
     summary = launch.resume(folder)
     lines = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
@@ -214,10 +214,10 @@ def test_tracking_that_fails_is_a_note_and_the_record_is_brought_later(no_ray, p
     assert summary["adapter_sha256"] == runs("disease").hashes and summary["mlflow"] is None
     (note,) = [event["text"] for event in events if event["event"] == "note" and "upload" in event["text"]]
     assert note.startswith(f"MLflow at {uri}: ") and f"; `raylora upload {tmp_path / 'run'}` brings the record later" in note
+    for writing in [thread for thread in threading.enumerate() if thread.name == "mlflow"]:
+        writing.join()  # in a process that goes on the writer tries for a while
     if other is not None:
         assert "locked" in note
-        for writing in [thread for thread in threading.enumerate() if thread.name == "mlflow"]:
-            writing.join(20)  # in a process that goes on the writer tries for a while
         other.execute("ROLLBACK")
         other.close()
         return
@@ -240,8 +240,8 @@ def test_mlflow_is_told_how_a_run_ended(no_ray, prepared_folder, tmp_path, monke
     monkeypatch.setattr(writer, "Store", Store)
     no_ray["stop"] = after(1, error)
     with pytest.raises(type(error)):
-        launch.run(tiny(prepared_folder, "disease", tracking={"uri": "sqlite:///x.db"}), tmp_path / "run")
-    assert told["tiny"][0] == status
+        launch.run(tiny(prepared_folder, "disease", name=status, tracking={"uri": "sqlite:///x.db"}), tmp_path / "run")
+    assert told[status][0] == status
 
 
 def test_a_folder_has_one_writer(no_ray, prepared_folder, tmp_path):

@@ -87,7 +87,7 @@ def here(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path, small_configs, here, monkeypatch):
     monkeypatch.setenv("HERE", here)

@@ -110,7 +110,7 @@ def test_it_ends_with_whoever_asked(prepared_folder, tmp_path):
         time.sleep(0.1)
     running.kill()
     running.communicate()
-    _, left = psutil.wait_procs([planner, *making], timeout=20)
+    _, left = psutil.wait_procs([planner, *making], timeout=120)
     assert not left, [process.cmdline() for process in left]
 
 

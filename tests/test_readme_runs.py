@@ -52,7 +52,7 @@ def typed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_readmes_commands_run_as_they_stand(tmp_path, monkeypatch, empty_database, cohort_folder, write, capfd):
     monkeypatch.chdir(tmp_path)
     without_ray(monkeypatch.setattr)

@@ -24,7 +24,7 @@ def campaign(name: str, tmp_path: Path, data: dict, *words: str) -> dict:
     """What `python -m benchmarks.NAME` writes; it has ended with 0."""
     output = tmp_path / f"{name}.json"
     command = [sys.executable, "-m", f"benchmarks.{name}", *words, "--data", json.dumps(data), "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads(output.read_text())
 
@@ -64,7 +64,7 @@ def test_a_trial_that_is_not_its_plain_run_is_named(tmp_path, data):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_small_soak(tmp_path, data):
-    found = campaign("soak", tmp_path, data, "--rounds", "20", "--kills", "1", "--seed", "1")  # of the driver
+    found = campaign("soak", tmp_path, data, "--rounds", "60", "--kills", "1", "--seed", "27")  # of the driver, in its sixth round
     assert found["same"] and found["kills"] == {"client": 0, "driver": 1} and found["resumed"] == 1 and found["files"]["most"] < 60
 
 

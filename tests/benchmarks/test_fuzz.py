@@ -13,7 +13,8 @@ from raylora.core.errors import InputError
 
 
 @pytest.mark.parametrize(("target", "cases"), [("config", 60), ("manifest", 300), ("nifti", 300)])
-def test_readers_take_or_refuse_whatever_comes(target, cases, tmp_path):
+def test_readers_take_or_refuse_whatever_comes(target, cases, tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "SLOW_S", 120)  # this machine may stand still for seconds
     said = [fuzz.one(target, number, tmp_path) for number in range(cases)]
     failed = {number: what for number, what in enumerate(said) if what.startswith("failed")}
     assert not failed and {"taken", "refused"} == {*said}, "both happen, and nothing else"

@@ -20,7 +20,7 @@ from raylora.models import zoo
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_raylora_and_the_bare_loop_do_the_same_work(monkeypatch, capsys):
     """Through the command: a real Ray, both bare loops, one process and another order of sums each."""
     words = [
@@ -44,7 +44,8 @@ def test_raylora_and_the_bare_loop_do_the_same_work(monkeypatch, capsys):
     found = json.loads(capsys.readouterr().out)
     assert set(found["systems"]) == {"raylora", "bare"}
     for one in found["systems"].values():
-        assert one["steps"] == 4 * 2 * 2 and 0 < one["seconds_per_round"] < one["seconds_to_first_round"] < one["seconds_in_all"]
+        assert one["steps"] == 4 * 2 * 2 and min(one["seconds_per_round"], one["seconds_to_first_round"]) > 0
+        assert one["seconds_in_all"] == pytest.approx(one["seconds_to_first_round"] + one["seconds_per_round"]), "of two rounds"
         ideal = found["gflop_per_round"] / found["matrix_gflops"]  # seconds; the rate is what the machine had to spare just then
         assert one["matrix_share"] == pytest.approx(ideal / one["seconds_per_round"]) and one["matrix_share"] > 0
     assert 0 < found["largest_loss_difference"] < 1e-5

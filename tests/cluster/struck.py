@@ -82,7 +82,7 @@ class Struck:
 
         (After SIGKILL Ray's two agents try for a minute to tell the dead about it; they hold nothing.)
         """
-        self.process.join(240)
+        self.process.join(800)
         code, said = self.process.exitcode, (self.folder / "said").read_text()
         assert code == expected and "Traceback" not in said, (code, said)
         family = json.loads((self.folder / "family").read_text()) if self.strike else []

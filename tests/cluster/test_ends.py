@@ -14,7 +14,8 @@ from raylora.core.errors import InputError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-ROUNDS = {"training__rounds": 4, "training__local_steps": 1}
+ROUNDS = {"training__rounds": 16, "training__local_steps": 1}  # a driver goes on until it hears that its command was struck
+KEPT = {"checkpoint": {"keep": "all"}}
 ONE_ACTOR = {"placement": {"clients_per_actor": 4}}
 
 
@@ -28,7 +29,7 @@ def start(prepared_folder, tmp_path):
 
         folder = tmp_path / str(len(running))
         folder.mkdir()
-        (folder / "c.yaml").write_text(yaml.safe_dump(settings(prepared_folder, "disease", **{**ROUNDS, **ONE_ACTOR, **overrides})))
+        (folder / "c.yaml").write_text(yaml.safe_dump(settings(prepared_folder, "disease", **{**ROUNDS, **KEPT, **ONE_ACTOR, **overrides})))
         place = ["--address", ray.get_runtime_context().gcs_address] if common else []
         running.append(Struck(["run", "c.yaml", "--output", "out", *place], folder, text, strike))
         return running[-1]
@@ -71,8 +72,10 @@ def test_interrupted_in_every_phase(start, runs, monkeypatch, text, strike, left
     if left == "nothing":
         assert not out.exists() and not [path for path in (command.folder / "cache").rglob("*") if path.is_file()]
         return
-    assert (out / "summary.json").exists() == (left == "all but the page") and not (out / "report.html").exists()
-    assert (out / "checkpoints" / ("round_0002" if left == "two rounds" else "round_0004")).is_dir()
+    if left != "all rounds":  # the driver may have scored them all before it heard
+        assert (out / "summary.json").exists() == (left == "all but the page")
+    assert not (out / "report.html").exists()
+    assert (out / "checkpoints" / ("round_0002" if left == "two rounds" else "round_0016")).is_dir()
     without_ray(monkeypatch.setattr)
     assert launch.resume(out)["adapter_sha256"] == runs("disease", **ROUNDS).hashes
     assert (out / "report.html").is_file()

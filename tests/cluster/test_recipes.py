@@ -25,8 +25,8 @@ SRUN = """#!/bin/bash
 echo "$@" >> "$STEPS"
 while [[ $1 == -* ]]; do [[ $1 == -w ]] && shift; shift; done
 set -m
-"$@" &
 trap 'kill -TERM -- -$!' TERM
+"$@" &
 wait $!
 code=$?
 wait $! || true
@@ -55,8 +55,8 @@ if [[ -e out ]]; then
     until [[ $(grep -c "ray began" "$STEPS") == 4 ]]; do sleep 0.02; done
     exit 0
 fi
+trap 'kill $! 2> /dev/null; echo "raylora ended" >> "$STEPS"; exit 1' TERM
 mkdir out
-trap 'kill $!; echo "raylora ended" >> "$STEPS"; exit 1' TERM
 sleep 100 &
 wait $!
 """,
@@ -100,7 +100,7 @@ def as_it_was_given(steps):
     assert len(ports) == 1 and 20000 <= int(ports.pop()) < 32768
 
 
-def until(true, seconds=20):
+def until(true, seconds=120):
     end = time.monotonic() + seconds
     while not true() and time.monotonic() < end:
         time.sleep(0.02)
@@ -115,10 +115,10 @@ def test_slurm_s_script_ends_what_it_started_when_it_is_preempted_and_is_requeue
     until((tmp_path / "out").exists)
     until(lambda: steps.read_text().count("ray began") == 2 and temp_of(env).exists())
     first.send_signal(signal.SIGTERM)
-    assert first.wait(20) == 0
+    assert first.wait(120) == 0
     until(lambda: steps.read_text().count("ray ended") == 2)
     assert f"scontrol requeue {env['SLURM_JOB_ID']}" in steps.read_text() and not temp_of(env).exists()
-    assert script("training.rounds=12", cwd=tmp_path, env=env).wait(20) == 0
+    assert script("training.rounds=12", cwd=tmp_path, env=env).wait(120) == 0
     until(lambda: steps.read_text().count("ray ended") == 4)
     said = steps.read_text()
     assert said.count("raylora ended") == 1 and said.count("scontrol requeue") == 1 and not temp_of(env).exists()

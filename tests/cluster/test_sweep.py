@@ -86,7 +86,7 @@ def test_trials_are_plain_runs_within_what_was_reserved(prepared_folder, tmp_pat
     assert before < watch.most <= before + 2 * (1 + 2)  # two trials at once: a driver and two clients' actors each
     assert {"DriverActor", "ClientActor"} <= watch.classes
     assert "ClientActor" in watch.with_torch and "DriverActor" not in watch.with_torch
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while len(alive()) > before and time.monotonic() < until:
         time.sleep(0.1)
     assert len(alive()) == before

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import ray
 import yaml
+from ports import free_ports
 from small_runs import run, settings
 
 from raylora import config as configuration
@@ -28,14 +29,6 @@ MODULE = """from raylora.strategies.fedit import fedit
 def mine():
     return fedit()
 """
-
-
-def free_ports(count):
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def answers(address, port):
@@ -56,7 +49,7 @@ def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
         or subprocess.run(unshared("mount", "-t", "tmpfs", "none", "/mnt"), capture_output=True, check=False).returncode
     ):
         pytest.skip("mounts of one's own are not allowed here (unshare --mount needs root)")
-    for name, value in {"period_ms": 500, "failure_threshold": 4, "timeout_ms": 2000}.items():
+    for name, value in {"period_ms": 500, "failure_threshold": 4, "timeout_ms": 20_000}.items():
         monkeypatch.setenv(f"RAY_health_check_{name}", str(value))  # half a minute until a node is missed is long for a test
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -144,7 +137,7 @@ def a_sweep_as_a_job(jobs, far, prepared_folder, tmp_path):
 def a_node_is_killed_in_the_middle_of_a_run(address, far, second, prepared_folder, tmp_path, runs):
     """The node that is left takes the other's clients; if the run ends all the same, it is resumed."""
     tmp_path.mkdir()
-    options = {"training__rounds": 8, "evaluation__every": 0}
+    options = {"training__rounds": 8, "evaluation__every": 0, "checkpoint": {"keep": "all"}}
     values = settings(prepared_folder, "disease", **options, placement={"cpus_per_client": 1.0, "clients_per_actor": 2})
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
     until, code = time.monotonic() + 120, 2

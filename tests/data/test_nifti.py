@@ -125,7 +125,7 @@ def test_refused(tmp_path, name):
         found = nifti.read_header(path)
         nifti.check_complete(found)
         nifti.read_frames(found, [0])
-    assert time.perf_counter() - start < 2.0
+    assert time.perf_counter() - start < 60
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 

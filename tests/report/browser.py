@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 QUIET = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -39,10 +39,8 @@ class Browser:
 
     def __init__(self, profile: Path, *switches: str) -> None:
         chromium, chromedriver = need_chromium()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
-        port = self.address.rpartition(":")[2]
+        (port,) = free_ports(1)
+        self.address = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen([chromedriver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         options = {"binary": chromium, "args": [*QUIET, f"--user-data-dir={profile}", *switches]}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
@@ -61,7 +59,7 @@ class Browser:
     def __exit__(self, *_: object) -> None:
         self._call("DELETE", self.session)
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(120)
 
     def open(self, page: Path) -> None:
         self.visit(page.resolve().as_uri())
@@ -81,10 +79,14 @@ class Browser:
         """Run JavaScript in the page; `return` gives the value."""
         return self._call("POST", f"{self.session}/execute/sync", {"script": script, "args": list(arguments)})
 
-    def press(self, *keys: str) -> None:
-        """Press keys one after the other where the focus is."""
-        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
-        self._call("POST", f"{self.session}/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
+    def press(self, key: str, seen: str, *arguments: object) -> None:
+        """Press a key where the focus is, until the script `seen` says that it has arrived: a busy browser may lose one that is pressed
+        before it listens."""
+        actions = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
+        for _ in range(20):
+            self._call("POST", f"{self.session}/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
+            if self.run(seen, *arguments):
+                return
 
     def console(self) -> list[str]:
         """Warnings and errors of the console."""

@@ -87,7 +87,7 @@ def test_the_command_line_runs_it(package: Path, prepared_folder: Path, tmp_path
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # the working folder need not be there
     start = [str(Path(sys.executable).with_name("raylora")), "run", "tiny.yaml", "--output", "out"]
-    done = subprocess.run([*start, *command.split()], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run([*start, *command.split()], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     resolved = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
     assert resolved["strategy"] == {"name": "my_package.my_module:careful", "limit": 0.3}

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -132,9 +133,12 @@ def test_what_cannot_be_reached_is_said_once_and_ends_nothing(runs, uri, monkeyp
 
 def test_waiting_has_an_end(runs, monkeypatch):
     monkeypatch.setattr(writer, "WAIT_S", 0.2)
-    monkeypatch.setattr(writer, "Store", lambda *_: time.sleep(3))
+    free = threading.Event()
+    monkeypatch.setattr(writer, "Store", lambda *_: free.wait(250))
     tracker = tracked(runs("disease"), "http://127.0.0.1:9")
     assert "still busy after 0.2 s" in (tracker.close() or "")
+    free.set()
+    tracker._writer._thread.join()
 
 
 def everything(uri: str) -> list:
@@ -211,12 +215,13 @@ def test_a_database_that_is_locked_holds_nobody_up_and_is_written_when_it_is_fre
     monkeypatch.setattr(store, "LOCKED_S", 0.2)
     other = sqlite3.connect(mlflow_uri.removeprefix("sqlite:///"), isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    began = time.monotonic()
+    asking, probe = set(), store.probe
+    monkeypatch.setattr(store, "probe", lambda uri: asking.add(threading.current_thread().name) or probe(uri))
+    monkeypatch.setattr(writer, "QUIET_S", 60)  # a machine that stands still for seconds is no silence
     tracker = tracked(found, mlflow_uri)
-    assert time.monotonic() - began < 0.2
     while tracker.error is None:
         time.sleep(0.05)
-    assert "locked" in tracker.error
+    assert "locked" in tracker.error and asking == {"mlflow"}, "the writer's own thread has waited, and nobody else"
     other.execute("ROLLBACK")
     assert tracker.close() is None
     launched = everything(mlflow_uri)
@@ -234,8 +239,8 @@ def test_a_database_that_stays_locked_is_not_waited_for_and_the_record_comes_lat
     other.execute("BEGIN EXCLUSIVE")
     began = time.monotonic()
     tracker = tracked(found, mlflow_uri)
-    assert tracker.where() is None and "database is locked" in (tracker.close() or "") and time.monotonic() - began < 10
-    tracker._writer._thread.join(20)  # in a process that goes on it would try for a while
+    assert tracker.where() is None and "database is locked" in (tracker.close() or "") and time.monotonic() - began < 100
+    tracker._writer._thread.join()  # in a process that goes on it would try for a while
     other.execute("ROLLBACK")
     assert everything(mlflow_uri) == []
     assert not launch.upload(found.folder, mlflow_uri).there
@@ -300,15 +305,15 @@ def test_what_is_not_finished_is_not_uploaded(runs, tmp_path):
 def test_a_database_that_cannot_be_made_is_said_at_once(runs, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "text.db").write_text("this is no database " * 99)
-    began = time.monotonic()
+    folder, began = runs("disease").folder, time.monotonic()
     for path, said in (
         ("/proc/a.db", "unable to open"),
         (tmp_path / "file" / "a.db", "File exists"),
         (tmp_path / "text.db", "not a database"),
     ):
         with pytest.raises(RunError, match=f"^MLflow at sqlite:///{path}: .*{said}"):
-            launch.upload(runs("disease").folder, f"sqlite:///{path}")
-    assert time.monotonic() - began < 10
+            launch.upload(folder, f"sqlite:///{path}")
+    assert time.monotonic() - began < 30
 
 
 def test_databases_are_found_from_the_working_folder_and_not_on_network_disks(tmp_path, monkeypatch):

@@ -16,8 +16,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "report"))
 from browser import Browser, need_chromium
+from ports import free_ports
 
 from benchmarks.tracking import read_back, trial, write_folder
+from raylora.tracking import writer
 from raylora.tracking.mlflow import SweepTracker
 
 pytestmark = pytest.mark.slow
@@ -60,12 +62,12 @@ class Line:
     """A TCP line to a server, which can be cut and mended: cut, connections are refused."""
 
     def __init__(self, to: int) -> None:
-        self.to, self.open, self.port = to, [], 0
+        self.to, self.open = to, []
+        (self.port,) = free_ports(1)
         self.mend()
 
     def mend(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", self.port))
-        self.port = self.listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self.listener,), daemon=True).start()
 
     def cut(self) -> None:
@@ -98,9 +100,7 @@ class Line:
 def server(empty_database, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_database, folder / "mlflow.db")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     running = Server(folder, port)
     line = Line(port)
     yield line
@@ -130,7 +130,9 @@ def sweep(server, tmp_path_factory):
         time.sleep(0.05)
     gone = tracker._writer.error
     server.mend()
-    missing = tracker.close()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(writer, "QUIET_S", 60)  # a machine that stands still for seconds is no silence
+        missing = tracker.close()
     return uri, *tracker.ids(), told, gone, missing
 
 
