@@ -157,3 +157,13 @@ def test_of_a_norm_only_the_gradients_that_are_asked_for():
         slices._Standardised.forward(context, image, weight, bias, 1e-5)
         found = slices._Standardised.backward(context, torch.ones_like(image))
         assert tuple(gradient is not None for gradient in found) == (*wanted, False)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 32, 8, 12), (2, 4, 32, 8, 12), (1, 64, 32, 8, 10), (1, 64, 32, 8, 11)])
+def test_a_convolution_across_slices_is_left_to_onednn(shape):
+    """torch has a kernel of its own for one small stack alone (the first; the third is the largest), which takes three times as long."""
+    layer = slices.Conv3d(shape[1], 4, (3, 3, 3), padding=1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        layer(torch.randn(*shape, requires_grad=True)).sum().backward()
+    names = {event.key for event in seen.key_averages()}
+    assert any("mkldnn" in name for name in names) and not [name for name in names if "slow" in name]
