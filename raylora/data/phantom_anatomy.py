@@ -65,19 +65,23 @@ def _infarct(heart: Chambers, theta: Array, w: Array) -> Array:
 
 def endocardium_mm(heart: Chambers, theta: Array, w: Array) -> Array:
     """Radius of the cavity of the left ventricle; 0 above the base and below the apex."""
-    radius = heart.radius_mm + heart.bulge_mm * _infarct(heart, theta, w)
-    return radius * profile(w / heart.length_mm) * _ripple(heart, theta, w)
+    return _endocardium_mm(heart, w, _infarct(heart, theta, w), _ripple(heart, theta, w))
 
 
 def epicardium_mm(heart: Chambers, theta: Array, w: Array) -> Array:
     """Outer radius of the wall; it closes below the apex of the cavity."""
-    infarct = _infarct(heart, theta, w)
+    return _epicardium_mm(heart, theta, w, _infarct(heart, theta, w), _ripple(heart, theta, w))
+
+
+def _endocardium_mm(heart: Chambers, w: Array, infarct: Array, ripple: Array) -> Array:
+    return (heart.radius_mm + heart.bulge_mm * infarct) * profile(w / heart.length_mm) * ripple
+
+
+def _epicardium_mm(heart: Chambers, theta: Array, w: Array, infarct: Array, ripple: Array) -> Array:
     septum = np.exp(-((wrapped(theta) / 1.1) ** 4))
     wall = heart.wall_mm * (1 + heart.septal * (2 * septum - 0.7)) * (1 - heart.thinning * infarct)
     cap_mm = 0.7 * heart.wall_mm
-    return (
-        (heart.radius_mm + heart.bulge_mm * infarct + wall) * profile((w + cap_mm) / (heart.length_mm + cap_mm)) * _ripple(heart, theta, w)
-    )
+    return (heart.radius_mm + heart.bulge_mm * infarct + wall) * profile((w + cap_mm) / (heart.length_mm + cap_mm)) * ripple
 
 
 def rv_depth_mm(heart: Chambers, theta: Array, w: Array) -> Array:
@@ -191,9 +195,10 @@ def surfaces(heart: Chambers, w_mm: float) -> Surfaces:
     w = np.float64(w_mm)
     if w_mm > heart.length_mm:
         return Surfaces(endocardium=np.zeros(TURN), epicardium=np.zeros(TURN), rv_depth=np.zeros(TURN))
+    infarct, ripple = _infarct(heart, DIRECTIONS, w), _ripple(heart, DIRECTIONS, w)
     return Surfaces(
-        endocardium=endocardium_mm(heart, DIRECTIONS, w),
-        epicardium=epicardium_mm(heart, DIRECTIONS, w),
+        endocardium=_endocardium_mm(heart, w, infarct, ripple),
+        epicardium=_epicardium_mm(heart, DIRECTIONS, w, infarct, ripple),
         rv_depth=rv_depth_mm(heart, DIRECTIONS, w),
     )
 

@@ -33,8 +33,9 @@ def paint_heart(
     grooves = np.exp(-((np.abs(theta) - 1.25) ** 2) / 0.1)
     fat_mm = person.pericardial_fat_mm * (1 + 0.6 * np.cos(theta + p[8]) + 0.5 * np.cos(3 * theta + p[6])) + 3.0 * grooves * height
     sack = np.where(outer > 0, outer + np.clip(fat_mm, 0.3, None), 0)
-    paint.over(out, within(sack) + 1.0, tissue["myocardium"])  # pericardium
-    paint.over(out, within(sack), tissue["fat"] * (0.85 + 0.08 * coarse))
+    in_sack = within(sack)
+    paint.over(out, in_sack + 1.0, tissue["myocardium"])  # pericardium
+    paint.over(out, in_sack, tissue["fat"] * (0.85 + 0.08 * coarse))
     myocardium = tissue["myocardium"] * (1 + 0.08 * fine + 0.05 * coarse)
     blood = tissue["blood"] * (1 + 0.035 * fine + 0.06 * coarse)
     paint.over(out, within(outer), myocardium)
@@ -42,8 +43,9 @@ def paint_heart(
     ridges = np.clip(np.cos(9 * theta + p[9] + 0.25 * w_mm) + np.cos(14 * theta + p[10] - 0.2 * w_mm), 0, 2)
     ridges *= 1.5 - max(height, 0)  # more of them towards the apex
     rv_blood = within(np.where(rv_present, slice_.epicardium + slice_.rv_depth - 1.4 * ridges * np.clip(slice_.rv_depth / 8, 0, 1), 0))
-    strand = np.minimum(0.9 - 6 * np.abs(fine + 0.3), within(slice_.epicardium + slice_.rv_depth) + 2)
-    strand = np.minimum(strand, 0.4 * slice_.rv_depth.astype(np.float32)[direction] - within(slice_.epicardium + slice_.rv_depth))
+    in_free_wall = within(slice_.epicardium + slice_.rv_depth)
+    strand = np.minimum(0.9 - 6 * np.abs(fine + 0.3), in_free_wall + 2)
+    strand = np.minimum(strand, 0.4 * slice_.rv_depth.astype(np.float32)[direction] - in_free_wall)
     paint.over(out, rv_blood, 0.95 * blood)
     paint.over(out, np.minimum(strand, rv_blood) / 3, 1.4 * myocardium)
     paint.over(out, within(slice_.epicardium), myocardium)

@@ -44,7 +44,8 @@ class Palette:
 
     def over(self, canvas: Array, inside_mm: Array, signal: float | Array) -> None:
         """Paints in place where the signed distance ``inside_mm`` is positive, with a soft border (partial volume)."""
-        cover = np.clip(np.float32(0.5) + inside_mm * np.float32(1 / self.softness_mm), 0, 1)
+        cover = np.float32(0.5) + inside_mm * np.float32(1 / self.softness_mm)
+        np.clip(cover, 0, 1, out=cover)
         cover *= signal - canvas
         canvas += cover
 
