@@ -1,7 +1,7 @@
 """`python -m benchmarks.peers.memory [--repeat 3]`: peak memory of all processes of a system as the number of clients grows.
 
 W1 with 8 and with 256 clients, each watched over 512 clients' rounds (a heap spreads with each, however few the clients), raylora and Flower in
-turn, medians over the repeats: into benchmarks/results/peers_memory.json. About six minutes on two cores with nothing else to do.
+turn, medians over the repeats: into benchmarks/results/peers_memory.json. About nine minutes on two cores with nothing else to do.
 """
 
 from __future__ import annotations
