@@ -178,27 +178,30 @@ def _tested(standing: Standing, trees: Mapping[str, Tree], t: int) -> list[CaseR
     final_rows: list[tuple[Any, ...]] = [(t, "test", *row) for row in sorted(test, key=lambda row: row[:6])]
     rows = record.write_cases(final_rows)
     if plan.config.task == "disease":
-        thresholds = dict.fromkeys(sorted({row[2] for row in final_rows}), 0.5) | _thresholds(rows, t)  # 0.5 without validation cases
-        final_rows += [(t, "validation", name, "-", "-", "-", "diseased", "threshold", value) for name, value in thresholds.items()]
+        thresholds = sorted(_thresholds(rows, t).items())
+        final_rows += [(t, "validation", name, "-", "-", "-", "diseased", "threshold", value) for name, value in thresholds]
         rows = record.write_cases(final_rows)
     return [CaseRow(*row) for row in rows]
 
 
 def _thresholds(rows: Sequence[tuple[Any, ...]], t: int) -> dict[str, float]:
-    """Each model's threshold from its validation cases: a client's own, or those of all clients for the global and the frozen model."""
+    """Each model's threshold from its validation cases: a client's own, or those of all clients for the global and the frozen model. A model
+    whose cases lack a class has none."""
     found: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
     for round, split, model_of, data_of, patient, _, _, metric, value in rows:
         if split == "validation" and round == t and metric in ("probability", "label"):
             found.setdefault(model_of, {}).setdefault((data_of, patient), {})[metric] = value
-    return {
+    chosen = {
         name: choose_threshold(np.array([c["label"] for c in cases.values()]), np.array([c["probability"] for c in cases.values()]))
         for name, cases in found.items()
     }
+    return {name: threshold for name, threshold in chosen.items() if threshold is not None}
 
 
 def _about(standing: Standing) -> dict[str, Any]:
     """What a summary says of any run, whatever its end."""
     plan, progress, config = standing.plan, standing.progress, standing.plan.config
+    actors = standing.executor.describe()
     return {
         "schema": 1,
         "name": config.name,
@@ -215,10 +218,10 @@ def _about(standing: Standing) -> dict[str, Any]:
         "faults": plan.dials.describe(),
         "ranks": {client.id: client.rank for client in plan.clients},
         "driver": {},
-        "actors": standing.executor.describe(),
+        "actors": actors,
         "mlflow": None,
         "numerics": {
-            "device": plan.spec.device,
+            "device": " and ".join(sorted({str(actor["device"]) for actor in actors})),
             "threads": config.training.threads,
             "dtype": config.training.dtype,
             "stack": config.training.stack,

@@ -84,6 +84,8 @@ def run_experiment(
         yield {"event": "note", "text": f"computed once for each image: up to {cache.stage} ({cache.dtype}{views}; in {cache.folder})"}
     elif config.training.cached_views is not None:
         yield {"event": "note", "text": f"training.cached_views: nothing is kept ({plan.no_cache}), so every step draws a view of its own"}
+    elif config.training.augment and config.training.cache != "off":
+        yield {"event": "note", "text": f"no features are kept: {plan.no_cache}"}
     executor = Checked(make_executor(plan), clients, _shapes(plan), config.faults.malformed)
     try:
         if config.training.stack == "auto":  # once: what was chosen is part of the run from now on
@@ -91,6 +93,8 @@ def run_experiment(
             plan = replace(plan, config=config)
             write_text(out / "config.yaml", dump(config))
             yield {"event": "note", "text": chosen}
+        if config.placement.gpus_per_client and any(actor["device"] == "cpu" for actor in executor.describe()):
+            yield {"event": "note", "text": "placement.gpus_per_client: torch finds no GPU where clients run, so they compute on the CPU"}
         stack = int(config.training.stack)
         executor.arrange(stack)
         executor.restore(progress.states)

@@ -65,11 +65,16 @@ def run(
             from raylora.cluster import driver, resources  # while torch is loaded over there
             from raylora.cluster.mapper import ray_map
 
-        if address is not None:  # what is not prepared yet is prepared all over the cluster
+        if address is not None:  # what is not prepared yet is prepared all over the cluster, for a model that there is
+            planner.check(config)
             obtain.prepared(config.data, _told(on_event), ray_map(lambda: ending.enter_context(driver.session(address))))
         planner.ask(config, _told(on_event))
         own = address is None and not driver.connected()
-        ending.enter_context(driver.session(address))  # Ray starts beside the planning
+        try:
+            ending.enter_context(driver.session(address))  # Ray starts beside the planning
+        except RunError:
+            planner.result(_told(on_event))  # what is wrong with what was asked for is said first
+            raise
         plan = planner.result(_told(on_event))
         if own:
             driver.request_of(plan, resources.local(), resume)  # says "this machine" where it has too little

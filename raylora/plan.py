@@ -139,6 +139,7 @@ def _some_stay_away(config: Config) -> bool:
 def _actors(plan: Plan, needed: int) -> dict[str, Any]:
     """How many actors the run wants, and how many of them this machine has room for."""
     place, has, sites = plan.config.placement, resources.local(), len(plan.spec.sites)
+    resources.require_share(place.gpus_per_client)
     by_share = resources.fitting(has, place.cpus_per_client, place.gpus_per_client)
     by_memory = free_bytes() // needed
     return {

@@ -23,8 +23,8 @@ Say = Callable[[str, int, int], None]
 
 
 class Planner:
-    """`planning.make_plan` in a process that loads torch from now on: `ask` sets it to work, `result` waits for it. Where torch is loaded
-    already, `ask` makes the plan itself.
+    """`planning.plan_to_run` in a process that loads torch from now on: `ask` sets it to work, `result` waits for it; `check` waits for a
+    look at the model alone. Where torch is loaded already, both are done here.
 
     What goes between the two processes are pickles of our own making, over pipes that nobody else has.
     """
@@ -39,36 +39,53 @@ class Planner:
             )  # with it: where the user's modules are
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths})
 
-    def ask(self, config: Config, say: Say) -> None:
-        """Raises InputError and RunError as `make_plan` does, if it is done here."""
+    def check(self, config: Config) -> None:
+        """Raises InputError and RunError as `adapted_model` does."""
         if self.process is None:
-            from raylora.planning import make_plan
+            from raylora.planning import adapted_model
 
-            self.plan = make_plan(config, say)
+            adapted_model(config)
             return
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `result` says that it was lost
-            pickle.dump(config, self.process.stdin)
-            self.process.stdin.flush()  # it stays open as long as this process lives
+        self._send("check", config)
+        self._answer(lambda what, done, total: None)
+
+    def ask(self, config: Config, say: Say) -> None:
+        """Raises InputError and RunError as `plan_to_run` does, if it is done here."""
+        if self.process is None:
+            from raylora.planning import plan_to_run
+
+            self.plan = plan_to_run(config, say)
+            return
+        self._send("plan", config)
 
     def result(self, say: Say) -> Plan:
-        """Raises InputError, RunError and OSError as `make_plan` does; what else it raises as RunError."""
+        """Raises InputError, RunError and OSError as `plan_to_run` does; what else it raises as RunError."""
         if self.process is None:
             assert self.plan is not None
             return self.plan
-        assert self.process.stdout is not None
+        try:
+            return self._answer(say)  # type: ignore[no-any-return]
+        finally:
+            self.close()
+
+    def _send(self, what: str, config: Config) -> None:
+        assert self.process is not None and self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # `_answer` says that it was lost
+            pickle.dump((what, config), self.process.stdin)
+            self.process.stdin.flush()  # it stays open as long as this process lives
+
+    def _answer(self, say: Say) -> Any:
+        assert self.process is not None and self.process.stdout is not None
         try:
             while True:
                 kind, value = pickle.load(self.process.stdout)
-                if kind == "plan":
-                    return value  # type: ignore[no-any-return]
+                if kind == "done":
+                    return value
                 if kind == "error":
                     raise value
                 say(*value)
         except (EOFError, pickle.UnpicklingError):
             raise MachineError(f"the process that plans was lost (exit code {self.process.wait()})") from None
-        finally:
-            self.close()
 
     def close(self) -> None:
         """Not to be waited for any longer."""
@@ -83,16 +100,22 @@ def main() -> None:
     answers, questions = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # what anything prints is no answer
     with uncollected():
-        from raylora.planning import make_plan  # with torch
-    config = pickle.load(questions)
-    threading.Thread(target=_end_with, args=(questions,), daemon=True).start()
+        from raylora.planning import adapted_model, plan_to_run  # with torch
+    what, config = pickle.load(questions)
 
     def tell(kind: str, value: Any) -> None:
         pickle.dump((kind, value), answers, protocol=5)
         answers.flush()
 
     try:
-        tell("plan", make_plan(config, lambda *progress: tell("progress", progress)))
+        if what == "check":
+            adapted_model(config)
+            tell("done", None)
+            what, config = pickle.load(questions)
+        threading.Thread(target=_end_with, args=(questions,), daemon=True).start()
+        tell("done", plan_to_run(config, lambda *progress: tell("progress", progress)))
+    except EOFError:  # whoever asked has ended
+        os._exit(1)
     except (InputError, RunError, OSError) as error:
         tell("error", error)
     except Exception as error:  # of a user's module, perhaps of a class that nobody else knows

@@ -20,9 +20,10 @@ from raylora.data.damage import Damage
 from raylora.data.features import FOLDER
 from raylora.data.manifest import read_manifest
 from raylora.data.prepare import Mapper
+from raylora.data.shards import require_shards
 from raylora.data.transforms import augmentation
 from raylora.dials import Dials, attacks, damages, make_dials, ranks, require_asynchronous
-from raylora.federation.build import build_model
+from raylora.federation import build
 from raylora.federation.protocol import initial_tree
 from raylora.federation.spec import HostSpec, ModelSpec, SiteSpec, protocol_of
 from raylora.method import epsilon, make_strategy, require_cohort, require_compressible, scheme
@@ -38,16 +39,32 @@ from raylora.training.settings import CacheSpec, Settings
 POOL = "pooled"  # the one client of a strategy that pools all data
 
 
-def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, mapper: Mapper | None = None) -> Plan:
-    """Prepare the data, divide it, build the model once: whatever is wrong is found here. Raises InputError.
+def plan_to_run(config: Config, say: obtain.Say = lambda what, done, total: None, mapper: Mapper | None = None) -> Plan:
+    """`make_plan` for a run that begins now: every study of the prepared sets is there, whole by its size. Raises InputError."""
+    plan = make_plan(config, say, mapper)
+    for folder in map(Path, plan.spec.sets):
+        require_shards(folder, {row.id: row.shard_bytes for row in read_manifest(folder).rows})
+    return plan
 
-    `mapper` prepares what is not prepared yet.
+
+def adapted_model(config: Config) -> tuple[Strategy, ModelSpec, StackedModel, Path | None]:
+    """The strategy, its model built once, and the file with the model's weights: what can be found wrong without a look at the data.
+
+    Raises InputError.
     """
     strategy = make_strategy(config)
     backbone = model_spec(config, strategy)
-    model = build_model(backbone)
+    model = build.build_model(backbone)
     _require_ranks(config, strategy, model)
-    weights_file = _weights_file(config, model)
+    return strategy, backbone, model, _weights_file(config, model)
+
+
+def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, mapper: Mapper | None = None) -> Plan:
+    """Prepare the data, divide it, build the model once: whatever is wrong is found here, from the manifests alone. Raises InputError.
+
+    `mapper` prepares what is not prepared yet.
+    """
+    strategy, backbone, model, weights_file = adapted_model(config)
     folders = obtain.prepared(config.data, say, mapper)
     cohort = gather(config, folders)
     splits, held_out, labels = cohort.splits, cohort.held_out, cohort.diseased
@@ -195,6 +212,8 @@ def _adapter_targets(config: Config, network: torch.nn.Module) -> tuple[str, ...
 
 def model_spec(config: Config, strategy: Strategy) -> ModelSpec:
     """The backbone and what of it is trained. Raises InputError, also for images that the backbone does not take."""
+    if strategy.trains == "all" and config.model.head == "frozen":
+        raise InputError(f"model.head: {config.strategy.name} trains every weight, the head's too: expected trained, found frozen")
     network = zoo.build(config.model.name, config.task, config.model.size, config.data.size, config.model.sizes, config.seed)
     plain: tuple[str, ...] = tuple(network.head_names) if config.model.head == "trained" else ()
     plain += tuple(network.decoder_names) if config.model.decoder == "full" else ()
@@ -279,10 +298,11 @@ def _cache(config: Config, model: StackedModel, spec: HostSpec) -> tuple[CacheSp
 
 
 def _device(config: Config) -> str:
-    if config.training.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("training.device: cuda was asked for, torch finds none on this machine")
-    wanted = config.placement.gpus_per_client > 0 and torch.cuda.is_available()
-    return "cuda" if config.training.device == "cuda" or (config.training.device == "auto" and wanted) else "cpu"
+    """What clients are asked to compute on. With a share of a GPU each, they know best what is there: their machine may not be this one."""
+    wanted, shares = config.training.device, config.placement.gpus_per_client > 0
+    if wanted == "cuda" and not shares:
+        build.device_here(wanted)
+    return "cpu" if wanted == "auto" and not shares else wanted
 
 
 def _ranks(config: Config, clients: Sequence[str]) -> dict[str, int]:

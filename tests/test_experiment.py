@@ -96,10 +96,16 @@ def test_case_rows_are_validation_of_every_round_and_the_test_of_the_last(runs):
     assert {(client, client) for client in VENDORS} <= validation and not any(m != d for m, d in validation if m in VENDORS)
 
 
-def test_every_disease_model_has_a_threshold_from_validation(runs):
+def test_disease_models_have_a_threshold_from_validation_if_it_has_both_classes(runs):
     table = rows(runs("disease", strategy={"name": "med_duallora"}))
     thresholds = {row["model_of"]: row["value"] for row in table if row["metric"] == "threshold"}
-    assert thresholds.keys() == {"frozen", "global", *VENDORS} and all(0 <= value <= 1 for value in thresholds.values())
+    labels = {(row["data_of"], row["value"]) for row in table if (row["split"], row["metric"]) == ("validation", "label")}
+    both = {client for client, _ in labels if {(client, 0.0), (client, 1.0)} <= labels}
+    assert (
+        thresholds.keys() == {"frozen", "global", *both} and both < set(VENDORS) and all(0 <= value <= 1 for value in thresholds.values())
+    )
+    tuned = runs("disease", strategy={"name": "med_duallora"}).summary["final"]["balanced_accuracy_tuned"]["per_client"]
+    assert {client for client, value in tuned.items() if value is not None} <= both, "0.5 would be a threshold that nobody chose"
     labels = {row["patient"]: row["value"] for row in table if row["metric"] == "label"}
     assert set(labels.values()) == {0.0, 1.0} and all((row["metric"] in ("probability", "label", "threshold")) for row in table)
 
@@ -302,6 +308,7 @@ def test_the_server_s_algebra_has_one_thread(prepared_folder, tmp_path):
         ("segmentation", {"clients": {"by": "vendor", "held_out": ["GEE"]}}, "clients.held_out: no client 'GEE'"),
         ("segmentation", {"model__checkpointing": True}, "model.checkpointing: unet does not offer it"),
         ("segmentation", {"training__device": "cuda"}, "training.device: cuda was asked for"),
+        ("disease", {"strategy": {"name": "fedavg_full"}, "model__head": "frozen"}, "model.head: fedavg_full trains every weight"),
         ("segmentation", {"data__size": [16, 16, 8]}, "data.size: expected"),
         ("disease", {"data__split": "official"}, "client Canon: no test cases"),
         ("disease", {"clients": {"by": "pathology"}}, "expected training cases of both classes"),

@@ -154,6 +154,47 @@ def test_ray_starts_beside_the_planning_unless_the_plan_is_made_here(prepared_fo
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("no_ray")
+def test_what_is_wrong_with_the_input_is_said_before_what_is_wrong_with_ray(prepared_folder, tmp_path, monkeypatch):
+    class Elsewhere(launch.Planner):
+        def ask(self, config, say):
+            pass
+
+        def result(self, say):
+            raise InputError("wrong")
+
+    def session(address):
+        raise RunError("Ray does not start")
+
+    monkeypatch.setattr(driver, "session", session)
+    with pytest.raises(RunError, match="Ray does not start"):
+        launch.run(tiny(prepared_folder), tmp_path / "out")
+    monkeypatch.setattr(launch, "Planner", Elsewhere)
+    with pytest.raises(InputError, match="wrong"):
+        launch.run(tiny(prepared_folder), tmp_path / "out")
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_on_a_cluster_nothing_is_prepared_for_a_model_that_there_is_not(prepared_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.obtain, "prepared", None)
+    with pytest.raises(InputError, match="lora.rank: expected at most"):
+        launch.run(tiny(prepared_folder, lora__rank=4000), tmp_path / "out", address="127.0.0.1:1")
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_study_that_is_not_whole_is_found_before_anything_is_there(prepared_folder, tmp_path, monkeypatch):
+    copy = tmp_path / "prepared"
+    shutil.copytree(prepared_folder, copy)
+    shard = sorted((copy / "studies").glob("*.arrow"))[3]
+    monkeypatch.setattr(driver, "run", None)
+    for harm in (lambda: os.truncate(shard, 100), shard.unlink):
+        harm()
+        with pytest.raises(InputError, match=f"{shard.name}: expected .* bytes, found .*: prepare again"):
+            launch.run(tiny(copy), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    assert launch.plan(tiny(copy))["rounds"], "a plan needs the manifest alone"
+
+
 def test_weights_keep_the_name_of_a_link_to_them(tmp_path):
     """A hub's cache holds blobs with links to them: what weights have seen goes by the published name."""
     (tmp_path / "blob").touch()

@@ -11,6 +11,7 @@ from small_runs import tiny
 from raylora import config as configuration
 from raylora import experiment, launch, planning
 from raylora.config import Config
+from raylora.core.errors import InputError
 from raylora.data.manifest import PrepareOptions
 from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
@@ -84,6 +85,16 @@ def test_rate_my_lora_sends_more_from_the_second_round_on(prepared):
     assert first["down"] == 4 * (pairs + head)
     assert later["up"] == first["up"] == 4 * (pairs + head + 8 * 4)  # count, loss, two scores
     assert 3.5 * first["down"] < later["down"] <= 5 * first["down"]
+
+
+def test_what_a_run_would_refuse_of_its_placement_a_plan_refuses_too(prepared_folder):
+    for share, said in ((0.3, "must be 1/n"), (1.5, "must be a whole number")):
+        with pytest.raises(InputError, match=f"placement.gpus_per_client: .* {said}.*, found {share}"):
+            launch.plan(tiny(prepared_folder, "disease", placement={"gpus_per_client": share}))
+
+
+def test_the_paper_s_clients_share_passes(prepared):
+    assert {load(name, prepared).training.stack for name in EVERY if "centralised" not in name} == {"auto"}
 
 
 def test_a_frozen_factor_is_not_counted_as_trained(prepared_folder):

@@ -42,6 +42,15 @@ LOST = (
 )  # a process or a machine is gone; an exception in it is no such thing
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where an actor computes."""
+
+    node: str = ""
+    pid: int = 0
+    device: str = ""
+
+
 class ClientActor:
     """Clients in a process of their own: any of them, though each has its home. It calls the host."""
 
@@ -57,13 +66,13 @@ class ClientActor:
         weights: Mapping[str, np.ndarray],
         gpus: float,
         parcels: Sequence[travel.Parcel] | None = None,
-    ) -> tuple[str, int] | None:
-        """Build the host (here, so that what goes wrong is an error and not a lost actor); node and process id.
+    ) -> Place | None:
+        """Build the host (here, so that what goes wrong is an error and not a lost actor); says where it is.
 
         Where this machine does not have the prepared sets the answer is None, and `parcels` are sent.
         """
         from raylora.federation import memory
-        from raylora.federation.build import build_host
+        from raylora.federation.build import build_host, device_here
 
         if self.host is not None:  # of an experiment before this one: not to be kept beside it
             self.host = None
@@ -74,9 +83,9 @@ class ClientActor:
             sets = [travel.here(Path(folder), sha256) for folder, sha256 in zip(spec.sets, spec.sets_sha256, strict=True)]
             if None in sets:
                 return None
-        memory.keep_to_share(spec.device, gpus)
+        memory.keep_to_share(device_here(spec.device), gpus)
         self.host, self.gpus = build_host(spec, weights, sets), gpus
-        return ray.get_runtime_context().get_node_id(), os.getpid()
+        return Place(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), device=self.host.device)
 
     def train(self, message: Packed, known: Packed) -> Packed:
         """Outcomes of some passes; the message holds these, and the states of clients that this process does not have."""
@@ -164,7 +173,7 @@ class RayExecutor:
             actor, where = self._start(index)
             self.actors.append(actor)
             opened.append(where)
-        self.places = [("", 0)] * len(opened)
+        self.places = [Place()] * len(opened)
         for index, where in enumerate(opened):
             try:
                 self.places[index] = self._opened(index, where)
@@ -184,7 +193,7 @@ class RayExecutor:
         parcels = [travel.pack(Path(folder), ids, ray.put) for folder in spec.sets]
         return self.actors[index].open.remote(spec, self.weights, self.request.gpus, parcels)
 
-    def _opened(self, index: int, where: Any) -> tuple[str, int]:
+    def _opened(self, index: int, where: Any) -> Place:
         """Wait until an actor is there. A lost node takes its CPUs with it: then the actors that were on it share what is left."""
         who, waited = f"client {', '.join(self.request.groups[index])}", 0.0
         while True:
@@ -306,7 +315,7 @@ class RayExecutor:
             number = numbers[ready[0]]
             passes, asked = asked_for[number], under_way.pop(number)
             try:
-                outcomes: list[Outcome] = unpack(ray.get(ready[0]), apart=len(passes) > 1)
+                outcomes: list[Outcome] = unpack(ray.get(ready[0]), apart=len(_clients(passes)) > 1)
                 self.owed.discard(ready[0])
             except LOST as error:
                 under_way[number] = self._again(asked, error)
@@ -355,8 +364,8 @@ class RayExecutor:
 
     def describe(self) -> list[dict[str, object]]:
         return [
-            {"clients": list(group), "node": node, "pid": pid, "cpus": cpus, "gpus": self.request.gpus, "restarts": restarts}
-            for group, (node, pid), cpus, restarts in zip(self.request.groups, self.places, self.cpus, self.restarts, strict=True)
+            {"clients": list(group), **vars(place), "cpus": cpus, "gpus": self.request.gpus, "restarts": restarts}
+            for group, place, cpus, restarts in zip(self.request.groups, self.places, self.cpus, self.restarts, strict=True)
         ]
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ class Needs:
         config = self.configured(trial)
         key = configuration.dump(config.model_copy(update={"name": "trial"}))
         if key not in self._known:
-            plan = planning.make_plan(config, lambda what, done, total: None, self.mapper)
+            plan = planning.plan_to_run(config, lambda what, done, total: None, self.mapper)
             request = driver.request_of(plan, sweep.share(config, self.has, self.concurrent))
             self._known[key] = plan.with_weights(self._backbones.setdefault(hash_of(plan.weights), plan.weights)), request
         plan, request = self._known[key]

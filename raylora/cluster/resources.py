@@ -87,12 +87,7 @@ def request(
     a pass (`stack` of them, in the order of their ids, `passive` ones apart) have one home. Raises InputError when the shares do not exist
     or a GPU share does not divide one.
     """
-    if 0 < gpus_per_client < 1 and abs(round(1 / gpus_per_client) - 1 / gpus_per_client) > 1e-6:
-        raise InputError(
-            f"placement.gpus_per_client: a share of a GPU must be 1/n (0.5, 0.25, ...), found {gpus_per_client:g}: Ray would wait for ever"
-        )
-    if gpus_per_client > 1 and gpus_per_client != int(gpus_per_client):
-        raise InputError(f"placement.gpus_per_client: above one it must be a whole number, found {gpus_per_client:g}")
+    require_share(gpus_per_client)
     fits = fitting(available, cpus_per_client, gpus_per_client)
     units = _units(sorted(weights), passive, stack)
     if clients_per_actor == "auto":
@@ -111,6 +106,16 @@ def request(
         groups=(), cpus=cpus_per_client, gpus=gpus_per_client, costs=dict(weights), passive=frozenset(passive), together=together
     )
     return replace(found, groups=balanced(units, found.cost, count))
+
+
+def require_share(gpus: float) -> None:
+    """Raise InputError for a share of GPUs that no actor can have."""
+    if 0 < gpus < 1 and abs(round(1 / gpus) - 1 / gpus) > 1e-6:
+        raise InputError(
+            f"placement.gpus_per_client: a share of a GPU must be 1/n (0.5, 0.25, ...), found {gpus:g}: Ray would wait for ever"
+        )
+    if gpus > 1 and gpus != int(gpus):
+        raise InputError(f"placement.gpus_per_client: above one it must be a whole number, found {gpus:g}")
 
 
 def fitting(available: Available, cpus: float, gpus: float) -> int:

@@ -1,7 +1,7 @@
 """Computed features on disk: one Arrow file for each image, memory-mapped, in a folder of bounded size whose oldest files make room.
 
-Every file carries the SHA-256 of its numbers and what they were computed by and from; one that is torn, altered or of another origin counts
-as missing. Files appear whole by renaming, so any number of processes may write the same one at once.
+Every file carries the SHA-256 of its numbers, their types and shapes, and what they were computed by and from; one that is torn, altered
+or of another origin counts as missing. Files appear whole by renaming, so any number of processes may write the same one at once.
 """
 
 from __future__ import annotations
@@ -119,5 +119,6 @@ def _files(folder: Path, suffix: str = SUFFIX) -> Iterator[tuple[Path, os.stat_r
 def _hash(arrays: Sequence[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(array.reshape(-1).view(np.uint8))
     return digest.hexdigest()

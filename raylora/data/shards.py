@@ -68,6 +68,14 @@ def read_row(path: Path) -> Row | None:
     return replace(row, shard_bytes=len(data), shard_sha256=hashlib.sha256(data).hexdigest())
 
 
+def require_shards(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Raise InputError for a shard that is missing or of another size than this, in bytes. None is opened."""
+    for id, size in sizes.items():
+        path = shard_path(folder, id)
+        if not path.is_file() or path.stat().st_size != size:
+            raise InputError(f"{path}: expected {size} bytes, found {path.stat().st_size if path.is_file() else 'no file'}: prepare again")
+
+
 class Known(NamedTuple):
     """What has to be known of a study to open its shard."""
 
@@ -104,10 +112,7 @@ class PreparedSet:
 
     def require_files(self) -> None:
         """Raises InputError for a shard that is missing or of another size."""
-        for id, known in self._known.items():
-            path = shard_path(self.folder, id)
-            if not path.is_file() or path.stat().st_size != known.bytes:
-                raise InputError(f"{path}: expected {known.bytes} bytes, found {path.stat().st_size if path.is_file() else 'no file'}")
+        require_shards(self.folder, {id: known.bytes for id, known in self._known.items()})
 
     @property
     def ids(self) -> tuple[str, ...]:

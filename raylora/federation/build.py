@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +18,7 @@ from raylora.federation.client import Shard, Site
 from raylora.federation.host import Host
 from raylora.federation.spec import HostSpec, ModelSpec, SiteSpec, protocol_of
 from raylora.models import zoo
-from raylora.models.stacked import StackedModel, adapted_modules
+from raylora.models.stacked import StackedModel, adapted_modules, read_only
 from raylora.training.features import Cached, Prefix
 from raylora.training.inference import EvalCase
 from raylora.training.samples import Frames, Samples, Studies
@@ -25,8 +27,10 @@ from raylora.training.samples import Frames, Samples, Studies
 def build_model(
     spec: ModelSpec, weights: Mapping[str, np.ndarray] | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> StackedModel:
-    """The backbone with adapters in place. `weights` replace those drawn from the seed; on a CPU they are used in place, never written."""
-    backbone = zoo.build(spec.name, spec.task, spec.size, spec.image_size, spec.sizes, spec.seed)
+    """The backbone with adapters in place. `weights` stand in place of those drawn from the seed, which are then never drawn; on a CPU
+    they are used where they lie, never written."""
+    with contextlib.nullcontext() if weights is None else torch.device("meta"):
+        backbone = zoo.build(spec.name, spec.task, spec.size, spec.image_size, spec.sizes, spec.seed, draw=weights is None)
     if spec.checkpointing:
         if spec.dropout:
             raise InputError("model.checkpointing: not with lora.dropout, whose draws the backward pass would repeat differently")
@@ -35,13 +39,14 @@ def build_model(
         zoo.recompute(backbone, spec.name)
     targets = zoo.DEFAULT_TARGETS[spec.name] if spec.targets is None else spec.targets
     modules = () if spec.full else adapted_modules(backbone, targets, spec.blocks)
-    backbone = backbone.to(device=device, dtype=dtype)
-    model = StackedModel(
+    if weights is None:
+        backbone = backbone.to(device=device, dtype=dtype)
+    else:
+        own = {name: read_only(array).to(device=device, dtype=dtype) for name, array in weights.items()}
+        backbone.load_state_dict(own, assign=True)
+    return StackedModel(
         backbone, modules=modules, plain=spec.plain, adapters=spec.adapters, router=spec.router, full=spec.full, dropout=spec.dropout
     )
-    if weights is not None:
-        model.set_base(weights)
-    return model
 
 
 def repeatable(device: str, threads: int) -> None:
@@ -59,13 +64,26 @@ def repeatable(device: str, threads: int) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # what is read here has been written
 
 
+def device_here(wanted: str) -> str:
+    """cpu or cuda: what "auto" comes to in this process. Raises InputError for a CUDA device that is not here."""
+    if wanted == "cpu":
+        return wanted
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
+        raise InputError(f"training.device: cuda was asked for, torch {torch.__version__} finds none on {platform.node()}")
+    return "cpu"
+
+
 def build_host(spec: HostSpec, weights: Mapping[str, np.ndarray], sets: Sequence[PreparedSet] | None = None) -> Host:
     """The host of the spec's sites: builds the model once, and opens studies memory-mapped where they are needed.
 
-    `sets`: the spec's, if their manifests have been read already. Raises InputError for a set without a file that it lists.
+    `sets`: the spec's, if their manifests have been read already. Raises InputError for a set without a file that it lists, and for a
+    device that is not here.
     """
-    repeatable(spec.device, spec.threads)
-    model = build_model(spec.model, weights, spec.device, getattr(torch, spec.dtype))
+    device = device_here(spec.device)
+    repeatable(device, spec.threads)
+    model = build_model(spec.model, weights, device, getattr(torch, spec.dtype))
     if spec.cache is not None:
         model.prefix = Prefix(model, spec.cache)
     sets = [PreparedSet(folder) for folder in spec.sets] if sets is None else sets

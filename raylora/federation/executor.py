@@ -48,7 +48,8 @@ class InProcess:
         self.host.restore(states)
 
     def describe(self) -> list[dict[str, object]]:
-        return [{"clients": sorted(self.host.sites), "node": platform.node(), "pid": os.getpid(), "cpus": 1.0, "gpus": 0.0, "restarts": 0}]
+        where = {"node": platform.node(), "pid": os.getpid(), "device": self.host.device}
+        return [{"clients": sorted(self.host.sites), **where, "cpus": 1.0, "gpus": 0.0, "restarts": 0}]
 
     def close(self) -> None:
         """Nothing to give back."""

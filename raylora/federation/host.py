@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from raylora.core.types import Broadcast, ClientState, Phase
 from raylora.federation import memory
@@ -69,12 +71,16 @@ class Host:
             settings = replace(self.protocol.settings, local_epochs=None, local_steps=count, lr=PROBE_LR)
             train(self.model, jobs, (Phase(trains=("*",)),), settings, LOSSES[self.protocol.task], seed=self.protocol.seed, round=0)
 
-        with memory.Peak(self.device) as peak:
-            steps(1)  # also what is slow only once
-            started = time.perf_counter()
-            steps(PROBE_STEPS)
-            seconds = time.perf_counter() - started
-        return Probe(clients=stack, seconds=seconds / PROBE_STEPS / len(chosen), bytes=peak.bytes)
+        before = memory.held(self.device)
+        try:
+            with memory.Peak(self.device) as peak:
+                steps(PROBE_STEPS)  # what is slow only once: pages, kernels, features of the frozen prefix
+                started = time.perf_counter()
+                steps(PROBE_STEPS)  # of the same batches
+                seconds = time.perf_counter() - started
+        except torch.OutOfMemoryError:
+            return Probe(clients=stack, seconds=math.inf, bytes=math.inf, before=before)
+        return Probe(clients=stack, seconds=seconds / PROBE_STEPS / len(chosen), bytes=peak.bytes, before=before)
 
     def memory_bytes(self, actors: int, share: float = 1.0) -> float:
         """How large this process may become beside `actors` - 1 others like it; of a GPU, its share."""

@@ -33,6 +33,11 @@ class Peak:
         self.bytes = int(torch.cuda.max_memory_allocated()) if self.device == "cuda" else _status("VmHWM")
 
 
+def held(device: str) -> int:
+    """Bytes that this process holds now."""
+    return int(torch.cuda.memory_allocated()) if device == "cuda" else _status("VmRSS")
+
+
 def limit(device: str, processes: int, share: float = 1.0) -> float:
     """Bytes that this process may reach beside others like it: its part of what is free; of a GPU, its `share` of it."""
     if device == "cuda":

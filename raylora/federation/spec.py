@@ -69,7 +69,7 @@ class HostSpec:
     cache: CacheSpec | None = None  # of the frozen prefix's features
     threads: int = 1
     dtype: str = "float32"  # of the computation
-    device: str = "cpu"
+    device: str = "cpu"  # or cuda, or auto: cuda where the process that asks finds it
 
     def of(self, clients: Sequence[str]) -> HostSpec:
         """The same for some of the clients."""

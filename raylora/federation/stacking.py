@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ class Probe:
 
     clients: int
     seconds: float  # of one client's training step
-    bytes: int  # the process's largest memory
+    bytes: float  # the process's largest memory; inf: more than there is
+    before: float = 0.0  # what it held before
 
 
 def most_per_pass(clients: int, actors: int) -> int:
@@ -33,17 +35,23 @@ def candidates(most: int) -> list[int]:
 
 
 def measure(probe: Callable[[int], Probe], most: int, memory_bytes: float) -> list[Probe]:
-    """Probes of growing stacks, until one is no faster or the next would pass the memory, by the growth between the last two."""
+    """Probes of growing stacks, until one is no faster or the next would pass the memory, by the growth between the last two (of the first,
+    what it added to what the process held)."""
     found: list[Probe] = []
     for size in candidates(most):
-        if len(found) > 1:
-            a, b = found[-2:]
-            if b.bytes + (b.bytes - a.bytes) / (b.clients - a.clients) * (size - b.clients) > memory_bytes:
-                break
+        if found and _expected_bytes(found, size) > memory_bytes:
+            break
         found.append(probe(size))
-        if len(found) > 1 and (found[-1].bytes > memory_bytes or found[-1].seconds > BETTER * min(p.seconds for p in found[:-1])):
+        if len(found) > 1 and found[-1].seconds > BETTER * min(p.seconds for p in found[:-1]):
             break
     return found
+
+
+def _expected_bytes(found: Sequence[Probe], size: int) -> float:
+    """What a pass of `size` clients would take: at least what the last one took."""
+    last = found[-1]
+    clients, taken = (found[-2].clients, found[-2].bytes) if len(found) > 1 else (0, last.before)
+    return last.bytes + max(0.0, last.bytes - taken) / (last.clients - clients) * (size - last.clients)
 
 
 def choose(found: Sequence[Probe], clients: int, actors: int, memory_bytes: float) -> int:
@@ -59,5 +67,10 @@ def choose(found: Sequence[Probe], clients: int, actors: int, memory_bytes: floa
 
 def in_words(found: Sequence[Probe], chosen: int) -> str:
     """What was measured, for the run's record."""
-    tried = ", ".join(f"{p.clients}: {1000 * p.seconds:.1f} ms a client's step, {p.bytes / 1e6:.0f} MB" for p in found)
+    tried = ", ".join(
+        f"{p.clients}: {1000 * p.seconds:.1f} ms a client's step, {p.bytes / 1e6:.0f} MB"
+        if math.isfinite(p.bytes)
+        else f"{p.clients}: no room"
+        for p in found
+    )
     return f"training.stack: auto is {chosen} here (clients in a pass: {tried})"

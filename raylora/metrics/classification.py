@@ -81,15 +81,15 @@ def auc(truth: np.ndarray, probability: np.ndarray) -> float | None:
     return _plain(weighted_auc, truth, probability, 0.5)
 
 
-def choose_threshold(truth: np.ndarray, probability: np.ndarray) -> float:
+def choose_threshold(truth: np.ndarray, probability: np.ndarray) -> float | None:
     """The threshold with the best balanced accuracy on (validation) patients, of those that tell some of them apart.
 
     Candidates are 0.5 and the midpoints between neighbouring probabilities; of equally good ones the nearest to 0.5 is taken, then the
-    smaller. 0.5 if a class is missing: nothing can be learned about a trade-off then.
+    smaller. None if a class is missing: nothing can be learned about a trade-off then.
     """
     truth, probability = np.asarray(truth), np.asarray(probability, dtype=np.float64)
     if len(np.unique(truth)) < 2:
-        return 0.5
+        return None
     levels = np.unique(probability)  # ascending
     middle = (levels[:-1] + levels[1:]) / 2
     middle = np.where(middle > levels[:-1], middle, levels[1:])  # neighbouring floats have no midpoint

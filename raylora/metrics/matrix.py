@@ -61,13 +61,13 @@ def sample(table: CaseTable, metric: str, model: str, data: str) -> Sample:
         scores = patient_scores(patients, metric)
         zeros = np.zeros(len(scores))
         return Sample(tuple(scores), np.array(list(scores.values()), dtype=np.float64), zeros, zeros, weighted_mean)
-    if patients and metric.endswith("_tuned") and model not in table.thresholds:
-        raise ValueError(f"cases: {metric} of {model!r} needs its threshold row, found none")
-    threshold = table.thresholds.get(model, 0.5) if metric.endswith("_tuned") else 0.5
+    threshold = table.thresholds.get(model) if metric.endswith("_tuned") else 0.5
+    if threshold is None:  # its validation cases lacked a class: there is nothing that it was tuned to
+        patients = {}
     scored = {p: raw for p, raw in sorted(patients.items()) if ("-", "diseased", "probability") in raw}
     probability = np.array([raw["-", "diseased", "probability"] for raw in scored.values()], dtype=np.float64)
     truth = np.array([raw["-", "diseased", "label"] for raw in scored.values()], dtype=np.float64)
-    return Sample(tuple(scored), probability, truth, np.full(len(scored), threshold), STATISTICS[base])
+    return Sample(tuple(scored), probability, truth, np.full(len(scored), threshold, dtype=np.float64), STATISTICS[base])
 
 
 def pooled(samples: Sequence[Sample]) -> Sample:
@@ -99,7 +99,8 @@ def bootstrap_of_mean(samples: Mapping[str, Sample], seed: int, replicates: int)
 def entry(own: Mapping[str, Sample], frozen: Mapping[str, Sample], *, seed: int, replicates: int = REPLICATES) -> dict[str, object]:
     """One metric of `final` from each client's own model and from the frozen one: {mean, pooled, ci95, n, frozen, per_client}.
 
-    `n` counts the patients with a value; `ci95` is for `mean`, None where it cannot be had: a client has one patient, or one of a class.
+    `n` counts the patients behind `mean`, those of clients that have a value (a client may lack a class); `ci95` is for `mean`, None where
+    it cannot be had: a client has one patient, or one of a class.
     """
     per_client = {client: s.point for client, s in own.items()}
     counted = {client: s for client, s in own.items() if per_client[client] is not None}
@@ -109,7 +110,7 @@ def entry(own: Mapping[str, Sample], frozen: Mapping[str, Sample], *, seed: int,
         "mean": mean_of(per_client.values()),
         "pooled": pooled(list(own.values())).point,
         "ci95": None if bounds is None else list(bounds),
-        "n": sum(len(s.patients) for s in own.values()),
+        "n": sum(len(s.patients) for s in counted.values()),
         "frozen": mean_of(s.point for s in frozen.values()),
         "per_client": per_client,
     }

@@ -44,8 +44,19 @@ class Panel:
     @property
     def degrees(self) -> int:
         """Of freedom of the score, see `degrees_of_freedom`: of the patients of clients that have a value."""
-        valued = {client for client, score in self.client_scores.items() if score is not None}
+        valued = self.valued
         return degrees_of_freedom([stratum for stratum in self.strata() if stratum[0] in valued])
+
+    @property
+    def valued(self) -> set[str]:
+        """The clients that have a value: those behind the score."""
+        return {client for client, score in self.client_scores.items() if score is not None}
+
+    @property
+    def counted(self) -> int:
+        """How many patients are behind the score."""
+        valued = self.valued
+        return sum(client in valued for client in self.clients)
 
     def per_seed(self, weights: np.ndarray) -> np.ndarray:
         """The mean over clients for case weights (..., n): (S, ...). Clients without a value (a missing class) are left out."""

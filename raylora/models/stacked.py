@@ -71,6 +71,13 @@ def _numbered(path: str, blocks: Sequence[str | Sequence[str]]) -> bool:
     return any(path == prefix or path.startswith(prefix + ".") for prefix in prefixes)
 
 
+def read_only(array: np.ndarray | Tensor) -> Tensor:
+    """The array as a tensor over the same memory, which nothing ever writes to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch warns of what is marked read-only
+        return torch.as_tensor(array)
+
+
 class StackedModel:
     """A backbone whose chosen layers are adapted and whose plain trained parts are per client.
 
@@ -242,11 +249,8 @@ class StackedModel:
     def set_base(self, weights: Mapping[str, np.ndarray | Tensor]) -> None:
         """Replace some of the frozen weights, by their original names. On a CPU the arrays are used in place, never written."""
         for name, array in weights.items():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # a read-only array: nothing ever writes to it
-                value = torch.as_tensor(array)
             weight = self.weights[name]
-            weight.data = value.to(device=weight.device, dtype=weight.dtype)
+            weight.data = read_only(array).to(device=weight.device, dtype=weight.dtype)
         if any(name in self.plain for name in weights):
             self._outline = None
 

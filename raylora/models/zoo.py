@@ -37,8 +37,17 @@ FIXED = {  # constructor arguments that are no sizes, and what decides them
 }
 
 
-def build(name: str, task: str, size: str, image_size: Sequence[int], sizes: Mapping[str, Any] | None = None, seed: int = 0) -> nn.Module:
-    """A backbone with weights drawn from `seed`: U-Net for segmentation, ViT for disease, CineMA for both.
+def build(
+    name: str,
+    task: str,
+    size: str,
+    image_size: Sequence[int],
+    sizes: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    *,
+    draw: bool = True,
+) -> nn.Module:
+    """A backbone with weights drawn from `seed` (or, without `draw`, to be filled): U-Net for segmentation, ViT for disease, CineMA for both.
 
     `sizes` overrides constructor arguments of the named `size`. Raises InputError for a model that does not do the task, an unknown size
     or argument, or images that the model does not take.
@@ -74,7 +83,7 @@ def build(name: str, task: str, size: str, image_size: Sequence[int], sizes: Map
             backbone.require_size(image_size)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise InputError(f"model.sizes: {name} cannot be built: {error}") from None
-    return draw_weights(backbone, torch.Generator().manual_seed(seed_of(seed, "weights") % 2**63))
+    return draw_weights(backbone, torch.Generator().manual_seed(seed_of(seed, "weights") % 2**63)) if draw else backbone
 
 
 def recompute(backbone: nn.Module, name: str) -> None:

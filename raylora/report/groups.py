@@ -15,6 +15,7 @@ from raylora.metrics.panel import Panel, panel
 from raylora.metrics.rows import FROZEN, GLOBAL, CaseTable
 from raylora.report.runs import Run
 from raylora.report.table import short_key
+from raylora.strategies import default_options
 
 # Keys that name, place or record a run and decide no number of it; the seed makes repeats; which data it was is told by their hash.
 NO_DIFFERENCE = (
@@ -100,7 +101,8 @@ def groups_of(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     remarks = []
     varied = varied_keys(runs)
     for run in runs:
-        mine = {key: _flat(run).get(key) for key in varied}
+        config = _flat(run)
+        mine = {key: _value(config, key) for key in varied}
         seeds = kept.setdefault(repr(mine), {})
         settings[repr(mine)] = mine
         if run.seed in seeds:
@@ -116,10 +118,10 @@ def varied_keys(runs: Sequence[Run]) -> list[str]:
     """The configuration keys that are not the same in all runs, without those that make no difference; the strategy's name first."""
     configs = [_flat(run) for run in runs]
     keys = sorted({key for config in configs for key in config if not f"{key}.".startswith(NO_DIFFERENCE)})
-    varied = [key for key in keys if len({repr(config.get(key)) for config in configs}) > 1]
+    varied = [key for key in keys if len({repr(_value(config, key)) for config in configs}) > 1]
     if STACK in varied:
         others = [key for key in varied if key != STACK]
-        found = {(repr([c.get(key) for key in others]), run.seed, c.get(STACK)) for c, run in zip(configs, runs, strict=True)}
+        found = {(repr([_value(c, key) for key in others]), run.seed, c.get(STACK)) for c, run in zip(configs, runs, strict=True)}
         if len({(one, seed) for one, seed, _ in found}) == len(found):
             varied = others
     bases = {(run.summary.get("base") or {}).get("sha256") for run in runs if run.finished}
@@ -133,6 +135,13 @@ def _flat(run: Run) -> dict[str, Any]:
     return {key: _number(value) for key, value in flat(run.config).items()}
 
 
+def _value(config: Mapping[str, Any], key: str) -> Any:
+    """What a flat configuration says of a key: an option of a strategy that is not written out has its default."""
+    if key in config or not key.startswith("strategy."):
+        return config.get(key)
+    return _number(default_options(str(config.get("strategy.name"))).get(key.removeprefix("strategy.")))
+
+
 def _number(value: Any) -> Any:
     if isinstance(value, list):
         return [_number(item) for item in value]
@@ -142,7 +151,7 @@ def _number(value: Any) -> Any:
 def has_all_seeds(group: Group, tried: Sequence[Group]) -> bool:
     """Whether it has finished every seed that was `tried`, in groups that hold the runs that ended early as well."""
     mine = _flat(group.runs[0])
-    same = [other for other in tried if all(repr(mine.get(key)) == repr(value) for key, value in other.settings.items())]
+    same = [other for other in tried if all(repr(_value(mine, key)) == repr(value) for key, value in other.settings.items())]
     return all(set(other.seeds) <= set(group.seeds) for other in same)
 
 

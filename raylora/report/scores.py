@@ -125,4 +125,4 @@ def _estimate(one: Panel | None, root_seed: int, replicates: int) -> Estimate:
     if one is None or not one.patients or one.point is None:
         return Estimate(None)
     low, high = panel_interval(one, root_seed, replicates) or (None, None)
-    return Estimate(one.point, low, high, len(one.patients))
+    return Estimate(one.point, low, high, one.counted)

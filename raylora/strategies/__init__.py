@@ -25,7 +25,7 @@ from raylora.strategies.local import local
 from raylora.strategies.lora_fair import lora_fair
 from raylora.strategies.med_duallora import med_duallora
 from raylora.strategies.rate_my_lora import rate_my_lora
-from raylora.strategies.registry import create_from
+from raylora.strategies.registry import create_from, defaults
 from raylora.strategies.rolora import rolora
 from raylora.strategies.scaffold import scaffold
 from raylora.strategies.sdflora import sdflora
@@ -63,3 +63,10 @@ def create(name: str, options: Mapping[str, object] | None = None, *, seed: int 
     Raises InputError for an unknown name or option, with the nearest known one, and for a value out of range.
     """
     return create_from(STRATEGIES, name, options or {}, {"seed": seed, "clients": clients})
+
+
+def default_options(name: str) -> dict[str, object]:
+    """{option: its default, as a configuration would say it} of a strategy of the registry, but for what it is given by the run (seed,
+    clients); of any other strategy nothing is known."""
+    found = defaults(STRATEGIES[name], hidden=("seed", "clients")) if name in STRATEGIES else {}
+    return found | {"reduce": "mean"} if "reduce" in found else found

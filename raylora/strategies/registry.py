@@ -38,6 +38,12 @@ def create_from(registry: Mapping[str, Factory], name: str, options: Mapping[str
 NAMED = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+def defaults(factory: Factory, hidden: Sequence[str] = ()) -> dict[str, object]:
+    """{option: its default} of a factory."""
+    parameters = inspect.signature(factory).parameters.items()
+    return {key: p.default for key, p in parameters if p.default is not p.empty and p.kind in NAMED and key not in hidden}
+
+
 def require_known(
     name: str, options: Mapping[str, object], parameters: Mapping[str, inspect.Parameter], hidden: Sequence[str] = ()
 ) -> None:
@@ -46,6 +52,8 @@ def require_known(
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     for key in options:
+        if key in hidden and key in parameters:
+            raise InputError(f"strategy.{key}: {name} is given this by the run itself, found {options[key]!r}")
         if key == "reduce" and key not in parameters:
             raise InputError(f"strategy.reduce: {name} {NO_REDUCE.get(name, 'has no reduction to replace')}, found {options[key]}")
         if key not in parameters:

@@ -56,6 +56,15 @@ def test_a_byte_that_changed_is_noticed(kept, where):
     assert same(kept.read(KEY, IMAGE))
 
 
+@pytest.mark.parametrize(("was", "now"), [(b"<f4", b">f4"), (b"[5, 6]", b"[6, 5]")])
+def test_a_type_or_shape_that_changed_is_noticed(kept, was, now):
+    path = kept.path(KEY, IMAGE)
+    data = path.read_bytes()
+    assert was in data
+    path.write_bytes(data.replace(was, now))
+    assert kept.read(KEY, IMAGE) is None
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_a_torn_file_is_noticed(kept, share):
     path = kept.path(KEY, IMAGE)

@@ -1,12 +1,15 @@
 """How many clients share a pass: the arithmetic of the choice, and what is measured for it."""
 
+import math
+
 import pytest
+import torch
 from small_runs import run, tiny
 
 from raylora import config as configuration
 from raylora import planning
 from raylora.core.types import Broadcast, Phase, Task
-from raylora.federation import memory
+from raylora.federation import host, memory
 from raylora.federation.build import build_host
 from raylora.federation.rounds import stacked
 from raylora.federation.stacking import Probe, candidates, choose, in_words, measure, most_per_pass
@@ -14,12 +17,12 @@ from raylora.federation.stacking import Probe, candidates, choose, in_words, mea
 MB = 1_000_000
 
 
-def machine(seconds=lambda k: 1.0, bytes=lambda k: 100 * MB + 10 * MB * k):
+def machine(seconds=lambda k: 1.0, bytes=lambda k: 100 * MB + 10 * MB * k, before=100 * MB):
     asked = []
 
     def probe(k: int) -> Probe:
         asked.append(k)
-        return Probe(clients=k, seconds=seconds(k), bytes=bytes(k))
+        return Probe(clients=k, seconds=seconds(k), bytes=bytes(k), before=before)
 
     return probe, asked
 
@@ -44,10 +47,42 @@ def test_it_stops_before_the_memory_is_full():
     probe, asked = machine(lambda k: 1 / k)  # 110 MB, then 10 MB a client
     measure(probe, 64, 180 * MB)
     assert asked == [1, 2, 4, 8], "16 would take 260 MB, by the growth so far"
-    probe, asked = machine(lambda k: 1 / k, lambda k: 100 * MB * k)
+    probe, asked = machine(lambda k: 1 / k, lambda k: 100 * MB * k, before=0)
     found = measure(probe, 64, 150 * MB)
-    assert asked == [1, 2] and choose(found, 64, 1, 150 * MB) == 1
-    assert choose(measure(probe, 64, 50 * MB), 64, 1, 50 * MB) == 1, "one client has to fit, whatever was measured"
+    assert asked == [1] and choose(found, 64, 1, 150 * MB) == 1, "of two clients what one added says enough"
+    asked.clear()
+    assert choose(measure(probe, 64, 50 * MB), 64, 1, 50 * MB) == 1 and asked == [1], "one client has to fit, whatever was measured"
+    probe, asked = machine(lambda k: 1 / k, lambda k: 90 * MB if k == 1 else math.inf, before=80 * MB)
+    found = measure(probe, 64, 150 * MB)
+    assert asked == [1, 2] and choose(found, 64, 1, 150 * MB) == 1 and in_words(found, 1).endswith("2: no room)")
+
+
+def test_a_pass_for_which_there_is_no_memory_is_no_error(prepared_folder, monkeypatch):
+    plan = planning.make_plan(tiny(prepared_folder, "disease"))
+    host_ = build_host(plan.spec, plan.weights)
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(host, "train", full)
+    assert host_.probe(2).bytes == math.inf
+
+
+def test_what_is_timed_holds_no_filling_of_the_feature_cache(prepared_folder, tmp_path, monkeypatch):
+    plan = planning.make_plan(tiny(prepared_folder, "disease", lora__blocks=1, training={"batch_size": 2}, data__cache=str(tmp_path)))
+    assert plan.spec.cache is not None
+    built = build_host(plan.spec, plan.weights)
+    computed, real = [], host.train
+
+    def counted(*args, **kwargs):
+        result = real(*args, **kwargs)
+        computed.append(built.model.prefix.computed)
+        return result
+
+    monkeypatch.setattr(host, "train", counted)
+    for stack in (1, 2):
+        built.probe(stack)
+    assert computed[0] > 0 and computed[1] == computed[0] and computed[2] > computed[1] and computed[3] == computed[2]
 
 
 def probes(**seconds):

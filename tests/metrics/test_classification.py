@@ -49,8 +49,8 @@ def test_threshold_of_equal_candidates_is_the_nearest_to_one_half_then_the_small
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_threshold_without_a_class_is_one_half(label):
-    assert choose_threshold(np.full(4, label), np.array([0.1, 0.2, 0.3, 0.4])) == 0.5
+def test_without_a_class_there_is_no_threshold(label):
+    assert choose_threshold(np.full(4, label), np.array([0.1, 0.2, 0.3, 0.4])) is None
 
 
 @settings(deadline=None, max_examples=40)

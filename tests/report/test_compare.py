@@ -49,6 +49,15 @@ def test_tasks_are_separate_blocks_and_seeds_are_repeats(both):
     assert segmentation.varied == ("strategy.name",)
 
 
+def test_an_option_spelt_out_beside_its_default_is_the_same_configuration(tmp_path):
+    spelt = {"strategy": {"name": "fedit", "weights": "size", "reduce": "mean", "head": "shared"}}
+    runs = [make_run(tmp_path / "silent", rounds=1), make_run(tmp_path / "spelt", seed=1, rounds=1, config=spelt)]
+    runs += [make_run(tmp_path / "other", rounds=1, config={"strategy": {"name": "fedit", "weights": "uniform"}})]
+    block = compare(runs, replicates=FEW).blocks[0]
+    assert [(s.label, s.seeds) for s in block.scores] == [("fedit weights=size", (0, 1)), ("fedit weights=uniform", (0,))]
+    assert block.varied == ("strategy.weights",)
+
+
 def test_scores_are_means_over_seeds_of_what_the_summaries_say(both, folders):
     fedit = both.blocks[0].scores[0]
     finals = [_summary(folders["fedit", seed])["final"] for seed in (0, 1, 2)]

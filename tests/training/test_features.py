@@ -240,6 +240,9 @@ def test_a_fixed_number_of_views_is_drawn_from(tmp_path):
     assert one == other, "which view follows from the stream alone"
 
 
+BF16 = {"segmentation": 0.2, "disease": 0.02}  # of a tensor's norm: adapters of a run on rounded features; 0.10 and 0.004 were measured
+
+
 # ---- whole runs
 
 
@@ -261,7 +264,12 @@ def test_a_run_with_the_cache_is_the_run_without(runs, task, last):
     for name, value in without.items():
         assert np.linalg.norm(kept[name] - value) <= 1e-5 * np.linalg.norm(value), name
     half = runs(task, **last, training__cache="bf16")
-    assert half.summary["numerics"]["cache"]["dtype"] == "bfloat16" and half.hashes != single[1].hashes
+    assert half.summary["numerics"]["cache"]["dtype"] == "bfloat16"
+    apart = [np.linalg.norm(value - kept[name]) / np.linalg.norm(kept[name]) for name, value in weights_of(half).items()]
+    assert 0 < max(apart) <= BF16[task]
+    together = [weights_of(runs(task, **options, training__stack=4)) for options in (off, on)]
+    for name, value in together[0].items():
+        assert np.linalg.norm(together[1][name] - value) <= 1e-5 * np.linalg.norm(value), name
 
 
 def test_a_second_run_computes_nothing_and_is_the_same(prepared_folder, tmp_path, monkeypatch):
