@@ -66,8 +66,12 @@ class Cohort:
         known = {id for id, row in self.rows.items() if seen.covers(row.dataset, row.split, row.source_sha256)}
         known |= {id for id, other in self.twins if seen.covers(other.dataset, other.split, other.source_sha256)}
         known |= {id for pair in self.pairs if known & set(pair) for id in pair}
-        scored = [id for split in self.splits.values() for id in (*split.validation, *split.rating, *split.test)]
-        return [id for id in scored if id in known]
+        return [id for id in self.scored if id in known]
+
+    @property
+    def scored(self) -> list[str]:
+        """Every case that is not trained on."""
+        return [id for split in self.splits.values() for id in (*split.validation, *split.rating, *split.test)]
 
     def notes(self) -> list[str]:
         """What a user should know of the patients before anything is trained."""

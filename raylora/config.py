@@ -155,6 +155,11 @@ class Data(Section):
         }
         return tuple(s if s.root is not None else s.model_copy(update={"root": inside.get(s.dataset)}) for s in self.dataset)
 
+    @property
+    def phantom_seeds(self) -> tuple[int, ...]:
+        """Of the synthetic cohorts among the data sets."""
+        return tuple(sorted({(source.phantom or self.phantom).seed for source in self.sources if source.dataset == "phantom"}))
+
 
 class Clients(Section):
     """How studies become clients."""

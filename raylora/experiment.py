@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from raylora.core.files import read_json_object
 from raylora.core.types import Tree
 from raylora.ending import Standing, end_early, finish, validate, validation_scores
 from raylora.federation import checkpoint, stacking
+from raylora.federation.answers import Outcome
 from raylora.federation.border import Checked
 from raylora.federation.buffered import end_buffered
 from raylora.federation.lines import round_lines
@@ -33,6 +34,7 @@ from raylora.tracking.record import PATIENTS, Record, lines_before, write_json, 
 Event = Mapping[str, Any]
 Events = Generator[Event, str | None, str | None]
 CHECKPOINTS = "checkpoints"  # in the run's folder
+TOLD_S = 0.5  # between two events about one round
 STOP = "stop"  # sent to a running experiment after a round: end here, without a look at the test patients
 
 
@@ -113,7 +115,8 @@ def run_experiment(
                 if answer == STOP:
                     break
             staying = plan.dials.staying(clients, t)
-            progress, report = end(progress, broadcasts, strategy, staying, cohort, answers, executor, conditions=conditions)
+            arrived = yield from _arriving(answers, t, len(cohort))
+            progress, report = end(progress, broadcasts, strategy, staying, cohort, arrived, executor, conditions=conditions)
             version = progress.base_version
             progress, broadcasts = receive(progress, strategy, clients, plan.weights)
             if progress.base_version != version:
@@ -163,6 +166,18 @@ def _close(standing: Standing, report: RoundReport, scored: Rows | None, last: b
     for client, why in report.refused.items():
         yield {"event": "note", "text": f"round {t + 1}: the update of client {client} is left out: {why}"}
     return (yield {"event": "round", "round": t, "rounds": config.training.rounds, "lines": lines})
+
+
+def _arriving(answers: Iterable[Outcome], round: int, asked: int) -> Generator[Event, str | None, list[Outcome]]:
+    """A round's answers, and on the way, every `TOLD_S` seconds at most, how many of those that were asked have come."""
+    arrived: list[Outcome] = []
+    told = time.monotonic()
+    for outcome in answers:
+        arrived.append(outcome)
+        if time.monotonic() - told >= TOLD_S and len(arrived) < asked:
+            yield {"event": "clients", "round": round, "done": len(arrived), "asked": asked}
+            told = time.monotonic()
+    return arrived
 
 
 def _stopwatch() -> Callable[[], float]:

@@ -59,7 +59,8 @@ def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None)
     weights = zoo.weights_of(network)
     if config.task == "disease":  # the head has learnt nothing
         weights = {name: value for name, value in weights.items() if name not in network.head_names}
-    seen = Seen(cases=frozenset(row.source_sha256 for folder in folders for row in read_manifest(folder).rows))
+    cases = frozenset(row.source_sha256 for folder in folders for row in read_manifest(folder).rows)
+    seen = Seen(cases=cases, phantom_seeds=frozenset(config.data.phantom_seeds))
     zoo.save_weights(out, weights, half=config.half, seen=seen, about=config.model_dump(mode="json", exclude_defaults=True))
     return out
 

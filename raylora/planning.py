@@ -96,6 +96,13 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, 
     for array in weights.values():
         array.flags.writeable = False
     refused = cohort.seen_by(seen)
+    if again := sorted(seen.phantom_seeds.intersection(config.data.phantom_seeds)):
+        refused = cohort.scored
+        if not config.data.allow_seen:
+            raise InputError(
+                f"data.phantom.seed: {config.model.weights} was made from the phantoms of seed {again[0]}, whose hearts are the same under every "
+                "scanner: expected another seed; data.allow_seen=true overrides"
+            )
     if refused and not config.data.allow_seen:
         raise InputError(
             f"model.weights: {config.model.weights} has seen {len(refused)} validation or test cases ({refused[0]}, ...); data.allow_seen=true overrides"

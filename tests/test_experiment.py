@@ -196,6 +196,30 @@ def test_held_out_clients_are_scored_and_never_train(runs):
     assert "GE" not in found.summary["final"]["balanced_accuracy"]["per_client"]
 
 
+def test_the_hearts_that_shipped_weights_were_made_from_are_refused_under_any_look(prepared_folder, monkeypatch):
+    monkeypatch.setattr(planning.obtain, "prepared", lambda *args: [prepared_folder])
+    phantoms = {"dataset": "phantom", "phantom": {"patients": 26, "seed": 1000, "shift": 1.0}}
+    shipped = {
+        "data": {**tiny(prepared_folder).as_dict()["data"], "root": None, **phantoms},
+        "model": {"name": "unet", "weights": "phantom_unet"},
+    }
+    with pytest.raises(InputError, match=r"^data.phantom.seed: phantom_unet was made from the phantoms of seed 1000, .*allow_seen=true"):
+        planning.make_plan(tiny(prepared_folder, **shipped))
+    allowed = planning.make_plan(tiny(prepared_folder, **shipped, data__allow_seen=True))
+    assert set(allowed.seen_cases) == {
+        i for split in allowed.splits.values() for part, ids in split.items() if part != "train" for i in ids
+    }
+    shipped["data"] = {**shipped["data"], "phantom": {**phantoms["phantom"], "seed": 2000}}
+    assert not planning.make_plan(tiny(prepared_folder, **shipped)).seen_cases, "that is the other network's"
+
+
+def test_within_a_long_round_one_is_told_how_many_clients_have_answered(prepared_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "TOLD_S", 0.0)
+    found = run(tiny(prepared_folder, "disease", training__rounds=2), tmp_path / "run")
+    told = [(event["round"], event["done"], event["asked"]) for event in found.events if event["event"] == "clients"]
+    assert told == [(t, done, 4) for t in range(2) for done in (1, 2, 3)]
+
+
 def test_weights_that_have_seen_test_cases_are_refused_by_name(prepared_folder, tmp_path):
     plain = planning.make_plan(tiny(prepared_folder, "disease"))
     described = read_manifest(prepared_folder)

@@ -11,10 +11,12 @@ from raylora.models.files import PUBLISHED
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """`splits`: pairs (data set, split), "*" for every split; `cases`: hashes of single cases."""
+    """`splits`: pairs (data set, split), "*" for every split; `cases`: hashes of single cases; `phantom_seeds`: of the synthetic cohorts,
+    whose persons are the same under every scanner and in every layout."""
 
     splits: frozenset[tuple[str, str]] = frozenset()
     cases: frozenset[str] = frozenset()
+    phantom_seeds: frozenset[int] = frozenset()
 
     def covers(self, dataset: str, split: str, case_hash: str = "") -> bool:
         """Whether a case of this data set and official split, or with this hash, was seen."""
@@ -22,7 +24,8 @@ class Seen:
 
     def metadata(self) -> dict[str, str]:
         """For the header of a safetensors file."""
-        return {"seen": json.dumps({"splits": sorted(self.splits), "cases": sorted(self.cases)})}
+        about = {"splits": sorted(self.splits), "cases": sorted(self.cases), "phantom_seeds": sorted(self.phantom_seeds)}
+        return {"seen": json.dumps(about)}
 
 
 def read_seen(path: str | Path) -> Seen:
@@ -35,7 +38,11 @@ def read_seen(path: str | Path) -> Seen:
     if header is not None:
         try:
             value = json.loads(header)
-            return Seen(splits=frozenset((str(a), str(b)) for a, b in value["splits"]), cases=frozenset(map(str, value["cases"])))
+            return Seen(
+                splits=frozenset((str(a), str(b)) for a, b in value["splits"]),
+                cases=frozenset(map(str, value["cases"])),
+                phantom_seeds=frozenset(map(int, value.get("phantom_seeds", ()))),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: its header's entry 'seen' is not an object of splits and cases ({error!r})") from None
     published = PUBLISHED.fullmatch(Path(path).name)

@@ -56,12 +56,27 @@ class Live:
                 markup=False,
             )
             self._advance("rounds", event["round"], event["rounds"])
+            self.told = time.monotonic()
+        elif kind == "clients":
+            self._within(event["round"] + 1, event["done"], event["asked"])
         elif kind == "round":
             self.console.print(_round_text(event), highlight=False, markup=False)
+            self.told = time.monotonic()
             if self.progress is not None:
                 self._advance("rounds", event["round"] + 1, event["rounds"])
         elif kind in ("note", "phase"):
             self.console.print(str(event["text"]), highlight=False, markup=False)
+
+    def _within(self, round: int, done: int, asked: int) -> None:
+        """How far a round is that takes longer than a moment."""
+        said = f"round {round}: {done}/{asked} clients"
+        if self.progress is None:
+            now = time.monotonic()
+            if now - self.told > PLAIN_EVERY_S:
+                self.console.print(said, highlight=False, markup=False)
+                self.told = now
+        elif self.task is not None:
+            self.progress.update(self.task, description=said)
 
     def _advance(self, text: str, done: int, total: int) -> None:
         if self.progress is None:
@@ -74,7 +89,7 @@ class Live:
             if self.task is not None:
                 self.progress.remove_task(self.task)
             self.task, self.text = self.progress.add_task(text, total=total), text
-        self.progress.update(self.task, completed=done, total=total)
+        self.progress.update(self.task, completed=done, total=total, description=text)
 
 
 def _round_text(event: Mapping[str, Any]) -> str:

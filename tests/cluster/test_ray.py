@@ -95,7 +95,7 @@ class Stopping(RayExecutor):
     def train(self, stacks):
         if stacks[0][0][1].task.round == 1:
             self.timeout_s = 1.0
-            os.kill(self.places[0][1], signal.SIGSTOP)
+            os.kill(self.places[0].pid, signal.SIGSTOP)
         yield from super().train(stacks)
 
 
@@ -157,7 +157,7 @@ class Killing(RayExecutor):
             index = self.home[outcome.update.client_id]
             if stacks[0][0][1].task.round == 1 and not self.victim and not answered.issuperset(self.request.groups[index]):
                 self.victim = outcome.update.client_id
-                os.kill(self.places[index][1], signal.SIGKILL)
+                os.kill(self.places[index].pid, signal.SIGKILL)
             yield outcome
 
 
@@ -178,7 +178,7 @@ class LossFirst(RayExecutor):
         if asked_for[0][0][0][1].task.round == 1:
             answered, owed = (asked.answer for asked in under_way.values() if asked.index == 0)
             ray.wait([answered])
-            os.kill(self.places[0][1], signal.SIGKILL)
+            os.kill(self.places[0].pid, signal.SIGKILL)
             ray.wait([owed])
         yield from super()._outcomes(asked_for, under_way)
 
@@ -245,7 +245,7 @@ class WhileScoring(Together):
     def train(self, stacks):
         answers = super().train(stacks)
         if stacks[0][0][1].task.round == 1:
-            os.kill(self.places[0][1], signal.SIGKILL)
+            os.kill(self.places[0].pid, signal.SIGKILL)
         return answers
 
 
@@ -263,7 +263,7 @@ def test_stacks_are_the_same_after_an_actor_was_killed(runs, prepared_folder, tm
     class AtOnce(RayExecutor):
         def train(self, stacks):
             if stacks[0][0][1].task.round == 2 and not any(self.restarts):
-                os.kill(self.places[0][1], signal.SIGKILL)
+                os.kill(self.places[0].pid, signal.SIGKILL)
             yield from super().train(stacks)
 
     found, executor = on_ray(tiny(prepared_folder, "disease", **STACKED, placement={"clients_per_actor": 2}), tmp_path, AtOnce)
@@ -358,7 +358,7 @@ class Doomed(RayExecutor):
     def train(self, stacks):
         if stacks[0][0][1].task.round == 1:
             self._start = self.dying
-            os.kill(self.places[0][1], signal.SIGKILL)
+            os.kill(self.places[0].pid, signal.SIGKILL)
         yield from super().train(stacks)
 
     def dying(self, index):

@@ -77,7 +77,7 @@ def parameters(network):
 @pytest.mark.parametrize("half", [False, True])
 def test_saved_weights_come_back_with_what_they_have_seen(tmp_path, half):
     weights = zoo.weights_of(unet(1))
-    seen = Seen(splits=frozenset({("acdc", "training")}), cases=frozenset({"abc"}))
+    seen = Seen(splits=frozenset({("acdc", "training")}), cases=frozenset({"abc"}), phantom_seeds=frozenset({7}))
     zoo.save_weights(tmp_path / "new" / "w.safetensors", weights, half=half, seen=seen, about={"seed": 1})
     other = unet(2)
     assert zoo.load_weights(parameters(other), other.head_names, str(tmp_path / "new" / "w.safetensors")) == seen
@@ -143,3 +143,4 @@ def test_shipped_weights_fit_the_small_networks_and_say_what_they_have_seen(name
     changed = [key for key in before if not np.array_equal(before[key], after[key])]
     assert len(changed) > len(before) / 2
     assert read_seen(path).cases and path.stat().st_size < 5e6
+    assert read_seen(path).phantom_seeds == {1000 if kind == "unet" else 2000}
