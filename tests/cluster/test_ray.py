@@ -109,9 +109,9 @@ def test_a_client_that_hangs_ends_the_run_and_nothing_is_left_of_it(prepared_fol
     with pytest.raises(MachineError, match=r"^no answer for 1 s \(placement.timeout_s\) from clients ") as caught:
         on_ray(tiny(prepared_folder, "disease", placement={"clients_per_actor": 2}), tmp_path, stopping)
     assert {*made[0].request.groups[0]} <= {*str(caught.value).split(" clients ")[1].split(", ")}
-    for _, pid in made[0].places:
+    for place in made[0].places:
         with contextlib.suppress(psutil.NoSuchProcess):
-            psutil.Process(pid).wait(60)
+            psutil.Process(place.pid).wait(60)
 
 
 def test_the_same_faults_for_any_number_of_actors(runs, prepared_folder, tmp_path):
@@ -363,7 +363,7 @@ class Doomed(RayExecutor):
 
     def dying(self, index):
         actor, where = RayExecutor._start(self, index)
-        os.kill(ray.get(where)[1], signal.SIGKILL)
+        os.kill(ray.get(where).pid, signal.SIGKILL)
         return actor, where
 
 
