@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.complete
 export OMP_NUM_THREADS ?= 1
+unexport PYTHONDONTWRITEBYTECODE # hundreds of processes would compile the package anew
 
 .PHONY: demo test check check-system recipes notebooks peers storm sweep_storm soak fuzz audit stress clean
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.overhead rounds    # 8 clients, 1.5 MB adapters, 2 actors: milliseconds a round
     python -m benchmarks.overhead clients   # 1,000 clients on 2 actors: seconds a round, memory a client beside 8 clients
-    python -m benchmarks.overhead growth    # 300 rounds: memory gained in 100 of them
+    python -m benchmarks.overhead growth    # 600 rounds: memory gained in 100 of the first 300, and of the last
     python -m benchmarks.overhead curves    # rounds a second and memory against clients, rank, blocks, tokens; one picture each
 
 Each writes benchmarks/results/overhead_<name>.json (and .png), or into --output; --small is a version for the tests. Needs a machine with
@@ -34,7 +34,7 @@ import torch
 
 from benchmarks.processes import pss
 from raylora.cluster import driver, resources
-from raylora.cluster.client_actor import ClientActor, RayExecutor
+from raylora.cluster.client_actor import ClientActor, Place, RayExecutor
 from raylora.core.types import Broadcast, Client, ClientState, ClientUpdate, State, Strategy, Tree
 from raylora.federation import checkpoint
 from raylora.federation.answers import Outcome
@@ -145,9 +145,9 @@ def host_of(work: Work) -> Host:
 class Actor(ClientActor):
     """An actor of synthetic clients."""
 
-    def open_on(self, work: Work) -> tuple[str, int]:
+    def open_on(self, work: Work) -> Place:
         self.host, self.gpus = host_of(work), 0.0
-        return ray.get_runtime_context().get_node_id(), os.getpid()
+        return Place(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), device=self.host.device)
 
 
 Actor.__name__ = ClientActor.__name__  # as it is called in a process list
@@ -243,7 +243,7 @@ def play_on(
 
 def pss_mb(executor: Checked) -> float:
     """Proportional memory of the driver and its actors."""
-    pids = [os.getpid(), *(pid for _, pid in executor.places)]
+    pids = [os.getpid(), *(place.pid for place in executor.places)]
     return sum(pss(pid) for pid in pids) / 1e6
 
 
@@ -283,13 +283,14 @@ def clients(small: bool) -> dict[str, Any]:
 
 
 def growth(small: bool) -> dict[str, Any]:
-    """Memory over many tiny rounds, by the slope of the later half."""
-    count = 12 if small else 300
-    found = play(Work(clients=4), count, look=count // 12)
+    """Memory over many tiny rounds, by the slope of all looks at it: in the first half, while heaps spread, and in the second."""
+    count = 24 if small else 600
+    look = count // 24
+    found = play(Work(clients=4), count, look=look)
     memory = found["pss_mb"][:-1]
-    half = len(memory) // 2
-    slope = float(np.polyfit(np.arange(half), memory[-half:], 1)[0]) / (count // 12) * 100
-    return {"rounds": count, "pss_mb": memory, "mb_per_100_rounds": slope, "ms_per_round": 1000 * later(found)}
+    first, second = (float(np.polyfit(np.arange(12), part, 1)[0]) / look * 100 for part in (memory[:12], memory[12:]))
+    slopes = {"first": first, "second": second}
+    return {"rounds": count, "pss_mb": memory, "mb_per_100_rounds_of_half": slopes, "ms_per_round": 1000 * later(found)}
 
 
 def curves(small: bool) -> dict[str, Any]:

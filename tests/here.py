@@ -13,6 +13,7 @@ from small_runs import InProcess, build_host
 from raylora import config as configuration
 from raylora import experiment
 from raylora.cluster import driver, mapper, resources, sweep
+from raylora.data import obtain
 from raylora.planned import Plan
 from raylora.report import html
 from raylora.report.html import write_report
@@ -33,6 +34,7 @@ def without_ray(patch: Callable[[Any, str, Any], None]) -> None:
     patch(driver, "run", run)
     patch(sweep, "run", trials)
     patch(mapper, "ray_map", lambda connect: map)
+    patch(obtain, "process_map", lambda workers: map)
     patch(html, "png", lambda picture: blank())
 
 

@@ -43,7 +43,8 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("RAYLORA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("raylora.cluster.mapper.ray_map", lambda address=None: map)  # to start Ray for twelve tiny studies takes longer
+    monkeypatch.setattr("raylora.cluster.mapper.ray_map", lambda address=None: map)  # to start Ray for twelve tiny studies takes longer,
+    monkeypatch.setattr("raylora.data.obtain.process_map", lambda workers: map)  # or processes
     yield tmp_path / "here"
     signal.signal(signal.SIGTERM, before)
 

@@ -20,7 +20,7 @@ QUICK = "training.rounds=1 training.local_steps=1 training.batch_size=2 evaluati
 ONE = "data.phantom.patients=24 data.phantom.seed=0 data.phantom.shift=1 data.phantom.severity=1"  # cohort for all: four studies of each vendor
 VENDORS = f"{COARSE} {QUICK} {ONE}"
 VIT = "clients.by=iid clients.count=2 data.size=[72,72,12] training.local_epochs=null"  # the grid that the shipped weights know how to read
-SETS = "[{dataset: phantom, phantom: {layout: acdc, patients: 8}}, {dataset: phantom, phantom: {layout: mnms2, patients: 8}}]"
+SETS = "[{dataset: acdc, root: acdc}, {dataset: mnms, root: mnms}]"
 MEDIAN = "{median: {strategy: {name: fedit, reduce: median}}}"
 ADDED = {  # to what a command begins with; the longest beginning counts
     "run configs/demo_segmentation": VENDORS,

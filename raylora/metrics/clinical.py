@@ -59,6 +59,13 @@ def segmentation_rows(
     return rows
 
 
+def grid_rows(pred_frames: Mapping[str, np.ndarray], truth_frames: Mapping[str, np.ndarray]) -> list[Row]:
+    """Dice on the prepared grid, where the network works: what CineMA reports, on 1 x 1 x 10 mm. Label maps (x, y, z) by frame; rows
+    (frame, structure, "dice_grid", value), with the patient's mean as in `segmentation_rows`. What the crop cut off is not counted."""
+    rows = segmentation_rows(pred_frames, truth_frames, (1.0, 1.0, 1.0), full=False)
+    return [(frame, structure, "dice_grid", value) for frame, structure, _, value in rows]
+
+
 def _ejection_fraction_rows(ed_ml: tuple[float, float], es_ml: tuple[float, float]) -> list[Row]:
     """Rows from the (predicted, true) LV volumes at ED and ES. A prediction outside 0 to 100 % is put at the nearer end."""
     pred, true = ejection_fraction(ed_ml[0], es_ml[0]), ejection_fraction(ed_ml[1], es_ml[1])

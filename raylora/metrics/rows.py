@@ -77,6 +77,7 @@ def segmentation_metrics() -> dict[str, tuple[str, str | None]]:
     for metric in ("dice", "hd95_mm"):
         names[metric] = metric, None
         names |= {f"{metric}_{structure.lower()}": (metric, structure) for structure in STRUCTURES}
+    names["dice_grid"] = "dice_grid", None
     names["lv_ef_error"] = "lv_ef_error", None
     for metric in ("volume_ml", "volume_true_ml", "volume_error_ml"):
         names |= {f"{metric}_{structure.lower()}": (metric, structure) for structure in STRUCTURES}

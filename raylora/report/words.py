@@ -2,6 +2,7 @@
 
 _WORDS = {
     "dice": "Dice",
+    "dice_grid": "Dice, prepared grid",
     "hd95_mm": "HD95 (mm)",
     "lv_ef_error": "LVEF error (points)",
     "volume_ml": "Volume (ml)",

@@ -10,7 +10,7 @@ import torch
 
 from raylora.core.errors import RunError
 from raylora.data.native import Geometry, to_native
-from raylora.metrics.clinical import segmentation_rows
+from raylora.metrics.clinical import grid_rows, segmentation_rows
 from raylora.models.stacked import StackedModel
 from raylora.training.features import entering, placed
 from raylora.training.samples import pad_depth
@@ -96,7 +96,8 @@ def segment(model: StackedModel, case: EvalCase, depth: int) -> dict[str, np.nda
 @torch.no_grad()
 def evaluate(model: StackedModel, cases: Sequence[EvalCase], task: str, depth: int, batch_size: int, *, full: bool) -> list[list[Row]]:
     """The rows of each model of the pass on the same patients: for segmentation on the native grid against the native label (`full`:
-    distances, volumes, ejection fraction; otherwise Dice alone), for disease the probability and the label. Raises RunError."""
+    distances, volumes, ejection fraction, and Dice on the prepared grid; otherwise Dice alone), for disease the probability and the label.
+    Raises RunError."""
     found: list[list[Row]] = [[] for _ in range(model.clients)]
     if task == "disease":
         scored = iter(cases)
@@ -111,16 +112,17 @@ def evaluate(model: StackedModel, cases: Sequence[EvalCase], task: str, depth: i
     frames = [(case, frame) for case in cases for frame in sorted(case.native_labels)]
     batches = _of_all(model, [_frame(case, frame, depth) for case, frame in frames], batch_size)
     of_frames = iter(frames)
-    waiting: list[dict[str, np.ndarray]] = [{} for _ in found]  # of the case whose frames are not all there yet
+    waiting: list[dict[str, np.ndarray]] = [{} for _ in found]  # of the case whose frames are not all there yet, on the prepared grid
     for logits in batches:
         maps = [_label_maps(_finite(own)) for own in logits]  # (K) of (b, x, y, z)
         for i in range(logits.shape[1]):
             case, frame = next(of_frames)
             for rows, pred, own in zip(found, waiting, maps, strict=True):
-                pred[frame] = to_native(own[i][..., : case.images[frame].shape[-1]], case.geometry)
+                pred[frame] = own[i][..., : case.images[frame].shape[-1]]
                 if len(pred) == len(case.native_labels):
-                    truth = {name: case.native_labels[name] for name in pred}
-                    measured = segmentation_rows(pred, truth, case.geometry.native_spacing_mm, full=full)
+                    native = {name: to_native(label, case.geometry) for name, label in pred.items()}
+                    measured = segmentation_rows(native, case.native_labels, case.geometry.native_spacing_mm, full=full)
+                    measured += grid_rows(pred, {name: case.labels[name] for name in pred}) if full else []
                     rows += [(case.patient, *row) for row in measured]
                     pred.clear()
     return found

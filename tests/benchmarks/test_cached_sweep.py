@@ -4,14 +4,16 @@ import json
 
 import pytest
 from here import without_ray
+from small_runs import settings
 
 from benchmarks import cached_sweep
 from raylora import cli
 from raylora.core.errors import RunError
 
 
-def test_its_trials_are_the_runs_or_nothing_is_said(tmp_path, monkeypatch):
+def test_its_trials_are_the_runs_or_nothing_is_said(tmp_path, monkeypatch, prepared_folder):
     without_ray(monkeypatch.setattr)
+    monkeypatch.setitem(cached_sweep.SMALL, "data", settings(prepared_folder, "disease")["data"])  # phantoms take longer than all the rest
 
     def command(*words) -> float:
         assert cli.guarded(lambda: cli.app([*map(str, words)], standalone_mode=False)) == 0

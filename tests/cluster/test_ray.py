@@ -71,7 +71,8 @@ def test_one_actor_for_all_clients(runs, prepared_folder, tmp_path):
 
 
 def test_actors_that_are_kept_do_another_experiment_as_new_ones_would(runs, prepared_folder, tmp_path):
-    waiting, pids = [], []
+    waiting, pids = KEPT[:1], []
+    del KEPT[:1]
     for number, (task, overrides) in enumerate([("disease", RATE), ("segmentation", {}), ("disease", RATE)]):
         config = tiny(prepared_folder, task, **overrides, placement={"clients_per_actor": 4})
         found, executor = on_ray(config, tmp_path / str(number), ready=waiting)
@@ -298,8 +299,8 @@ def test_auto_measures_in_an_actor_and_writes_down_what_it_found(prepared_folder
 
 def test_four_actors_on_quarters_of_a_gpu_by_the_whole_path(runs, prepared_folder, tmp_path, mlflow_uri):
     """As the command does it: driver actor, client actors, MLflow, report. (Nothing here computes on a GPU: Ray only keeps its books.)"""
-    give_up()  # its actors take all CPUs
-    config = tiny(prepared_folder, "disease", **RATE, placement={"gpus_per_client": 0.25}, tracking={"uri": mlflow_uri})
+    shares = {"gpus_per_client": 0.25, "cpus_per_client": 0.5}  # beside the actors that are kept
+    config = tiny(prepared_folder, "disease", **RATE, placement=shares, tracking={"uri": mlflow_uri})
     events = []
     summary = launch.run(config, tmp_path / "run", on_event=events.append)
     expected = runs("disease", **RATE)
@@ -349,7 +350,7 @@ def test_a_client_s_error_comes_back_with_round_client_and_step(prepared_folder,
 def test_a_wait_has_an_end(prepared_folder, tmp_path):
     config = tiny(prepared_folder, "disease", placement={"clients_per_actor": 4, "timeout_s": 0.001})
     with pytest.raises(RunError, match=r"no answer for 0.001 s \(placement.timeout_s\)"):
-        on_ray(config, tmp_path)
+        on_ray(config, tmp_path, ready=[])
 
 
 class Doomed(RayExecutor):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from raylora.metrics.clinical import ejection_fraction, ejection_fraction_error, segmentation_rows
+from raylora.metrics.clinical import ejection_fraction, ejection_fraction_error, grid_rows, segmentation_rows
 
 SPACING_MM = (1.0, 1.0, 10.0)
 
@@ -35,6 +35,13 @@ def test_rows_of_a_patient_by_hand():
     assert rows["-", "EF", "lv_ef_true"] == pytest.approx(60.0)
     assert rows["-", "EF", "lv_ef_error"] == pytest.approx(10.0)
     assert all(np.isfinite(value) for value in rows.values())
+
+
+def test_dice_on_the_prepared_grid_has_a_name_of_its_own():
+    truth, pred = {"ED": _heart(10, 5, 8), "ES": _heart(4, 6, 5)}, {"ED": _heart(8, 5, 8), "ES": _heart(4, 6, 0)}
+    rows = {row[:3]: row[3] for row in grid_rows(pred, truth)}
+    assert rows.pop(("-", "all", "dice_grid")) == pytest.approx(np.mean(list(rows.values())))
+    assert rows["ED", "LV", "dice_grid"] == pytest.approx(2 * 8 / 18) and rows["ES", "RV", "dice_grid"] == 0.0 and len(rows) == 6
 
 
 def test_a_structure_absent_from_both_is_not_counted():
