@@ -72,6 +72,7 @@ def measured(folders: dict[str, Path]) -> dict[str, Any]:
     return {
         "machine": {"processor": platform.processor() or platform.machine(), "cpus": len(os.sched_getaffinity(0))},
         "versions": first["versions"],
+        "code": first["code"],
         "patients": first["patients"],
         "frozen": {metric: first["final"][metric]["frozen"] for metric in SHOWN},
         "methods": {name: _line(summary) for name, summary in found.items()},
@@ -118,6 +119,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join([*scores, *costs])} |")
     n = next(iter(result["methods"].values()))["n"]
     lines += ["", f"ACDC: means over five clients (by pathology) of their test patients' means, n = {n} patients."]
+    own = "; ".join(f"{name}: `{' '.join(options)}`" for name, options in RUNS.items())
+    lines += [f"Beside configs/acdc_segmentation.yaml: {own}. Set by hand: one validation patient a client chooses nothing."]
     strangers = list(result["unseen"]["frozen"])
     if strangers:
         counts = [f"{client} (n = {result['patients'][client]['test']})" for client in strangers]

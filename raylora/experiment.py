@@ -117,6 +117,7 @@ def run_experiment(
             staying = plan.dials.staying(clients, t)
             arrived = yield from _arriving(answers, t, len(cohort))
             progress, report = end(progress, broadcasts, strategy, staying, cohort, arrived, executor, conditions=conditions)
+            del arrived  # or the next round's updates would lie beside these
             version = progress.base_version
             progress, broadcasts = receive(progress, strategy, clients, plan.weights)
             if progress.base_version != version:

@@ -1,5 +1,6 @@
 """An experiment as a whole, in process: what a run writes, what it must not touch, what decides its numbers."""
 
+import gc
 import json
 import math
 from dataclasses import replace
@@ -15,7 +16,9 @@ from raylora import config as configuration
 from raylora.core.errors import InputError, RunError
 from raylora.data import obtain
 from raylora.data.manifest import read_manifest
+from raylora.federation.answers import Outcome
 from raylora.federation.build import build_host
+from raylora.federation.executor import InProcess
 from raylora.models import zoo
 from raylora.models.seen import Seen
 from raylora.tracking.record import CASES
@@ -218,6 +221,19 @@ def test_within_a_long_round_one_is_told_how_many_clients_have_answered(prepared
     found = run(tiny(prepared_folder, "disease", training__rounds=2), tmp_path / "run")
     told = [(event["round"], event["done"], event["asked"]) for event in found.events if event["event"] == "clients"]
     assert told == [(t, done, 4) for t in range(2) for done in (1, 2, 3)]
+
+
+def test_when_a_round_begins_nothing_lies_there_of_the_one_before(prepared_folder, tmp_path):
+    alive = []
+
+    class Counting(InProcess):
+        def train(self, stacks):
+            gc.collect()
+            alive.append(sum(isinstance(thing, Outcome) for thing in gc.get_objects()))
+            return super().train(stacks)
+
+    run(tiny(prepared_folder, "disease", training__rounds=3), tmp_path / "run", executor=lambda p: Counting(build_host(p.spec, p.weights)))
+    assert len(alive) == 3 and len(set(alive)) == 1, "updates of a round before"
 
 
 def test_weights_that_have_seen_test_cases_are_refused_by_name(prepared_folder, tmp_path):
