@@ -229,7 +229,7 @@ def test_when_a_round_begins_nothing_lies_there_of_the_one_before(prepared_folde
     class Counting(InProcess):
         def train(self, stacks):
             gc.collect()
-            alive.append(sum(isinstance(thing, Outcome) for thing in gc.get_objects()))
+            alive.append(sum(type(thing) is Outcome for thing in gc.get_objects()))
             return super().train(stacks)
 
     run(tiny(prepared_folder, "disease", training__rounds=3), tmp_path / "run", executor=lambda p: Counting(build_host(p.spec, p.weights)))
