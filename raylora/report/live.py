@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_EVERY_S = 5.0
+WITHIN_EVERY_S = 30.0  # lines about one round, elsewhere than on a terminal
 
 
 class Live:
@@ -72,7 +73,7 @@ class Live:
         said = f"round {round}: {done}/{asked} clients"
         if self.progress is None:
             now = time.monotonic()
-            if now - self.told > PLAIN_EVERY_S:
+            if now - self.told > WITHIN_EVERY_S:
                 self.console.print(said, highlight=False, markup=False)
                 self.told = now
         elif self.task is not None:

@@ -28,7 +28,7 @@ def shown(**options):
 
 
 def test_in_a_file_a_round_of_minutes_has_a_line_now_and_then(monkeypatch):
-    monkeypatch.setattr(live, "PLAIN_EVERY_S", -1.0)
+    monkeypatch.setattr(live, "WITHIN_EVERY_S", -1.0)
     lines = shown().splitlines()
     assert lines == [
         "n: 3 clients (a, b, c), 2 rounds",
@@ -37,7 +37,7 @@ def test_in_a_file_a_round_of_minutes_has_a_line_now_and_then(monkeypatch):
         "round 1/2  60.0 s  loss:   validation: dice 0.500",
         "round 2: 1/3 clients",
     ]
-    monkeypatch.setattr(live, "PLAIN_EVERY_S", 3600.0)
+    monkeypatch.setattr(live, "WITHIN_EVERY_S", 3600.0)
     assert shown().splitlines() == [lines[0], lines[3]]
 
 
