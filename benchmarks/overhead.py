@@ -6,7 +6,7 @@
     python -m benchmarks.overhead curves    # rounds a second and memory against clients, rank, blocks, tokens; one picture each
 
 Each writes benchmarks/results/overhead_<name>.json (and .png), or into --output; --small is a version for the tests. Needs a machine with
-nothing else to do: about 1, 5, 3 and 5 minutes on two cores. The rounds are those of `raylora run`: the same strategy, executor, checks and
+nothing else to do: half a minute each on two cores, the curves three minutes. The rounds are those of `raylora run`: the same strategy, executor, checks and
 byte counts; "kept" adds the record and a checkpoint synced to the disk in every round. Clients hold synthetic samples of their own, so that
 nothing but the process's own memory is counted (PSS of driver and actors); each point of the curves has processes of its own.
 """
