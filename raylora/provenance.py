@@ -6,14 +6,15 @@ import functools
 import hashlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
 from raylora import __version__
 
 
-def versions() -> dict[str, str]:
-    """Of what computed the numbers."""
+@functools.cache
+def _installed() -> Mapping[str, str]:
     found = {"raylora": __version__, "python": platform.python_version(), "machine": platform.machine()}
     for package in ("torch", "numpy", "ray", "peft", "monai", "mlflow", "pyarrow", "nibabel"):
         try:
@@ -21,6 +22,11 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def versions() -> dict[str, str]:
+    """Of what computed the numbers."""
+    return dict(_installed())
 
 
 @functools.cache

@@ -9,6 +9,7 @@ that the tests hold this layer to.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -20,54 +21,62 @@ from raylora.models import slices
 CONVOLUTIONS = {slices.Conv3d: slices.convolve, nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}  # the first that fits
 
 
+@dataclass
+class Pass:
+    """How all adapted layers of a model compute at the moment: one object, which `StackedModel` sets."""
+
+    scalings: dict[str, Tensor] = field(default_factory=dict)  # (K,) by adapter
+    gates: Mapping[str, float] = field(default_factory=dict)
+    detached: frozenset[str] = frozenset()
+    dropout: float = 0.0
+    streams: Sequence[torch.Generator] = ()  # one per client while training
+    samples: Sequence[int] = ()  # of each client's batch; what follows them is padding, for which nothing is drawn
+
+    @property
+    def drops(self) -> bool:
+        return bool(self.streams and self.dropout)
+
+
 class Adapted(nn.Module):
     """A frozen linear or convolution layer and the adapters on it.
 
-    ``factors[adapter]`` is the pair (A (K, r, in), B (K, out, r)) and ``scalings[adapter]`` (K,); both are set by `StackedModel`. A
-    convolution's A is a convolution with the base's kernel, stride and padding to r channels, flattened to (r, in * kernel); its B is a
-    1 x 1 convolution.
+    ``factors[adapter]`` is the pair (A (K, r, in), B (K, out, r)), set by `StackedModel`. A convolution's A is a convolution with the base's
+    kernel, stride and padding to r channels, flattened to (r, in * kernel); its B is a 1 x 1 convolution.
     """
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Module, now: Pass) -> None:
         super().__init__()
-        self.base = base
+        self.base, self.now = base, now
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
-        self.scalings: dict[str, Tensor] = {}
-        self.gates: Mapping[str, float] = {}
-        self.detached: frozenset[str] = frozenset()
         self.router: Tensor | None = None  # (K, adapters, in)
-        self.dropout = 0.0
-        self.streams: Sequence[torch.Generator] = ()  # one per client while training
-        self.samples: Sequence[int] = ()  # of each client's batch; what follows them is padding, for which nothing is drawn
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.factors:
             return self.base(x)
         if self._mergeable():
             return self._merged(x)
-        y = self.base(x)
+        y, now = self.base(x), self.now
         mixture = self._mixture(x) if self.router is not None else None
-        dropped = self._drop(x) if self.streams and self.dropout else x
+        dropped = self._drop(x) if now.drops else x
         apply = self._linear if isinstance(self.base, nn.Linear) else self._conv
         for index, (name, (a, b)) in enumerate(self.factors.items()):
-            z = apply(dropped, a.to(x.dtype), b.to(x.dtype), self.scalings[name].to(x.dtype))
-            if name in self.detached:
+            z = apply(dropped, a.to(x.dtype), b.to(x.dtype), now.scalings[name].to(x.dtype))
+            if name in now.detached:
                 z = z.detach()
-            gate = self.gates.get(name, 1.0)
+            gate = now.gates.get(name, 1.0)
             y = y + (z if gate == 1.0 else gate * z) if mixture is None else y + mixture[index] * z
         return y
 
     def _mergeable(self) -> bool:
         """Whether W + sum_j gate_j scaling_j B_j A_j is the same function: not with dropout, a router or a stop-gradient."""
-        return not (isinstance(self.base, nn.Linear) or self.detached or self.router is not None or (self.streams and self.dropout))
+        return not (isinstance(self.base, nn.Linear) or self.now.detached or self.router is not None or self.now.drops)
 
     def _merged(self, x: Tensor) -> Tensor:
         """One convolution a client with its own W + sum_j gate_j scaling_j B_j A_j. With a U-Net's few channels a convolution is bound by
         memory, and a second one to r channels costs nearly as much as the first."""
         base, clients = self.base, len(next(iter(self.factors.values()))[0])
-        delta = sum(
-            torch.bmm(b * (self.gates.get(name, 1.0) * self.scalings[name])[:, None, None], a) for name, (a, b) in self.factors.items()
-        )
+        gates, scalings = self.now.gates, self.now.scalings
+        delta = sum(torch.bmm(b * (gates.get(name, 1.0) * scalings[name])[:, None, None], a) for name, (a, b) in self.factors.items())
         weights = (base.weight + delta.reshape(clients, *base.weight.shape)).to(x.dtype)
         conv = _convolution(base)
         return together(
@@ -110,10 +119,10 @@ class Adapted(nn.Module):
         return together(parts).softmax(1).split(1, 1)
 
     def _drop(self, x: Tensor) -> Tensor:
-        keep = 1.0 - self.dropout
-        parts = x.chunk(len(self.streams))
+        now, keep = self.now, 1.0 - self.now.dropout
+        parts = x.chunk(len(now.streams))
         masks = []
-        for part, stream, samples in zip(parts, self.streams, self.samples or [len(part) for part in parts], strict=True):
+        for part, stream, samples in zip(parts, now.streams, now.samples or [len(part) for part in parts], strict=True):
             drawn = torch.empty((samples, *part.shape[1:])).bernoulli_(keep, generator=stream)
             masks += [drawn, drawn.new_zeros((len(part) - samples, *part.shape[1:]))]
         return x * torch.cat(masks).to(x) / keep
@@ -160,7 +169,14 @@ class PerClient(nn.Module):
         if not self.own:
             return self.module(x)
         clients = len(next(iter(self.own.values())))
+        if isinstance(self.module, nn.Linear):
+            return self._linear(x.reshape(clients, -1, x.shape[-1])).view(*x.shape[:-1], -1)
         return together([self._of(k, part) for k, part in enumerate(apart(x, clients))])
+
+    def _linear(self, x: Tensor) -> Tensor:
+        """(K, n, in) to (K, n, out), all clients in one product."""
+        weight, bias = self.own["weight"].to(x.dtype).transpose(1, 2), self.own.get("bias")
+        return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias.to(x.dtype)[:, None], x, weight)
 
     def _of(self, k: int, x: Tensor) -> Tensor:
         return functional_call(self.module, {name: value[k].to(x.dtype) for name, value in self.own.items()}, (x,))

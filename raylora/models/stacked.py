@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raylora.core.errors import InputError
 from raylora.core.types import Phase, Tree
-from raylora.models.lora import CONVOLUTIONS, Adapted, PerClient, together
+from raylora.models.lora import CONVOLUTIONS, Adapted, Pass, PerClient, together
 from raylora.models.outline import Layer, Outline, prefixed
 from raylora.models.stages import first_trained, run_stages
 
@@ -105,7 +105,9 @@ class StackedModel:
         self.backbone = backbone.eval()  # frozen parts have no dropout, no drop-path, no running statistics
         self.prefix: Any = None  # training.features.Prefix: what precedes stage `prefix.first` is then known, and calls start there
         self.full = full
+        self.now = Pass(dropout=dropout)
         self.parameters: dict[str, Tensor] = {}  # tree name -> (K, *shape), the leaves that are optimised
+        self.clients = 0  # models in a pass
         self.ranks: list[dict[str, int]] = []  # per client, per adapter
         self.layers: dict[str, Adapted] = {}
         self.owned: dict[str, PerClient] = {}
@@ -121,8 +123,7 @@ class StackedModel:
                 f"(this model has: {', '.join(backbone.adapter_targets)})"
             )
         for path in modules:
-            self.layers[path] = Adapted(backbone.get_submodule(path))
-            self.layers[path].dropout = dropout
+            self.layers[path] = Adapted(backbone.get_submodule(path), self.now)
             _replace(backbone, path, self.layers[path])
         for path in sorted({name.rpartition(".")[0] for name in self.plain}):
             self.owned[path] = PerClient(backbone.get_submodule(path))
@@ -176,7 +177,13 @@ class StackedModel:
             {adapter: len(tree[prefixed(adapter, f"{first}.lora_A")]) for adapter in self.adapters} if first is not None else {}
             for tree in trees
         ]
-        self._alphas = list(alphas)
+        self.clients = len(trees)
+        self.now.scalings = {
+            a: torch.tensor([alpha / ranks[a] for alpha, ranks in zip(alphas, self.ranks, strict=True)], dtype=kept_in(self.dtype)).to(
+                self.device
+            )
+            for a in (self.adapters if self.layers else ())
+        }
         self._connect()
 
     def read(self, clients: Sequence[int]) -> list[dict[str, np.ndarray]]:
@@ -201,17 +208,14 @@ class StackedModel:
         index = torch.as_tensor(list(clients))
         self.parameters = {name: value.detach()[index].requires_grad_(value.requires_grad) for name, value in self.parameters.items()}
         self.ranks = [self.ranks[k] for k in clients]
-        self._alphas = [self._alphas[k] for k in clients]
+        self.clients = len(index)
+        self.now.scalings = {adapter: scaling[index] for adapter, scaling in self.now.scalings.items()}
         self._connect()
 
     def _connect(self) -> None:
         """Hand the stacked tensors to the layers."""
         for path, layer in self.layers.items():
             layer.factors = {a: tuple(self.parameters[prefixed(a, f"{path}.lora_{side}")] for side in "AB") for a in self.adapters}
-            layer.scalings = {
-                a: layer.factors[a][0].new_tensor([alpha / ranks[a] for alpha, ranks in zip(self._alphas, self.ranks, strict=True)])
-                for a in self.adapters
-            }
             layer.router = self.parameters[f"router.{path}.weight"] if self.router else None
         for path, module in self.owned.items():
             inside = f"{path}." if path else ""
@@ -222,27 +226,23 @@ class StackedModel:
     def begin(self, phase: Phase, trained: set[str], streams: Sequence[torch.Generator] = ()) -> dict[str, Tensor]:
         """Make the named tensors leaves with gradient and set the phase's gates; returns the trained tensors by name."""
         self.parameters = {name: value.detach().requires_grad_(name in trained) for name, value in self.parameters.items()}
-        for layer in self.layers.values():
-            layer.gates, layer.detached, layer.streams = phase.gates, frozenset(phase.detached), streams
+        self.now.gates, self.now.detached, self.now.streams = phase.gates, frozenset(phase.detached), streams
         self._connect()
         return {name: self.parameters[name] for name in sorted(trained)}
 
     def present(self, samples: Sequence[int]) -> None:
         """How many samples of each client's batch are real in the next pass: padding draws nothing from a client's stream."""
-        for layer in self.layers.values():
-            layer.samples = samples
+        self.now.samples = samples
 
     def end(self) -> None:
         """Back to evaluation: no gradient, no dropout, no stop-gradient; gates stay, they are part of the model."""
         self.parameters = {name: value.detach() for name, value in self.parameters.items()}
-        for layer in self.layers.values():
-            layer.detached, layer.streams, layer.samples = frozenset(), (), ()
+        self.now.detached, self.now.streams, self.now.samples = frozenset(), (), ()
         self._connect()
 
     def gate(self, gates: Mapping[str, float]) -> None:
         """Factors on the adapters' outputs (absent: 1) from now on."""
-        for layer in self.layers.values():
-            layer.gates = gates
+        self.now.gates = gates
 
     # ---- the base
 
@@ -259,11 +259,6 @@ class StackedModel:
         if self.prefix is not None:
             return run_stages(self.backbone.stages()[self.prefix.first :], tensors)[0]
         return (self.owned[""] if self.full else self.backbone)(*tensors)
-
-    @property
-    def clients(self) -> int:
-        """How many models the pass holds."""
-        return len(self._alphas)
 
     def compared(self, *tensors: Tensor) -> Tensor:
         """Logits (K b, ...) of all K models on the same b images: what they have in common is computed once."""

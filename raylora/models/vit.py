@@ -91,20 +91,31 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class Patches(nn.Conv3d):
+    """A convolution with kernel = stride, as the linear layer that it is: (b, in, x, y, z) to (b, n, width). A CPU takes twice as long over
+    torch's own."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        (b, channels, *size), step = image.shape, self.kernel_size
+        x, y, z = (length // part for length, part in zip(size, step, strict=True))
+        parts = image.reshape(b, channels, x, step[0], y, step[1], z, step[2]).permute(0, 2, 4, 6, 1, 3, 5, 7)
+        return nn.functional.linear(parts.reshape(b, x * y * z, -1), self.weight.flatten(1), self.bias)
+
+
 class PatchEmbedding(nn.Module):
-    """Image (b, in_channels, x, y, z) to tokens (b, n, width): a convolution with kernel = stride = patch, plus learned positions."""
+    """Image (b, in_channels, x, y, z) to tokens (b, n, width): patches through one linear map, plus learned positions."""
 
     def __init__(self, image_size: Triple, patch: Triple, in_channels: int, width: int):
         super().__init__()
         self.image_size = image_size
-        self.patch_embeddings = nn.Conv3d(in_channels, width, patch, patch)
+        self.patch_embeddings = Patches(in_channels, width, patch, patch)
         tokens = math.prod(size // step for size, step in zip(image_size, patch, strict=True))
         self.position_embeddings = nn.Parameter(torch.zeros(1, tokens, width))
 
     def forward(self, image: Tensor) -> Tensor:
         if tuple(image.shape[2:]) != self.image_size:
             raise InputError(f"data.size: expected {self.image_size} for this ViT, found {tuple(image.shape[2:])}")
-        return self.patch_embeddings(image).flatten(2).transpose(1, 2) + self.position_embeddings
+        return self.patch_embeddings(image) + self.position_embeddings
 
 
 class ViTClassifier(nn.Module):

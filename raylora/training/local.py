@@ -181,6 +181,8 @@ class _Terms:
         self.shift = {name: value[index] for name, value in self.shift.items()}
 
     def add_to_gradients(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        if not (self.start or self.shift):
+            return
         with torch.no_grad():
             for name, value in parameters.items():
                 if value.grad is None:

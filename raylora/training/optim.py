@@ -20,7 +20,7 @@ class AdamW:
         self.rows: Tensor | None = None
         self.first: Tensor | None = None
         self.second: Tensor | None = None
-        self.steps = 0
+        self.steps: Tensor | None = None
 
     @torch.no_grad()
     def step(self, parameters: Mapping[str, Tensor], lr: Tensor) -> None:
@@ -35,16 +35,18 @@ class AdamW:
                 value.data = part.view(value.shape)
         if self.first is None or self.second is None:
             self.first, self.second = torch.zeros_like(self.rows), torch.zeros_like(self.rows)
+            self.steps = torch.zeros((), device=self.rows.device)
         gradient = _rows([value.grad for value in values if value.grad is not None])
         self.steps += 1
-        beta1, beta2 = self.betas
-        self.first.lerp_(gradient, 1 - beta1)
-        self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        denominator = self.second.sqrt().div_((1 - beta2**self.steps) ** 0.5).add_(self.eps)
+        step = torch.zeros_like(self.rows)
+        torch._fused_adamw_(  # what `torch.optim.AdamW(fused=True)` calls; at a rate of 1, since it takes one for all
+            [step], [gradient], [self.first], [self.second], [], [self.steps],
+            lr=1.0, beta1=self.betas[0], beta2=self.betas[1], eps=self.eps, weight_decay=0.0, amsgrad=False, maximize=False,
+        )  # fmt: skip
         rate = lr[:, None]
         if self.weight_decay:
             self.rows.mul_(1 - rate * self.weight_decay)
-        self.rows.sub_((rate / (1 - beta1**self.steps) * self.first).div_(denominator))
+        self.rows.addcmul_(step, rate)
 
     def keep(self, index: Tensor) -> None:
         """Go on with some of the clients only."""

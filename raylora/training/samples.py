@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -54,6 +55,10 @@ class Studies:
     depth: int
     augmentation: Augmentation | None = None
 
+    @cached_property
+    def weights(self) -> Mapping[int, float]:
+        return class_weights(self.labels)
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -63,9 +68,8 @@ class Studies:
         if self.augmentation is not None:
             images = [augment(image, None, rng, self.augmentation)[0] for image in images]
         targets = np.array([self.labels[i] for i in indices], np.int64)
-        weights = class_weights(self.labels)
         stacked = np.stack([pad_depth(image, self.depth) for image in images]).astype(np.float32, copy=False)
-        return stacked, targets, np.array([weights[t] for t in targets.tolist()], np.float32)
+        return stacked, targets, np.array([self.weights[t] for t in targets.tolist()], np.float32)
 
 
 def class_weights(labels: Sequence[int]) -> Mapping[int, float]:

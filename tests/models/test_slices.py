@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from raylora.models import slices
-from raylora.models.lora import Adapted
+from raylora.models.lora import Adapted, Pass
 
 SHAPE = (2, 3, 8, 6, 5)
 SINGLE = {"one sample": (1, 3, 8, 6, 5), "one slice": (2, 3, 8, 6, 1), "one sample of one slice": (1, 3, 8, 6, 1)}
@@ -111,9 +111,8 @@ def test_in_bfloat16():
 
 @pytest.mark.parametrize("samples", [1, 2])
 def test_many_clients_batches_stay_in_slices(samples):
-    layer = Adapted(slices.Conv3d(3, 4, (3, 3, 1), padding=(1, 1, 0), bias=False))
+    layer = Adapted(slices.Conv3d(3, 4, (3, 3, 1), padding=(1, 1, 0), bias=False), Pass(scalings={"": torch.ones(3)}))
     layer.factors = {"": (torch.randn(3, 2, 27), torch.randn(3, 4, 2))}
-    layer.scalings = {"": torch.ones(3)}
     image = torch.randn(3 * samples, 3, 8, 6, 5).permute(0, 4, 2, 3, 1).contiguous().permute(0, 4, 2, 3, 1).requires_grad_()
     whole = image * 1.0  # not a leaf, and seen by a hook: a gradient that is kept is put in an order of its own
     gradients = []
