@@ -1,6 +1,5 @@
 """Fixtures that every part of the tests shares."""
 
-import gc
 import os
 import shutil
 import signal
@@ -14,7 +13,6 @@ from small_studies import Writer, cohort
 ROOT = Path(__file__).resolve().parent.parent
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None)  # new examples: `pytest --hypothesis-profile=default`
 hypothesis.settings.load_profile("suite")
-gc.set_threshold(100_000, 50, 50)  # torch's own objects stay: looking through them for garbage over and over was a twentieth of the suite
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that was started in the background would hand down that it is ignored
 
 
