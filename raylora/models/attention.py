@@ -4,6 +4,12 @@ import torch
 from torch import Tensor, nn
 
 
+def by_heads(projected: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """(b, n, parts * width) to `parts` times (b, heads, n, width / heads). Cut before it is turned, so that on the way back the parts'
+    gradients are joined in one copy and not in two."""
+    return tuple(part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in projected.chunk(parts, -1))
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, of queries, keys and values (b, heads, n, d)."""
     if q.is_cuda and q.dtype == torch.float32:

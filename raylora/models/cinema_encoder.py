@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from raylora.core.errors import InputError
-from raylora.models.attention import attention
+from raylora.models.attention import attention, by_heads
 
 
 class Attention(nn.Module):
@@ -21,7 +21,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, width = x.shape
         q = self.q(x).view(b, n, self.heads, -1).transpose(1, 2)  # (b, heads, n, width / heads)
-        k, v = self.kv(x).view(b, n, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        k, v = by_heads(self.kv(x), 2, self.heads)
         x = attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(b, n, width))
 

@@ -58,13 +58,17 @@ class Adapted(nn.Module):
         y, now = self.base(x), self.now
         mixture = self._mixture(x) if self.router is not None else None
         dropped = self._drop(x) if now.drops else x
-        apply = self._linear if isinstance(self.base, nn.Linear) else self._conv
+        linear = isinstance(self.base, nn.Linear)
         for index, (name, (a, b)) in enumerate(self.factors.items()):
-            z = apply(dropped, a.to(x.dtype), b.to(x.dtype), now.scalings[name].to(x.dtype))
+            gate = now.gates.get(name, 1.0)
+            factors = a.to(x.dtype), b.to(x.dtype), (now.scalings[name] if gate == 1.0 else gate * now.scalings[name]).to(x.dtype)
+            if linear and mixture is None and name not in now.detached:
+                y = self._linear(dropped, *factors, onto=y)
+                continue
+            z = self._linear(dropped, *factors) if linear else self._conv(dropped, *factors)
             if name in now.detached:
                 z = z.detach()
-            gate = now.gates.get(name, 1.0)
-            y = y + (z if gate == 1.0 else gate * z) if mixture is None else y + mixture[index] * z
+            y = y + z if mixture is None else y + mixture[index] * z
         return y
 
     def _mergeable(self) -> bool:
@@ -86,10 +90,13 @@ class Adapted(nn.Module):
             ]
         )
 
-    def _linear(self, x: Tensor, a: Tensor, b: Tensor, scaling: Tensor) -> Tensor:
+    def _linear(self, x: Tensor, a: Tensor, b: Tensor, scaling: Tensor, onto: Tensor | None = None) -> Tensor:
+        """s B A x, on top of what is there: the sum of two whole activations would cost more than the product."""
         flat = x.reshape(len(a), -1, x.shape[-1])  # (K, n, in)
         hidden = torch.bmm(flat, a.transpose(1, 2)) * scaling[:, None, None]  # (K, n, r)
-        return torch.bmm(hidden, b.transpose(1, 2)).reshape(*x.shape[:-1], b.shape[1])
+        right = b.transpose(1, 2)
+        z = torch.bmm(hidden, right) if onto is None else torch.baddbmm(onto.reshape(*flat.shape[:2], -1), hidden, right)
+        return z.reshape(*x.shape[:-1], b.shape[1])
 
     def _conv(self, x: Tensor, a: Tensor, b: Tensor, scaling: Tensor) -> Tensor:
         base = self.base

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raylora.core.errors import InputError
-from raylora.models.attention import attention
+from raylora.models.attention import attention, by_heads
 from raylora.models.stages import Stage, run_stages
 
 Triple = tuple[int, int, int]
@@ -58,8 +58,8 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
-        b, n, width = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)  # each (b, heads, n, width / heads)
+        b, _, width = x.shape
+        q, k, v = by_heads(self.qkv(x), 3, self.heads)
         x = attention(q[:, :, :wanted], k, v)
         return self.out_proj(x.transpose(1, 2).reshape(b, -1, width))
 
