@@ -48,8 +48,8 @@ class Mark:
 
 ALONE = "raylora_unstacked"
 MARKS = (
-    Mark("W1", 64, "seconds_per_round", "bare", 1.25),
-    Mark("W1", 64, "seconds_per_round", "flower", 1.65),
+    Mark("W1", 64, "seconds_per_round", "bare", 1.35),
+    Mark("W1", 64, "seconds_per_round", "flower", 1.8),
     Mark("W1", 64, "seconds_per_round", "bare", 0.9, ours=ALONE),
     Mark("W1", 8, "seconds_per_round", "bare", 0.9, ours=ALONE),
     Mark("W1", 256, "seconds_per_round", "flower", 2.1),

@@ -204,7 +204,7 @@ def test_a_mark_is_reached_from_its_own_side():
     assert marks.Mark("W1", 64, "seconds_in_all", "bare", 1.0).measured(several) is None
     rows = marks.table(several).rows
     assert (rows[0], rows[2]) == (
-        ("W1, 64", "rounds a second", "bare loop", "at least 1.25", 1.5, "yes"),
+        ("W1, 64", "rounds a second", "bare loop", "at least 1.35", 1.5, "yes"),
         ("W1, 64", "rounds a second, one client at a time", "bare loop", "at least 0.90", 0.75, "no"),
     )
 
