@@ -1,7 +1,8 @@
 """`python -m benchmarks.peers.memory [--repeat 3]`: peak memory of all processes of a system as the number of clients grows.
 
-W1 with 8 and with 256 clients, each watched over 512 clients' rounds (a heap spreads with each, however few the clients), raylora and Flower in
-turn, medians over the repeats: into benchmarks/results/peers_memory.json. About nine minutes on two cores with nothing else to do.
+W1 with 8 and with 256 clients, as many of them in a pass, each watched over 512 clients' rounds (a heap spreads with each, however few the
+clients), raylora and Flower in turn, medians over the repeats: into benchmarks/results/peers_memory.json. About nine minutes on two cores with
+nothing else to do.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def watch(counts: Sequence[int], systems: Sequence[str], repeats: int, workers: 
             for n in counts:
                 for system in systems[repeat % len(systems) :] + systems[: repeat % len(systems)]:
                     say(f"repeat {repeat + 1} of {repeats}: {system}, {n} clients")
-                    (command,) = measure.commands(system, work, n, workers).values()
+                    (command,) = measure.commands(system, work, min(counts), workers).values()  # as many clients in a pass for each n
                     run = measure.once(command, Path(temporary) / str(n), memory=True)
                     assert run.peak_pss_mb is not None
                     peaks[system][str(n)].append(run.peak_pss_mb)
