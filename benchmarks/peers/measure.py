@@ -31,7 +31,7 @@ ROOT = build.ROOT
 TOLERANCE = 1e-4
 """Of a client's mean loss in a round, absolute; losses are about 1. Another order of sums moves them by some 1e-6, a step more or less or a
 missing average by more than 1e-2."""
-PASS = 64  # samples in one pass, at most: beside 32, W1 and W1s are 2 to 3 % faster on these cores
+PASS = 64  # samples in one pass, at most: beside 32, W1 and W1s are 2 to 3 % faster on these cores and take a tenth more memory
 LIMIT = 3600.0  # seconds of one run
 DEFAULT = ("raylora", "bare", "flower", "pfl")
 

@@ -60,15 +60,15 @@ class Adapted(nn.Module):
         dropped = self._drop(x) if now.drops else x
         linear = isinstance(self.base, nn.Linear)
         for index, (name, (a, b)) in enumerate(self.factors.items()):
-            gate = now.gates.get(name, 1.0)
-            factors = a.to(x.dtype), b.to(x.dtype), (now.scalings[name] if gate == 1.0 else gate * now.scalings[name]).to(x.dtype)
+            gate = now.gates.get(name, 1.0) if mixture is None else 1.0
+            factors = a.to(x.dtype), b.to(x.dtype), (gate * now.scalings[name]).to(x.dtype)
             if linear and mixture is None and name not in now.detached:
                 y = self._linear(dropped, *factors, onto=y)
                 continue
             z = self._linear(dropped, *factors) if linear else self._conv(dropped, *factors)
             if name in now.detached:
                 z = z.detach()
-            y = y + z if mixture is None else y + mixture[index] * z
+            y = y + (z if mixture is None else mixture[index] * z)
         return y
 
     def _mergeable(self) -> bool:
