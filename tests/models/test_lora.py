@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from raylora.core.types import Phase
+from raylora.models.lora import Adapted, Pass
 from raylora.models.stacked import StackedModel, adapted_modules
 
 with warnings.catch_warnings():
@@ -272,3 +273,16 @@ def test_a_router_mixes_token_by_token_and_place_by_place():
             expected = sum(gates[..., i, None] * (ALPHA / RANK) * (mine @ a.T @ b.T) for i, (a, b) in enumerate(pairs))
             expected = expected.permute(0, 4, 1, 2, 3) if name == "conv" else expected
             torch.testing.assert_close(added[2 * k : 2 * k + 2], expected)
+
+
+def test_a_router_weighs_adapters_without_their_gates():
+    now = Pass(scalings={"": torch.ones(2), "local": torch.ones(2)})
+    layer = Adapted(nn.Linear(4, 3), now)
+    layer.factors = {name: (torch.randn(2, 2, 4), torch.randn(2, 3, 2)) for name in now.scalings}
+    image = torch.randn(4, 5, 4)
+    layer.router = torch.randn(2, 2, 4)
+    mixed = layer(image)
+    now.gates = {"local": 0.0}
+    assert torch.equal(layer(image), mixed)
+    layer.router = None
+    assert torch.allclose(layer(image)[:2], layer.base(image[:2]) + image[:2] @ (layer.factors[""][1][0] @ layer.factors[""][0][0]).T, atol=1e-5)
