@@ -285,4 +285,6 @@ def test_a_router_weighs_adapters_without_their_gates():
     now.gates = {"local": 0.0}
     assert torch.equal(layer(image), mixed)
     layer.router = None
-    assert torch.allclose(layer(image)[:2], layer.base(image[:2]) + image[:2] @ (layer.factors[""][1][0] @ layer.factors[""][0][0]).T, atol=1e-5)
+    assert torch.allclose(
+        layer(image)[:2], layer.base(image[:2]) + image[:2] @ (layer.factors[""][1][0] @ layer.factors[""][0][0]).T, atol=1e-5
+    )
