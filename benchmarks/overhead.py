@@ -32,7 +32,7 @@ import numpy as np
 import ray
 import torch
 
-from benchmarks.processes import pss
+from benchmarks.processes import heap_in_use, pss
 from raylora.cluster import driver, resources
 from raylora.cluster.client_actor import ClientActor, Place, RayExecutor
 from raylora.core.types import Broadcast, Client, ClientState, ClientUpdate, State, Strategy, Tree
@@ -149,6 +149,9 @@ class Actor(ClientActor):
         self.host, self.gpus = host_of(work), 0.0
         return Place(node=ray.get_runtime_context().get_node_id(), pid=os.getpid(), device=self.host.device)
 
+    def heap_in_use(self) -> int:
+        return heap_in_use()
+
 
 Actor.__name__ = ClientActor.__name__  # as it is called in a process list
 
@@ -221,11 +224,13 @@ def play_on(
     look: int = 0,
     each: Callable[[Sequence[float]], None] = lambda losses: None,
 ) -> dict[str, Any]:
-    """The same with parties that are there. `keep`: a folder for the record and checkpoints; `each` is called with a round's losses."""
+    """The same with parties that are there. `keep`: a folder for the record and checkpoints; `each` is called with a round's losses.
+
+    Each look finds the pages of driver and actors (`pss_mb`) and what is in use on their heaps (`heap_mb`)."""
     executor, strategy, clients, server = parties
     progress, broadcasts = receive(Progress(round=0, server=server), strategy, clients, {})
     cohort, record = names(work), None if keep is None else Record(keep)
-    seconds, memory = [], []
+    seconds, memory, heaps = [], [], []
     for t in range(rounds):
         began = time.perf_counter()
         progress, report = run_round(progress, broadcasts, strategy, clients, cohort, executor, stack=work.stack)
@@ -238,7 +243,8 @@ def play_on(
         each([one.metrics["loss"] for one in report.clients])
         if look and (t + 1) % look == 0:
             memory.append(pss_mb(executor))
-    return {"seconds": seconds, "pss_mb": [*memory, pss_mb(executor)]}
+            heaps.append((heap_in_use() + sum(ray.get([actor.heap_in_use.remote() for actor in executor.actors]))) / 1e6)
+    return {"seconds": seconds, "pss_mb": [*memory, pss_mb(executor)], "heap_mb": heaps}
 
 
 def pss_mb(executor: Checked) -> float:
@@ -283,14 +289,25 @@ def clients(small: bool) -> dict[str, Any]:
 
 
 def growth(small: bool) -> dict[str, Any]:
-    """Memory over many tiny rounds, by the slope of all looks at it: in the first half, while heaps spread, and in the second."""
+    """Memory over many tiny rounds, by the slope of all looks at it, in the first half and in the second: pages, which freed pieces spread
+    over while heaps are young, and what is in use on the heaps, which would grow with whatever is never given back."""
     count = 24 if small else 600
     look = count // 24
     found = play(Work(clients=4), count, look=look)
-    memory = found["pss_mb"][:-1]
-    first, second = (float(np.polyfit(np.arange(12), part, 1)[0]) / look * 100 for part in (memory[:12], memory[12:]))
-    slopes = {"first": first, "second": second}
-    return {"rounds": count, "pss_mb": memory, "mb_per_100_rounds_of_half": slopes, "ms_per_round": 1000 * later(found)}
+
+    def slopes(memory: Sequence[float]) -> dict[str, float]:
+        halves = {"first": memory[:12], "second": memory[12:24]}
+        return {half: float(np.polyfit(np.arange(12), part, 1)[0]) / look * 100 for half, part in halves.items()}
+
+    pages, heaps = found["pss_mb"][:-1], found["heap_mb"]
+    return {
+        "rounds": count,
+        "pss_mb": pages,
+        "heap_mb": heaps,
+        "mb_per_100_rounds_of_half": slopes(pages),
+        "heap_mb_per_100_rounds_of_half": slopes(heaps),
+        "ms_per_round": 1000 * later(found),
+    }
 
 
 def curves(small: bool) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 
 def children(pid: int) -> list[int]:
@@ -67,3 +71,25 @@ def _rolled_up(pid: int) -> dict[str, int]:
     except OSError:
         return {}
     return {name: 1024 * int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines[1:])}
+
+
+class _Heap(ctypes.Structure):
+    """`struct mallinfo2` of glibc."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    ]
+
+
+def heap_in_use() -> int:
+    """Bytes that this process has asked of malloc and not given back. Unlike `pss` they do not grow while freed pieces spread over a heap."""
+    found = _mallinfo()()
+    return int(found.uordblks + found.hblkhd)
+
+
+@cache
+def _mallinfo() -> Callable[[], Any]:
+    function = ctypes.CDLL(None).mallinfo2
+    function.restype = _Heap
+    return function

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -117,9 +118,9 @@ def ray_cluster():
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    from raylora.cluster.local import spared
+    from raylora.cluster.local import NOBODY_LOOKS, spared
 
-    with spared(environments=True):  # for sweeps
+    with mock.patch.dict(os.environ, NOBODY_LOOKS), spared(environments=True):  # for sweeps
         ray.init(
             address="local",
             num_cpus=4,

@@ -15,9 +15,9 @@ from ray._private.node import Node
 
 # glibc would give every large tensor's pages back and fault them in again at the next step: a tenth of a training step on a CPU
 KEEP_PAGES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_TOP_PAD_": str(1 << 26)}
-# there is no dashboard to show them: every process would keep more of them round by round
-NO_TASK_EVENTS = {"RAY_task_events_report_interval_ms": "0"}
-ENVIRONMENT = KEEP_PAGES | NO_TASK_EVENTS
+# there is no dashboard to show them: every process would keep more task events round by round, and spend 0.2 MB on its first metrics (a day off)
+NOBODY_LOOKS = {"RAY_task_events_report_interval_ms": "0", "RAY_metrics_report_interval_ms": str(24 * 3600 * 1000)}
+ENVIRONMENT = KEEP_PAGES | NOBODY_LOOKS
 # the autoscaler's monitor (there is nothing to scale), the log monitor (logs stay in their files) and the dashboard's server, which runs even
 # without a dashboard
 SPARED = ("start_monitor", "start_log_monitor", "start_api_server")
