@@ -166,17 +166,19 @@ class Clients(Section):
 
     by: Literal["vendor", "centre", "pathology", "iid", "dirichlet"] = "vendor"
     count: Count | None = None  # for iid and dirichlet
-    alpha: Positive = 0.5  # of the Dirichlet over groups
+    alpha: Positive = 0.5  # of `by: dirichlet`, over groups
     sizes: Unbounded = math.inf  # of the Dirichlet over how many patients each of `by: iid` has; inf: equally many
     held_out: list[str] = []  # ids that never train and are evaluated as unseen
     unseen: list[Literal["acdc", "mnms", "mnms2"]] = []  # data sets that never train: each of their vendors is a held-out client
 
     @model_validator(mode="after")
-    def _a_count(self) -> Clients:
+    def _of_the_rule(self) -> Clients:
         if self.count is not None and self.by not in ("iid", "dirichlet"):
             raise ValueError(
                 f"count is for by: iid and dirichlet; the data say how many clients there are by {self.by}, found {self.count}"
             )
+        if self.alpha != type(self).model_fields["alpha"].default and self.by != "dirichlet":
+            raise ValueError(f"alpha is for by: dirichlet, found {self.alpha:g} with by: {self.by}")
         return self
 
 
@@ -233,7 +235,7 @@ class Training(Section):
     local_steps: Count | None = None
     batch_size: Batch = 4
     lr: Positive = 1e-3
-    optimiser: Literal["adamw", "sgd"] = "adamw"  # its state starts afresh each round
+    optimiser: Literal["adamw", "sgd"] = "adamw"  # its state starts afresh in each phase of each round
     weight_decay: NonNegative = 0.0
     schedule: Literal["constant", "cosine"] = "constant"  # over the rounds
     clip: Positive | None = None  # of each client's gradient norm

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from raylora.config import Config, dump
+from raylora.config import Config, decisive, dump
 from raylora.core.errors import InputError
 from raylora.core.files import read_json_object
 from raylora.core.types import Tree
+from raylora.core.values import flat
 from raylora.ending import Standing, end_early, finish, validate, validation_scores
 from raylora.federation import checkpoint, stacking
 from raylora.federation.answers import Outcome
@@ -29,6 +30,7 @@ from raylora.federation.spec import protocol_of
 from raylora.method import caveats, epsilon, expected_cohort, make_strategy
 from raylora.models import peft
 from raylora.planned import Plan, opening
+from raylora.provenance import code_sha256
 from raylora.tracking.record import PATIENTS, Record, lines_before, write_json, write_text
 
 Event = Mapping[str, Any]
@@ -59,17 +61,20 @@ def run_experiment(
     strategy = make_strategy(config, len(clients))
     record = Record(out)
     progress, rows = Progress(round=0, server=opening(strategy, plan.outline, plan.spec, clients)), 0
+    before = read_json_object(out / PATIENTS) if resume and (out / PATIENTS).is_file() else {}
     if resume:
-        _require_same(out, plan)
-        found, words = checkpoint.latest(out / CHECKPOINTS)
+        words = _require_same(out, plan, before)
+        found, torn = checkpoint.latest(out / CHECKPOINTS)
         progress, rows = found or (progress, rows)
         record.rewind(rows, progress.round)
-        before = lines_before(out, progress.round) if progress.round else []
-        started -= sum(line["seconds"] for line in before if line["kind"] == "round")
+        done = lines_before(out, progress.round) if progress.round else []
+        started -= sum(line["seconds"] for line in done if line["kind"] == "round")
         checkpoint.discard_after(out / CHECKPOINTS, progress.round)  # torn ones: they must not count among those that are kept
-        for word in words:
+        for word in (*words, *torn):
             yield {"event": "note", "text": word}
-    write_json(out / PATIENTS, {"patients": plan.cohort.patients(), "left_out": dict(plan.left_out), **_identity(plan)})
+    began = before.get("began") or {"config": _settled(config), "code_sha256": code_sha256()}
+    about = {"left_out": dict(plan.left_out), **_identity(plan), "began": began}
+    write_json(out / PATIENTS, {"patients": plan.cohort.patients(), **about})
     answer = yield {
         "event": "start",
         "clients": [c.id for c in clients],
@@ -206,14 +211,39 @@ def _identity(plan: Plan) -> dict[str, str]:
     return {"data_sha256": plan.data_sha256, "base_sha256": peft.hash_of(plan.weights)}
 
 
-def _require_same(out: Path, plan: Plan) -> None:
-    """Raise InputError if the studies or the base weights are not those that the run in this folder began with: other patients would be dealt
-    to its parts, and who was trained on could be tested on."""
-    before = read_json_object(out / PATIENTS) if (out / PATIENTS).is_file() else {}
+def _settled(config: Config) -> dict[str, str]:
+    """Dotted key -> value of what decides a run's numbers, but where data and weights lie: they may move, and their hashes are kept."""
+    values = decisive(config.as_dict())
+    sets = [source.model_dump(exclude={"root"}) for source in config.data.sources]
+    values["data"] = {**values["data"], "root": None, "cache": None, "dataset": sets}
+    values["model"] = {**values["model"], "weights": None, "weights_folder": None}
+    return {key: str(value) for key, value in flat(values).items()}
+
+
+def _require_same(out: Path, plan: Plan, before: Mapping[str, Any]) -> list[str]:
+    """Raise InputError if the studies, their division, the base weights or the values are not those that the run in this folder began with
+    (`before`: its patients.json): who was trained on could be tested on, and the end would be that of no configuration. Words about what may
+    differ."""
+    began = before.get("began") or {}
     for key, now in _identity(plan).items():
         if before.get(key, now) != now:
             what = "studies of data.root" if key == "data_sha256" else "weights of model.weights"
             raise InputError(f"{out}: the {what} are not those that this run began with: bring them back, or start a new run")
+    now, then = _settled(plan.config), began.get("config", {})
+    if then.get("training.stack") == "auto":  # measured since, and written to config.yaml
+        now["training.stack"] = "auto"
+    for key in [key for key in now if key in then and then[key] != now[key]]:
+        raise InputError(
+            f"{out / 'config.yaml'}: {key}: expected {then[key]}, with which this run began, found {now[key]}; or start a new run"
+        )
+    dealt, was = (
+        {one["id"]: (one["client"], one["part"]) for one in found} for found in (plan.cohort.patients(), before.get("patients", []))
+    )
+    for id in [id for id in was if was[id] != dealt.get(id)]:
+        client, part = was[id]
+        raise InputError(f"{out}: patient {id} is no longer in the {part} part of {client}, as when this run began: start a new run")
+    other = began.get("code_sha256", code_sha256()) != code_sha256()
+    return ["raylora's code is not the one that this run began with: what follows may have other bits"] if other else []
 
 
 def _measured(config: Config, executor: Executor, clients: int) -> tuple[Config, str]:

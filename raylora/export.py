@@ -81,7 +81,7 @@ def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool 
     plain = peft.read_plain(source)
     if merged:
         weights = merged_weights(original, peft.read_pairs(source), plain)
-        seen = Seen(splits=seen.splits, cases=seen.cases | _trained_on(run))
+        seen = replace(seen, cases=seen.cases | _trained_on(run))
         about = {"made_by": "raylora export", "run": str(run.summary["name"]), "model_of": name, "base": asdict(base)}
         if out.suffix.lower() == ".safetensors":
             _refuse_taken(out)

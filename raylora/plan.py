@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from raylora.core import sampling
 from raylora.core.errors import InputError
 from raylora.core.machine import free_bytes
 from raylora.core.tree import match
-from raylora.core.types import Tree
+from raylora.core.types import Task, Tree
 from raylora.data.obtain import Say
 from raylora.data.prepare import Mapper
 from raylora.federation.build import build_model
@@ -46,7 +47,7 @@ def describe(config: Config, say: Say = lambda what, done, total: None, mapper: 
     model = build_model(plan.spec.model, plan.weights)
     first = initial_tree(plan.outline, protocol_of(plan.spec), plan.clients[0].id, plan.spec.max_rank)
     rows, cohort = plan.cohort.rows.values(), plan.cohort
-    bytes_of_rounds, memory = traffic(plan), actor_bytes(plan, model, first)
+    (bytes_of_rounds, folds), memory = traffic(plan), actor_bytes(plan, model, first)
     return {
         "name": config.name,
         "task": config.task,
@@ -72,7 +73,7 @@ def describe(config: Config, say: Say = lambda what, done, total: None, mapper: 
             "trained": sum(first[name].size for name in trained(plan, first)),
         },
         "traffic": bytes_of_rounds,
-        "traffic_at_most": _some_stay_away(config),
+        "traffic_in_all": _how_exact(plan, folds),
         "memory_bytes": memory,
         "actors": _actors(plan, sum(memory.values())),
     }
@@ -100,8 +101,9 @@ def _clients(plan: Plan) -> dict[str, dict[str, Any]]:
     return table
 
 
-def traffic(plan: Plan) -> list[dict[str, int]]:
-    """{"up", "down"} bytes of the first rounds, over all clients. Counted where a run counts, on messages of clients that only pretend to train."""
+def traffic(plan: Plan) -> tuple[list[dict[str, int]], bool]:
+    """{"up", "down"} bytes of the first rounds, over all clients, and whether something is folded into the base. Counted where a run counts, on
+    messages of clients that only pretend to train."""
     strategy = make_strategy(plan.config, len(plan.clients))
     executor = Rehearsal(plan.outline, protocol_of(plan.spec), plan.clients)
     rounds, sampled = [], plan.config.sampling
@@ -112,28 +114,43 @@ def traffic(plan: Plan) -> list[dict[str, int]]:
         progress, report = run_round(progress, broadcasts, strategy, plan.clients, cohort, executor)
         progress, broadcasts = receive(progress, strategy, plan.clients, plan.weights)
         rounds.append({"up": sum(c.bytes_up for c in report.clients), "down": sum(c.bytes_down for c in report.clients)})
-    return rounds
+    return rounds, progress.base_version > 0
 
 
 def trained(plan: Plan, tree: Tree) -> set[str]:
     """The names of the first client's tree that are trained in some round: a method may freeze a factor, take turns, or go by stages."""
-    strategy, found = make_strategy(plan.config, len(plan.clients)), set[str]()
-    server = opening(strategy, plan.outline, plan.spec, plan.clients)
-    for t in range(plan.config.training.rounds):
-        asked = strategy.broadcast(replace(server, values={**server.values, "round": t}), plan.clients[0]).task
-        found |= {name for phase in asked.phases for name in match(tree, phase.trains)}
+    found = set[str]()
+    for task in _tasks(plan):
+        found |= {name for phase in task.phases for name in match(tree, phase.trains)}
         if len(found) == len(tree):
             break
     return found
 
 
-def _some_stay_away(config: Config) -> bool:
-    """Whether a round may have fewer messages than `traffic` counts: answers that are not sent or not waited for."""
-    faults, sampling = config.faults, config.sampling
-    if sampling.kind == "poisson":  # a round may have more clients than those that were counted as well
-        return False
+def _tasks(plan: Plan) -> Iterator[Task]:
+    """What the first client is asked for, round by round."""
+    strategy = make_strategy(plan.config, len(plan.clients))
+    server = opening(strategy, plan.outline, plan.spec, plan.clients)
+    for t in range(plan.config.training.rounds):
+        yield strategy.broadcast(replace(server, values={**server.values, "round": t}), plan.clients[0]).task
+
+
+def _how_exact(plan: Plan, folds: bool) -> str:
+    """How the bytes of all rounds follow from those of the first two: "exactly"; "at most", where answers are not sent or not waited for;
+    "about", where rounds differ: in what they ask for, or in who is asked and (with folds, those that were away are sent several) since when."""
+    faults, sampling = plan.config.faults, plan.config.sampling
+    differ = folds or len({client.rank for client in plan.clients}) > 1
+    drawn = sampling.fraction < 1 or faults.joins > 0
+    if sampling.kind == "poisson" or (drawn and differ) or not _rounds_ask_alike(plan):
+        return "about"
     waits = sampling.buffer is None and math.isinf(sampling.deadline_s) and sampling.wait_for == 1
-    return not waits or max(faults.dropout, faults.joins, faults.leaves) > 0
+    return "exactly" if waits and not max(faults.dropout, faults.joins, faults.leaves) else "at most"
+
+
+def _rounds_ask_alike(plan: Plan) -> bool:
+    """Whether every round after the first trains, sends and scores the same: a method may take turns, or go by stages."""
+    asked = {(tuple(phase.trains for phase in task.phases), task.uploads, task.scores) for task in itertools.islice(_tasks(plan), 1, None)}
+    return len(asked) <= 1
 
 
 def _actors(plan: Plan, needed: int) -> dict[str, Any]:

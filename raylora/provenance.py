@@ -53,14 +53,14 @@ def code_sha256() -> str:
 
 @functools.cache
 def git_commit(folder: Path) -> str | None:
-    """The commit of the code that runs, with "+" if the tree has changes; None outside a checkout."""
+    """The commit of the code in a folder, with "+" if the tree has changes; None where no checkout has it (one may lie around the
+    environment that it is installed in)."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=True
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, timeout=5, check=True
-        ).stdout.strip()
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return head + ("+" if dirty else "")

@@ -18,7 +18,7 @@ from raylora import config as configuration
 from raylora.core.errors import InputError, RunError
 from raylora.export import base_model, export
 from raylora.models import peft, zoo
-from raylora.models.seen import read_seen
+from raylora.models.seen import Seen, read_seen
 from raylora.report import card
 
 with warnings.catch_warnings():
@@ -114,6 +114,16 @@ def test_merged_weights_have_seen_what_the_run_trained_on(runs, tmp_path):
         assert json.loads(file.metadata()["made_by"])["model_of"] == "global"
     again = configuration.from_dict(settings(done.folder, model={"name": "unet", "weights": str(folder / "model.safetensors")}))
     assert again.model.weights, "as a base of another run"
+
+
+def test_merged_weights_have_seen_the_hearts_of_their_base(runs, tmp_path):
+    """Under another scanner a phantom's file is another one: a hash does not tell that it is the same heart."""
+    before = runs()
+    path = tmp_path / "base.safetensors"
+    zoo.save_weights(path, before.plan.weights, half=False, seen=Seen(cases=frozenset({"abc"}), phantom_seeds=frozenset({1000})), about={})
+    done = runs(model={**before.config.as_dict()["model"], "weights": str(path)})
+    found = read_seen(export(done.folder, tmp_path / "merged.safetensors", merged=True))
+    assert found.phantom_seeds == {1000} and "abc" in found.cases and len(found.cases) > 1
 
 
 def test_full_fine_tuning_has_no_adapter_but_merged_weights(runs, tmp_path):

@@ -87,6 +87,24 @@ def test_rate_my_lora_sends_more_from_the_second_round_on(prepared):
     assert 3.5 * first["down"] < later["down"] <= 5 * first["down"]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"strategy": {"name": "rate_my_lora"}}, "exactly"),
+        ({"sampling": {"kind": "uniform", "fraction": 0.5}}, "exactly"),
+        ({"sampling": {"kind": "uniform", "fraction": 0.5}, "strategy": {"name": "flora"}}, "about"),  # who was away is sent several folds
+        ({"sampling": {"kind": "uniform", "fraction": 0.5}, "strategy": {"name": "hetlora"}, "lora__rank": [1, 2, 1, 2]}, "about"),
+        ({"sampling": {"kind": "poisson", "fraction": 0.5}}, "about"),
+        ({"strategy": {"name": "rolora"}}, "about"),  # its factors have two sizes
+        ({"strategy": {"name": "med_duallora", "mode": "staged", "stage_rounds": 2}}, "about"),
+        ({"faults": {"dropout": 0.1}}, "at most"),
+    ],
+)
+def test_a_plan_says_how_exact_the_bytes_of_all_rounds_are(prepared_folder, options, said):
+    plan = launch.plan(tiny(prepared_folder, "disease", training__rounds=4, **options))
+    assert plan["traffic_in_all"] == said
+
+
 def test_what_a_run_would_refuse_of_its_placement_a_plan_refuses_too(prepared_folder):
     for share, said in ((0.3, "must be 1/n"), (1.5, "must be a whole number")):
         with pytest.raises(InputError, match=f"placement.gpus_per_client: .* {said}.*, found {share}"):
@@ -142,13 +160,13 @@ def test_a_plan_in_words(prepared):
         "datasets": {"acdc": 7}, "duplicate_pairs": 1, "held_out": ["b"], "left_out": {"unlabelled": 2},
         "clients": {c: {"train": 3, "validation": 1, "rating": 1, "test": 2, "diseased": {"train": 2, "validation": 1, "rating": 0, "test": 1}} for c in "ab"},
         "base": {"name": "cinema", "size": "base", "weights": "cinema", "missing": "no file cinema", "has_seen": ["x", "y", "z"]}, "notes": ["be careful"],
-        "parameters": {"frozen": 1000, "trained": 10}, "traffic": [{"up": 10, "down": 20}, {"up": 10, "down": 40}], "traffic_at_most": False,
+        "parameters": {"frozen": 1000, "trained": 10}, "traffic": [{"up": 10, "down": 20}, {"up": 10, "down": 40}], "traffic_in_all": "exactly",
         "memory_bytes": {"torch": 1_000_000, "backbone": 2_000_000},
         "actors": {"cpus": 1, "gpus": 0.5, "wanted": 2, "fit_here": 1, "fit_by_share": 3, "fit_by_memory": 1},
     }  # fmt: skip
     assert clients_table(plan).rows[-1] == ("all", 6, 4, 2, 2, 2, 0, 4, 2)
     said = dict(needs_table(plan).rows)
-    assert dict(needs_table({**plan, "traffic_at_most": True}).rows)["Bytes of all 3 rounds, at most"] == "130 B"
+    assert dict(needs_table({**plan, "traffic_in_all": "at most"}).rows)["Bytes of all 3 rounds, at most"] == "130 B"
     assert said["Bytes of all 3 rounds"] == "130 B" and said["Memory of an actor, about"].startswith("3 MB (torch 1 MB")
     console = Console(record=True, width=150, file=open("/dev/null", "w"))
     with console.file:

@@ -171,7 +171,7 @@ def described(several: Sequence[Run], watched: Run | None, ideal: float) -> dict
 
 
 def compare(runs: Mapping[str, Run]) -> float:
-    """The largest difference of a client's loss in a round between two systems. Raises Differ above the tolerance, or for other steps."""
+    """The largest difference of a client's loss in a round from that of the first run. Raises Differ above the tolerance, or for other steps."""
     (first, reference), *others = runs.items()
     largest = 0.0
     for name, run in others:

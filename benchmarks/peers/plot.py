@@ -122,7 +122,7 @@ def note(several: Sequence[dict[str, Any]]) -> str:
         f"round's arithmetic comes to; what raylora keeps or leaves out is counted as if it were computed), medians of at least {repeats} "
         f"interleaved runs. Then how many times as fast raylora is, "
         f"and with one client at a time and no cache; the first round's end (from the start of the process) and peak "
-        f"memory of all processes as parts of Flower's. Every client's loss in every round was the same in all systems to {_up(gap):.0e}. "
+        f"memory of all processes as parts of Flower's. Every client's loss in every round was raylora's to {_up(gap):.0e}. "
         f"{_processors(several)}, {some['workers']} cores, torch {machine['torch']}, flwr {machine['flwr']}, pfl {machine['pfl']}, ray {machine['ray']}."
     )
 
@@ -200,7 +200,7 @@ def picture(several: Sequence[dict[str, Any]], path: Path) -> None:
             here = [(i, value(found, name)) for i, found in enumerate(several) if name in found["systems"]]
             positions = [i + (place - (len(names) - 1) / 2) * width for i, _ in here]
             bars = panel.bar(positions, [v for _, v in here], width, color=colours[name], label=NAMES[name])
-            if scale == "linear" and title.startswith("Rounds"):
+            if scale == "linear" and title.startswith("Rounds") and name != "bare":  # which is 1 by definition
                 panel.bar_label(bars, fmt="%.2f", fontsize=5.5, padding=1)
         if title.startswith("Rounds"):
             panel.axhline(1.0, color="#1f2328", lw=0.6)

@@ -23,6 +23,7 @@ from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.loading import uncollected
 from raylora.core.types import ClientState
 from raylora.data import obtain, travel
+from raylora.data.features import FOLDER
 from raylora.data.shards import PreparedSet
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class ClientActor:
             gc.collect()
         if parcels is not None:
             sets = [PreparedSet(travel.unpack(parcel, obtain.cache_folder(), ray.get)) for parcel in parcels]
+            if spec.cache is not None:  # the command's folder need not be one that this machine has
+                spec = replace(spec, cache=replace(spec.cache, folder=str(obtain.cache_folder() / FOLDER)))
         else:
             sets = [travel.here(Path(folder), sha256) for folder, sha256 in zip(spec.sets, spec.sets_sha256, strict=True)]
             if None in sets:

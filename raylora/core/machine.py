@@ -1,8 +1,12 @@
-"""What this machine has left, as far as the process may use it."""
+"""What this machine is and has left, as far as the process may use it."""
 
 from __future__ import annotations
 
+import functools
+import platform
 from pathlib import Path
+
+CHOOSES_KERNELS = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
 
 
 def free_bytes() -> int:
@@ -15,3 +19,13 @@ def free_bytes() -> int:
         return left if most == "max" else max(0, min(left, int(most) - used))
     except (OSError, ValueError):
         return left
+
+
+@functools.cache
+def kind_of_cpu() -> str:
+    """What libraries choose their kernels by, and with them the order of sums: maker, model and instructions, as far as the system tells."""
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        return platform.processor()
+    return "\n".join(line for line in first.splitlines() if line.partition(":")[0].strip() in CHOOSES_KERNELS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +34,9 @@ class Sample:
         value = float(self.measure(np.ones(len(self.values)))) if len(self.values) else np.nan
         return value if np.isfinite(value) else None
 
-    def only(self, group_of: Mapping[str, str], group: str) -> Sample:
-        """The same for the patients of one group."""
-        kept = [i for i, patient in enumerate(self.patients) if group_of[patient] == group]
+    def only(self, patients: Collection[str]) -> Sample:
+        """The same for some of the patients."""
+        kept = [i for i, patient in enumerate(self.patients) if patient in patients]
         arrays = {name: getattr(self, name)[kept] for name in ("values", "truth", "threshold")}
         return Sample(patients=tuple(self.patients[i] for i in kept), statistic=self.statistic, **arrays)
 
@@ -99,8 +99,8 @@ def bootstrap_of_mean(samples: Mapping[str, Sample], seed: int, replicates: int)
 def entry(own: Mapping[str, Sample], frozen: Mapping[str, Sample], *, seed: int, replicates: int = REPLICATES) -> dict[str, object]:
     """One metric of `final` from each client's own model and from the frozen one: {mean, pooled, ci95, n, frozen, per_client}.
 
-    `n` counts the patients behind `mean`, those of clients that have a value (a client may lack a class); `ci95` is for `mean`, None where
-    it cannot be had: a client has one patient, or one of a class.
+    `n` counts the patients behind `mean`, those of clients that have a value (a client may lack a class); `frozen` is over the same clients,
+    or over all if none has a value; `ci95` is for `mean`, None where it cannot be had: a client has one patient, or one of a class.
     """
     per_client = {client: s.point for client, s in own.items()}
     counted = {client: s for client, s in own.items() if per_client[client] is not None}
@@ -111,7 +111,7 @@ def entry(own: Mapping[str, Sample], frozen: Mapping[str, Sample], *, seed: int,
         "pooled": pooled(list(own.values())).point,
         "ci95": None if bounds is None else list(bounds),
         "n": sum(len(s.patients) for s in counted.values()),
-        "frozen": mean_of(s.point for s in frozen.values()),
+        "frozen": mean_of(frozen[client].point for client in counted or frozen),
         "per_client": per_client,
     }
 
@@ -148,9 +148,9 @@ def by_group(rows: Iterable[CaseRow], *, task: str, clients: Sequence[str], grou
         own = pooled([sample(table, metric, table.own_model(client), client) for client in clients])
         frozen = pooled([sample(table, metric, FROZEN, client) for client in clients])
         for group in sorted({group_of[patient] for patient in own.patients}):
-            part = own.only(group_of, group)
-            block = {"mean": part.point, "frozen": frozen.only(group_of, group).point, "n": len(part.patients)}
-            found.setdefault(metric, {})[group] = block
+            members = {patient for patient in own.patients if group_of[patient] == group}
+            part = own.only(members)
+            found.setdefault(metric, {})[group] = {"mean": part.point, "frozen": frozen.only(members).point, "n": len(part.patients)}
     return found
 
 

@@ -15,6 +15,7 @@ from raylora.report.scores import Score, frozen_score, score_of
 from raylora.report.words import inside
 
 OTHER_MODELS = ("model.name", "model.weights", "model.size")  # and model.sizes
+DIVISION = ("clients.", "data.fractions", "data.split", "data.protocol")  # who is in which part of which client
 MOST_TESTED = 40  # configurations of which all pairs are tested
 Blocks = Mapping[tuple[str, str], Sequence[Run]]  # (task, data hash) -> runs
 
@@ -98,6 +99,12 @@ def make_block(by_block: Blocks, task: str, data: str, baseline: str | None, roo
     with_frozen, varied = frozen_group(groups), tuple(varied_keys(finished))
     if with_frozen and any(key.startswith(OTHER_MODELS) for key in varied):
         remarks.append(f"These runs start from different models: the frozen one is that of {with_frozen.label}.")
+    if len({_patients(run) for run in finished}) > 1:
+        keys = ", ".join(key for key in varied if key.startswith(DIVISION))
+        remarks.append(
+            f"These runs do not score the same patients{f' ({keys})' if keys else ''}: means beside each other, and what validation chose, are of "
+            "different ones; only the pairs are over the test patients that both have."
+        )
     return Block(
         task=task,
         metric=metric,
@@ -112,6 +119,14 @@ def make_block(by_block: Blocks, task: str, data: str, baseline: str | None, roo
         tried=len(tried),
         remarks=tuple([*remarks, *_remarks(by_block, task, data, groups)]),
         marks=tuple(common_marks([run.summary for run in finished])),
+    )
+
+
+def _patients(run: Run) -> tuple[frozenset[str], ...]:
+    """The test and the validation patients of the clients that trained."""
+    return tuple(
+        frozenset(patient for client in run.clients for patient in table.patients.get((table.own_model(client), client), {}))
+        for table in (run.test, run.validation)
     )
 
 

@@ -34,13 +34,13 @@ def needs_table(plan: Mapping[str, Any]) -> Table:
     memory, actors, parameters = plan["memory_bytes"], plan["actors"], plan["parameters"]
     first, later = plan["traffic"][0], plan["traffic"][-1]
     rounds = plan["rounds"]
-    whole_run = sum(first.values()) + (rounds - 1) * sum(later.values())
+    whole_run, how = sum(first.values()) + (rounds - 1) * sum(later.values()), plan["traffic_in_all"]
     rows = [
         ("Parameters, frozen", f"{parameters['frozen']:,}"),
         ("Parameters, trained (a client)", f"{parameters['trained']:,}"),
         ("Bytes of the first round", f"up {bytes_text(first['up'])}, down {bytes_text(first['down'])}"),
         ("Bytes of a later round", f"up {bytes_text(later['up'])}, down {bytes_text(later['down'])}"),
-        (f"Bytes of all {rounds} rounds{', at most' if plan['traffic_at_most'] else ''}", bytes_text(whole_run)),
+        (f"Bytes of all {rounds} rounds{'' if how == 'exactly' else f', {how}'}", bytes_text(whole_run)),
         (
             "Memory of an actor, about",
             f"{bytes_text(sum(memory.values()))} ({', '.join(f'{k} {bytes_text(v)}' for k, v in memory.items())})",

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-PATIENTS = "patients.json"  # in the run's folder: who was in which part, and the hashes of data and base weights
+PATIENTS = "patients.json"  # in the run's folder: who was in which part, the hashes of data and base weights, and the values and code it began with
 CASES = pa.schema(
     [
         ("round", pa.int32()),

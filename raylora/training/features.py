@@ -20,6 +20,7 @@ from torch import nn
 
 from raylora import models
 from raylora.core.errors import InputError
+from raylora.core.machine import kind_of_cpu
 from raylora.core.seeds import generator
 from raylora.data.features import FeatureFolder
 from raylora.models.stacked import StackedModel
@@ -261,7 +262,8 @@ def _wide(array: np.ndarray) -> np.ndarray:
 
 def _key(spec: CacheSpec, weights: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> str:
     """Of everything that a feature's bits depend on beside the image."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    capable = torch.backends.cpu.get_cpu_capability()  # what torch's own kernels use, which the environment may lower
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{capable} {kind_of_cpu()}"
     digest = hashlib.sha256()
     for part in (spec.function, spec.stage, spec.first, spec.dtype, dtype, where, torch.get_num_threads(), torch.__version__):
         digest.update(f"{part}\x1f".encode())

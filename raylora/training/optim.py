@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class AdamW:
-    """Loshchilov & Hutter (1711.05101), algorithm 2, with torch's defaults; moments live as long as this object, one round.
+    """Loshchilov & Hutter (1711.05101), algorithm 2, with torch's defaults; moments live as long as this object, one phase of a round.
 
     All tensors of a client lie one after the other in one row (K, n), of which they become views: a step is a few operations instead of a
     few for each tensor. A tensor without a gradient stays as it is.

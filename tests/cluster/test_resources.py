@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import tiny
@@ -118,6 +119,14 @@ def test_a_plan_weighs_its_clients_and_keeps_those_that_share_a_pass_together(pr
     assert request_of(pooled, here).groups == (("pooled",), ("Canon", "GE", "Philips", "Siemens")), "it has nearly all of the work"
     pairs = make_plan(tiny(prepared_folder, "disease", training__stack=2, placement={"clients_per_actor": 2}))
     assert set(request_of(pairs, here).groups) == {("Canon", "GE"), ("Philips", "Siemens")}
+
+
+def test_a_gpu_without_a_share_is_refused_before_anything_starts(prepared_folder, monkeypatch):
+    """Ray would give it to nobody, and an actor may take the share that it was given: none."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    plan = make_plan(tiny(prepared_folder, "disease", training__device="cuda"))
+    with pytest.raises(InputError, match=r"placement.gpus_per_client: expected a share \(1, or 1/n\) with training.device: cuda, found 0"):
+        request_of(plan, Available(cpus=4, gpus=1, where="here"))
 
 
 def test_the_clients_of_a_pass_have_one_home_and_those_that_never_train_are_spread():

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raylora.config import Data
 from raylora.core.errors import InputError, RunError
-from raylora.data import acdc, cases, grid, mnms, mnms2, native, shards
+from raylora.data import acdc, cases, grid, mnms, mnms2, native, obtain, shards
 from raylora.data.manifest import PrepareOptions, read_manifest, to_json
 from raylora.data.pool import process_map
 from raylora.data.prepare import prepare, prepare_study
@@ -156,6 +157,8 @@ def test_an_interrupted_change_of_options_does_not_pass_for_complete(tmp_path, s
         prepare(studies, out, replace(SMALL, size=(20, 20, 6)), mapper=dies)
     with pytest.raises(InputError, match="its preparation was interrupted"):
         PreparedSet.open(out)
+    with pytest.raises(InputError, match="its preparation was interrupted"):  # and not that a download has no studies
+        obtain.prepared(Data(dataset="acdc", root=str(out)))
 
 
 @pytest.mark.slow

@@ -239,3 +239,55 @@ def test_other_data_or_weights_than_it_began_with_are_refused(prepared_folder, t
     assert json.loads(path.read_text())[key] == "other", "nothing has been written"
     path.write_text(json.dumps({name: value for name, value in before.items() if not name.endswith("sha256")}))
     run(config, tmp_path / "run", resume=True)  # of an older version, which did not say
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("data__split_seed", 1, r"config.yaml: data.split_seed: expected 0, with which this run began, found 1; or start a new run"),
+        ("data__fractions", [0.4, 0.125, 0.125, 0.35], "data.fractions: expected "),
+        ("training__lr", 0.5, "training.lr: expected 0.02"),
+        ("strategy", {"name": "fedprox", "mu": 0.1}, "strategy.name: expected fedit"),
+        ("training__stack", 2, "training.stack: expected 1"),
+    ],
+)
+def test_a_run_goes_on_with_the_values_that_it_began_with(prepared_folder, tmp_path, key, value, found):
+    interrupted(tiny(prepared_folder, "disease"), tmp_path / "run", 1)
+    patients = (tmp_path / "run" / "patients.json").read_text()
+    with pytest.raises(InputError, match=found):
+        run(tiny(prepared_folder, "disease", **{key: value}), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "patients.json").read_text() == patients
+
+
+def test_where_data_lie_and_how_clients_are_placed_may_change(prepared_folder, tmp_path):
+    """And `stack: auto`, once it was measured: the number stands in config.yaml from then on."""
+    interrupted(tiny(prepared_folder, "disease", training__stack="auto"), tmp_path / "run", 1)
+    shutil.copytree(prepared_folder, tmp_path / "moved")
+    again = run(tiny(tmp_path / "moved", "disease", training__stack=2, placement__clients_per_actor=2), tmp_path / "run", resume=True)
+    assert again.summary["status"] == "finished"
+
+
+def test_patients_that_are_dealt_otherwise_are_refused(prepared_folder, tmp_path):
+    """By another version, say: who was trained on could be tested on."""
+    config = tiny(prepared_folder, "disease")
+    interrupted(config, tmp_path / "run", 1)
+    path = tmp_path / "run" / "patients.json"
+    before = json.loads(path.read_text())
+    moved = next(one for one in before["patients"] if one["part"] == "train")
+    moved["part"] = "test"
+    path.write_text(json.dumps(before))
+    with pytest.raises(
+        InputError, match=f"patient {moved['id']} is no longer in the test part of {moved['client']}, as when this run began"
+    ):
+        run(config, tmp_path / "run", resume=True)
+
+
+def test_other_code_is_said(prepared_folder, tmp_path):
+    config = tiny(prepared_folder, "disease")
+    interrupted(config, tmp_path / "run", 1)
+    path = tmp_path / "run" / "patients.json"
+    before = json.loads(path.read_text())
+    assert not any("began with" in event.get("text", "") for event in run(config, tmp_path / "run", resume=True).events)
+    path.write_text(json.dumps({**before, "began": {**before["began"], "code_sha256": "of another version"}}))
+    said = [event["text"] for event in run(config, tmp_path / "run", resume=True).events if event["event"] == "note"]
+    assert "raylora's code is not the one that this run began with: what follows may have other bits" in said

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from raylora.metrics.matrix import cross_client, final, metric_names
+from raylora.metrics.matrix import by_group, cross_client, final, metric_names
 from raylora.metrics.rows import CaseRow, case_table
 
 
@@ -96,6 +96,19 @@ def test_a_model_without_a_threshold_has_no_tuned_score():
     tuned = blocks["balanced_accuracy_tuned"]
     assert (tuned["mean"], tuned["pooled"], tuned["ci95"], tuned["n"], tuned["per_client"]) == (None, None, None, 0, {"A": None})
     assert tuned["frozen"] == 0.5 and blocks["balanced_accuracy"]["mean"] == 0.75
+
+
+def test_the_frozen_model_is_averaged_over_the_clients_that_the_mean_is_over():
+    """B's model has no threshold: a frozen mean over both would be over another hospital's patients as well."""
+    frozen_at_b = [row for p, label in (("b1", 1), ("b2", 0)) for row in _probability("frozen", "B", p, label, 0.9 * label)]
+    own_at_b = [row for p, label in (("b1", 1), ("b2", 0)) for row in _probability("B", "B", p, label, 0.9)]
+    rows = [row for row in DISEASE if row.model_of != "B"] + frozen_at_b + own_at_b
+    blocks = final(rows, task="disease", clients=["A", "B"])
+    assert blocks["balanced_accuracy"]["frozen"] == 0.75 and blocks["balanced_accuracy"]["n"] == 6
+    tuned = blocks["balanced_accuracy_tuned"]
+    assert (tuned["mean"], tuned["frozen"], tuned["n"]) == (1.0, 0.5, 4)
+    groups = by_group(rows, task="disease", clients=["A", "B"], group_of=dict.fromkeys((*LABELS, "b1", "b2"), "set"))
+    assert groups["balanced_accuracy_tuned"]["set"] == {"mean": 1.0, "frozen": 0.5, "n": 4}
 
 
 def test_cross_client_matrix():

@@ -254,6 +254,16 @@ def test_whose_frozen_model_it_is_is_said_where_there_are_several(tmp_path):
     assert not any("different models" in remark for remark in compare(same, replicates=FEW).blocks[0].remarks)
 
 
+def test_that_runs_score_other_patients_is_said(tmp_path):
+    runs = [make_run(tmp_path / str(n), config={"data.split_seed": n}, patients=patients, rounds=1) for n, patients in enumerate((6, 5))]
+    remarks = compare(runs, replicates=FEW).blocks[0].remarks
+    assert any(
+        remark.startswith("These runs do not score the same patients (data.split_seed): means beside each other") for remark in remarks
+    )
+    alike = [make_run(tmp_path / f"r{r}", config={"lora.rank": r}, rounds=1) for r in (1, 2)]
+    assert not any("the same patients (" in remark for remark in compare(alike, replicates=FEW).blocks[0].remarks)
+
+
 def test_a_sweep_folder_is_its_trials(tmp_path):
     sweep = tmp_path / "sweep"
     for number, rank in enumerate((2, 4, 8)):

@@ -1,5 +1,6 @@
 """The frozen prefix computed once: cached equals recomputed, whoever computed it; where a pass is cut; what belongs to the key."""
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_bf16_keeps_eight_bits(tmp_path):
     assert wide.dtype == torch.float32 and 0 < np.abs(wide[0].numpy() / exact[0] - 1).max() <= 2**-8
 
 
-def test_the_key_is_everything_that_a_feature_depends_on(tmp_path):
+def test_the_key_is_everything_that_a_feature_depends_on(tmp_path, monkeypatch):
     def key(change=lambda model: None, computed_in=torch.float32, **options):
         model = adapted(dtype=computed_in)
         change(model)
@@ -172,6 +173,9 @@ def test_the_key_is_everything_that_a_feature_depends_on(tmp_path):
         assert key() != same, "threads change bits"
     finally:
         torch.set_num_threads(threads)
+    assert key() == same
+    monkeypatch.setattr(features, "kind_of_cpu", lambda: "another maker's")
+    assert key() != same, "libraries choose their kernels by the processor"
 
 
 def test_a_damaged_entry_is_computed_again(tmp_path):
@@ -186,6 +190,20 @@ def test_a_damaged_entry_is_computed_again(tmp_path):
     assert np.array_equal(again.of("x", lambda: images(1)[0])[0], expected) and again.computed == 1
     third = Prefix(model, first.spec)
     assert np.array_equal(third.of("x", lambda: images(1)[0])[0], expected) and third.computed == 0
+
+
+def test_what_others_keep_is_read_all_the_same(tmp_path, monkeypatch):
+    """A cache on a disk that is read-only here, or of files that belong to somebody else."""
+    model = adapted()
+    first = Prefix(model, spec(tmp_path, model, (2, 16, 16, 4)))
+    expected = first.of("x", lambda: images(1)[0])[0].copy()
+
+    def refused(*arguments, **options):
+        raise PermissionError(1, "not yours")
+
+    monkeypatch.setattr(os, "utime", refused)
+    again = Prefix(model, first.spec)
+    assert np.array_equal(again.of("x", lambda: images(1)[0])[0], expected) and again.computed == 0
 
 
 def test_what_cannot_be_written_is_computed_each_time(tmp_path):
