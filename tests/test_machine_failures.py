@@ -25,7 +25,7 @@ from raylora.report import html
 from raylora.tracking.record import write_text
 
 APART = multiprocessing.get_context("spawn")  # not forkserver: there is one a process, and it must not be older than the Ray of other tests
-LONG = {"training__rounds": 12, "training__local_steps": 1, "evaluation__every": 0, "checkpoint": {"every": 1, "keep": "all"}}
+LONG = {"training__rounds": 18, "training__local_steps": 1, "evaluation__every": 0, "checkpoint": {"every": 1, "keep": "all"}}
 
 
 def without_ray() -> None:
@@ -83,7 +83,7 @@ def filling(values: dict, disk: Path, kept: Path, size: int, limit: int) -> None
 @pytest.mark.parametrize("kind", ["tmpfs", "limit"])
 def test_a_full_disk_ends_the_run_and_what_was_whole_is_kept(no_ray, runs, prepared_folder, tmp_path, kind):
     whole = runs("disease", **LONG)
-    limit = (whole.folder / "patients.json").stat().st_size + 300  # the record of twelve rounds outgrows it
+    limit = (whole.folder / "patients.json").stat().st_size + 300  # the record of so many rounds outgrows it
     assert limit < (whole.folder / "rounds.jsonl").stat().st_size
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
@@ -102,7 +102,7 @@ def test_a_full_disk_ends_the_run_and_what_was_whole_is_kept(no_ray, runs, prepa
     ) in last and f"`raylora resume {disk / 'out'}` goes on" in last
     out = kept / "out"
     done = len(list((out / "checkpoints").glob("round_*")))
-    assert 0 < done < 12 and not list((out / "checkpoints").glob(".*")) and not (out / "summary.json").exists()
+    assert 0 < done < LONG["training__rounds"] and not list((out / "checkpoints").glob(".*")) and not (out / "summary.json").exists()
     assert launch.resume(out)["adapter_sha256"] == whole.hashes
 
 

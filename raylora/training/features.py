@@ -20,7 +20,7 @@ from torch import nn
 
 from raylora import models
 from raylora.core.errors import InputError
-from raylora.core.machine import kind_of_cpu
+from raylora.core.machine import free_bytes, kind_of_cpu
 from raylora.core.seeds import generator
 from raylora.data.features import FeatureFolder
 from raylora.models.stacked import StackedModel
@@ -35,6 +35,7 @@ PAYS = 0.25
 """Share of a forward pass, itself a third of a training step, from which on a prefix is worth keeping; where its features are smaller than
 the image, which then need not be read, so much less of a pass."""
 LARGE = 25_000_000  # parameters of a network through which a real image is sent to count
+IN_MEMORY = 0.1  # of the memory that is free, for features of a process that cannot be written
 RESIDENT = 0.15  # of a process's share of a GPU, for features that stay on it: within what `federation.memory` leaves free
 WIDE = 1 << 20  # numbers of that image, or between two stages
 
@@ -143,6 +144,7 @@ class Prefix:
         self._kept = getattr(torch, spec.dtype)
         self._folder = FeatureFolder(spec.folder, spec.bound_bytes)
         self._known: dict[Hashable, Features] = {}
+        self._in_memory = 0  # bytes of those that could not be written
         self._resident: dict[Hashable, tuple[torch.Tensor, ...]] = {}  # on a GPU, in the order of their first use, while there is room
         self._room = 0.0
         if self.device.type == "cuda":
@@ -165,13 +167,21 @@ class Prefix:
             found = self._compute(array)
             try:
                 self._folder.write(self.key, content, found)
-            except OSError:  # no room, no right to write: computed again each time, as without a cache
-                return found
+            except OSError:  # no room, no right to write
+                return self._remembered(name, found)
             mapped = self._folder.read(self.key, content)
             if mapped is None:  # gone already: the bound is that small
                 return found
             found = mapped
         self._known[name] = found
+        return found
+
+    def _remembered(self, name: Hashable, found: Features) -> Features:
+        """In memory, while that leaves most of it to others: what is not remembered is computed again each time, with the same bits."""
+        size = sum(array.nbytes for array in found)
+        if self._in_memory + size <= free_bytes() * IN_MEMORY:
+            self._known[name] = found
+            self._in_memory += size
         return found
 
     def batch(self, images: Sequence[tuple[Hashable, Callable[[], np.ndarray]]]) -> tuple[torch.Tensor, ...]:
