@@ -129,6 +129,8 @@ def _configured(
     config: Config, rows: Sequence[Row], pairs: Sequence[tuple[str, str]]
 ) -> tuple[dict[str, Split], dict[str, Split], Mapping[str, str]]:
     """(the clients that train, those that are held out, who is left out) by `clients` and `data.split`."""
+    if config.clients.by != "dirichlet":
+        config.clients.require_defaults("clients", ("alpha",), f"it is for clients.by: dirichlet, not for {config.clients.by}")
     seen, unseen, left_out = partition.set_apart(rows, config.clients.unseen, pairs)
     assigned = partition.assign_clients(
         seen,
@@ -153,6 +155,6 @@ def _configured(
 
 def _refuse_other_rules(data: Data, clients: Clients) -> None:
     """A protocol fixes clients and split: what would change them is refused rather than ignored. Raises InputError."""
-    names = {"clients": ("by", "count", "sizes", "held_out", "unseen"), "data": ("split", "split_seed", "fractions")}
+    names = {"clients": ("by", "count", "alpha", "sizes", "held_out", "unseen"), "data": ("split", "split_seed", "fractions")}
     for section, given in (("clients", clients), ("data", data)):
         given.require_defaults(section, names[section], f"data.protocol {data.protocol} fixes it")

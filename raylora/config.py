@@ -172,13 +172,11 @@ class Clients(Section):
     unseen: list[Literal["acdc", "mnms", "mnms2"]] = []  # data sets that never train: each of their vendors is a held-out client
 
     @model_validator(mode="after")
-    def _of_the_rule(self) -> Clients:
+    def _a_count(self) -> Clients:
         if self.count is not None and self.by not in ("iid", "dirichlet"):
             raise ValueError(
                 f"count is for by: iid and dirichlet; the data say how many clients there are by {self.by}, found {self.count}"
             )
-        if self.alpha != type(self).model_fields["alpha"].default and self.by != "dirichlet":
-            raise ValueError(f"alpha is for by: dirichlet, found {self.alpha:g} with by: {self.by}")
         return self
 
 

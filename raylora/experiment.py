@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from raylora.config import Config, decisive, dump
+from raylora.config import Config, StrategyConfig, decisive, dump
 from raylora.core.errors import InputError
 from raylora.core.files import read_json_object
 from raylora.core.types import Tree
@@ -31,12 +32,15 @@ from raylora.method import caveats, epsilon, expected_cohort, make_strategy
 from raylora.models import peft
 from raylora.planned import Plan, opening
 from raylora.provenance import code_sha256
+from raylora.strategies import default_options
 from raylora.tracking.record import PATIENTS, Record, lines_before, write_json, write_text
 
 Event = Mapping[str, Any]
 Events = Generator[Event, str | None, str | None]
 CHECKPOINTS = "checkpoints"  # in the run's folder
 TOLD_S = 0.5  # between two events about one round
+STACK = "training.stack"
+DECIDES_NOTHING = {"training.cache_gb", "evaluation.every", "evaluation.overlays", "evaluation.bootstrap"}  # of a model
 STOP = "stop"  # sent to a running experiment after a round: end here, without a look at the test patients
 
 
@@ -73,8 +77,8 @@ def run_experiment(
         for word in (*words, *torn):
             yield {"event": "note", "text": word}
     began = before.get("began") or {"config": _settled(config), "code_sha256": code_sha256()}
-    about = {"left_out": dict(plan.left_out), **_identity(plan), "began": began}
-    write_json(out / PATIENTS, {"patients": plan.cohort.patients(), **about})
+    about = {"patients": plan.cohort.patients(), "left_out": dict(plan.left_out), **_identity(plan), "began": began}
+    write_json(out / PATIENTS, about)
     answer = yield {
         "event": "start",
         "clients": [c.id for c in clients],
@@ -99,6 +103,7 @@ def run_experiment(
             config, chosen = _measured(config, executor, config.sampling.buffer or math.ceil(expected_cohort(config, len(clients))))
             plan = replace(plan, config=config)
             write_text(out / "config.yaml", dump(config))
+            write_json(out / PATIENTS, {**about, "began": {**began, "config": _settled(config)}})
             yield {"event": "note", "text": chosen}
         if config.placement.gpus_per_client and any(actor["device"] == "cpu" for actor in executor.describe()):
             yield {"event": "note", "text": "placement.gpus_per_client: torch finds no GPU where clients run, so they compute on the CPU"}
@@ -217,7 +222,8 @@ def _settled(config: Config) -> dict[str, str]:
     sets = [source.model_dump(exclude={"root"}) for source in config.data.sources]
     values["data"] = {**values["data"], "root": None, "cache": None, "dataset": sets}
     values["model"] = {**values["model"], "weights": None, "weights_folder": None}
-    return {key: str(value) for key, value in flat(values).items()}
+    values["strategy"] = {**default_options(config.strategy.name), **values["strategy"]}
+    return {key: json.dumps(value, default=str) for key, value in flat(values).items() if key not in DECIDES_NOTHING}
 
 
 def _require_same(out: Path, plan: Plan, before: Mapping[str, Any]) -> list[str]:
@@ -229,13 +235,8 @@ def _require_same(out: Path, plan: Plan, before: Mapping[str, Any]) -> list[str]
         if before.get(key, now) != now:
             what = "studies of data.root" if key == "data_sha256" else "weights of model.weights"
             raise InputError(f"{out}: the {what} are not those that this run began with: bring them back, or start a new run")
-    now, then = _settled(plan.config), began.get("config", {})
-    if then.get("training.stack") == "auto":  # measured since, and written to config.yaml
-        now["training.stack"] = "auto"
-    for key in [key for key in now if key in then and then[key] != now[key]]:
-        raise InputError(
-            f"{out / 'config.yaml'}: {key}: expected {then[key]}, with which this run began, found {now[key]}; or start a new run"
-        )
+    if "config" in began:
+        _require_same_values(out / "config.yaml", plan.config, began["config"])
     dealt, was = (
         {one["id"]: (one["client"], one["part"]) for one in found} for found in (plan.cohort.patients(), before.get("patients", []))
     )
@@ -244,6 +245,17 @@ def _require_same(out: Path, plan: Plan, before: Mapping[str, Any]) -> list[str]
         raise InputError(f"{out}: patient {id} is no longer in the {part} part of {client}, as when this run began: start a new run")
     other = began.get("code_sha256", code_sha256()) != code_sha256()
     return ["raylora's code is not the one that this run began with: what follows may have other bits"] if other else []
+
+
+def _require_same_values(file: Path, config: Config, then: Mapping[str, str]) -> None:
+    """Raise InputError, naming the key, for other values than a run began with. A key that one of the two lacks has its default."""
+    now, default = _settled(config), _settled(Config(strategy=StrategyConfig(name=config.strategy.name)))
+    if then.get(STACK) == json.dumps("auto"):  # ended while it was measured
+        then = {**then, STACK: now[STACK]}
+    for key in sorted(now.keys() | then.keys(), key=lambda key: (key != "strategy.name", key)):
+        before, found = (values.get(key, default.get(key, "nothing")) for values in (then, now))
+        if before != found:
+            raise InputError(f"{file}: {key}: expected {before}, with which this run began, found {found}; or start a new run")
 
 
 def _measured(config: Config, executor: Executor, clients: int) -> tuple[Config, str]:

@@ -136,7 +136,8 @@ def _tasks(plan: Plan) -> Iterator[Task]:
 
 
 def _how_exact(plan: Plan, folds: bool) -> str:
-    """How the bytes of all rounds follow from those of the first two: "exactly"; "at most", where answers are not sent or not waited for;
+    """How the bytes of all rounds follow from those of the first two: "exactly"; "at most", where answers are not sent or not waited for, or
+    ranks are pruned;
     "about", where rounds differ: in what they ask for, or in who is asked and (with folds, those that were away are sent several) since when."""
     faults, sampling = plan.config.faults, plan.config.sampling
     differ = folds or len({client.rank for client in plan.clients}) > 1
@@ -144,7 +145,8 @@ def _how_exact(plan: Plan, folds: bool) -> str:
     if sampling.kind == "poisson" or (drawn and differ) or not _rounds_ask_alike(plan):
         return "about"
     waits = sampling.buffer is None and math.isinf(sampling.deadline_s) and sampling.wait_for == 1
-    return "exactly" if waits and not max(faults.dropout, faults.joins, faults.leaves) else "at most"
+    prunes = any("het_gamma" in phase.terms for task in itertools.islice(_tasks(plan), 1) for phase in task.phases)
+    return "exactly" if waits and not prunes and not max(faults.dropout, faults.joins, faults.leaves) else "at most"
 
 
 def _rounds_ask_alike(plan: Plan) -> bool:
@@ -156,7 +158,7 @@ def _rounds_ask_alike(plan: Plan) -> bool:
 def _actors(plan: Plan, needed: int) -> dict[str, Any]:
     """How many actors the run wants, and how many of them this machine has room for."""
     place, has, sites = plan.config.placement, resources.local(), len(plan.spec.sites)
-    resources.require_share(place.gpus_per_client)
+    resources.require_share(place.gpus_per_client, plan.config.training.device)
     by_share = resources.fitting(has, place.cpus_per_client, place.gpus_per_client)
     by_memory = free_bytes() // needed
     return {

@@ -90,7 +90,6 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(values, key, near):
         ({"data": {"root": "/x"}}, "data", "root is for downloads"),
         ({"data": {"dataset": [{"dataset": "phantom", "root": "/x"}]}}, "data.dataset.0", "root is for downloads"),
         ({"clients": {"count": 3}}, "clients", "the data say how many clients there are by vendor, found 3"),
-        ({"clients": {"by": "iid", "count": 3, "alpha": 0.1}}, "clients", "alpha is for by: dirichlet, found 0.1 with by: iid"),
     ],
 )
 def test_wrong_values_are_refused_by_key(values, key, found):

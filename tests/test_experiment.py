@@ -348,6 +348,11 @@ def test_the_server_s_algebra_has_one_thread(prepared_folder, tmp_path):
         ("segmentation", {"clients": {"by": "vendor", "held_out": ["GEE"]}}, "clients.held_out: no client 'GEE'"),
         ("segmentation", {"model__checkpointing": True}, "model.checkpointing: unet does not offer it"),
         ("segmentation", {"training__device": "cuda"}, "training.device: cuda was asked for"),
+        (
+            "segmentation",
+            {"clients": {"by": "iid", "count": 2, "alpha": 0.1}},
+            "clients.alpha: it is for clients.by: dirichlet, not for iid: expected nothing, found 0.1",
+        ),
         ("disease", {"strategy": {"name": "fedavg_full"}, "model__head": "frozen"}, "model.head: fedavg_full trains every weight"),
         ("segmentation", {"data__size": [16, 16, 8]}, "data.size: expected"),
         ("disease", {"data__split": "official"}, "client Canon: no test cases"),

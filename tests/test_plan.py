@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from paper_manifests import write_manifests
 from small_runs import tiny
 
@@ -98,6 +99,7 @@ def test_rate_my_lora_sends_more_from_the_second_round_on(prepared):
         ({"strategy": {"name": "rolora"}}, "about"),  # its factors have two sizes
         ({"strategy": {"name": "med_duallora", "mode": "staged", "stage_rounds": 2}}, "about"),
         ({"faults": {"dropout": 0.1}}, "at most"),
+        ({"strategy": {"name": "hetlora", "gamma": 0.5}}, "at most"),  # ranks may shrink
     ],
 )
 def test_a_plan_says_how_exact_the_bytes_of_all_rounds_are(prepared_folder, options, said):
@@ -109,6 +111,12 @@ def test_what_a_run_would_refuse_of_its_placement_a_plan_refuses_too(prepared_fo
     for share, said in ((0.3, "must be 1/n"), (1.5, "must be a whole number")):
         with pytest.raises(InputError, match=f"placement.gpus_per_client: .* {said}.*, found {share}"):
             launch.plan(tiny(prepared_folder, "disease", placement={"gpus_per_client": share}))
+
+
+def test_a_gpu_without_a_share_is_refused_by_a_plan_too(prepared_folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(InputError, match="placement.gpus_per_client: expected a share"):
+        launch.plan(tiny(prepared_folder, "disease", training__device="cuda"))
 
 
 def test_the_paper_s_clients_share_passes(prepared):

@@ -66,8 +66,7 @@ def request_of(plan: Any, has: resources.Available, resume: bool = False) -> res
     Raises InputError for what does not fit, and for a GPU that is asked for without a share: Ray would not know that it is taken.
     """
     place = plan.config.placement
-    if plan.config.training.device == "cuda" and not place.gpus_per_client:
-        raise InputError("placement.gpus_per_client: expected a share (1, or 1/n) with training.device: cuda, found 0")
+    resources.require_share(place.gpus_per_client, plan.config.training.device)
     frames = 2 if plan.config.task == "segmentation" else 1
     weights = {site.id: round_cost(site, plan.config.training, frames) for site in plan.spec.sites}
     try:

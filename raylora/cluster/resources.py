@@ -108,8 +108,10 @@ def request(
     return replace(found, groups=balanced(units, found.cost, count))
 
 
-def require_share(gpus: float) -> None:
-    """Raise InputError for a share of GPUs that no actor can have."""
+def require_share(gpus: float, device: str = "auto") -> None:
+    """Raise InputError for a share of GPUs that no actor can have, and for a GPU that is asked for without one."""
+    if device == "cuda" and not gpus:
+        raise InputError("placement.gpus_per_client: expected a share (1, or 1/n) with training.device: cuda, found 0")
     if 0 < gpus < 1 and abs(round(1 / gpus) - 1 / gpus) > 1e-6:
         raise InputError(
             f"placement.gpus_per_client: a share of a GPU must be 1/n (0.5, 0.25, ...), found {gpus:g}: Ray would wait for ever"

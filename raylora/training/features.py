@@ -35,7 +35,7 @@ PAYS = 0.25
 """Share of a forward pass, itself a third of a training step, from which on a prefix is worth keeping; where its features are smaller than
 the image, which then need not be read, so much less of a pass."""
 LARGE = 25_000_000  # parameters of a network through which a real image is sent to count
-IN_MEMORY = 0.1  # of the memory that is free, for features of a process that cannot be written
+IN_MEMORY = 0.1  # of the memory that is free, for those of one process's features that cannot be written
 RESIDENT = 0.15  # of a process's share of a GPU, for features that stay on it: within what `federation.memory` leaves free
 WIDE = 1 << 20  # numbers of that image, or between two stages
 
@@ -177,7 +177,7 @@ class Prefix:
         return found
 
     def _remembered(self, name: Hashable, found: Features) -> Features:
-        """In memory, while that leaves most of it to others: what is not remembered is computed again each time, with the same bits."""
+        """In memory, while there is plenty: what is not remembered is computed again each time, with the same bits."""
         size = sum(array.nbytes for array in found)
         if self._in_memory + size <= free_bytes() * IN_MEMORY:
             self._known[name] = found

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from small_runs import run, tiny
 
+from raylora import config as configuration
 from raylora import experiment, planning
 from raylora.core.errors import InputError
 from raylora.core.types import ClientState, State
@@ -247,8 +248,14 @@ def test_other_data_or_weights_than_it_began_with_are_refused(prepared_folder, t
         ("data__split_seed", 1, r"config.yaml: data.split_seed: expected 0, with which this run began, found 1; or start a new run"),
         ("data__fractions", [0.4, 0.125, 0.125, 0.35], "data.fractions: expected "),
         ("training__lr", 0.5, "training.lr: expected 0.02"),
-        ("strategy", {"name": "fedprox", "mu": 0.1}, "strategy.name: expected fedit"),
+        ("strategy", {"name": "fedprox", "mu": 0.1}, 'strategy.name: expected "fedit", with which'),
         ("training__stack", 2, "training.stack: expected 1"),
+        (
+            "strategy",
+            {"name": "fedit", "weights": "uniform"},
+            'strategy.weights: expected "size", with which this run began, found "uniform"',
+        ),
+        ("network", {"up_mbit": {"GE": 1.0}}, "network.up_mbit.GE: expected nothing, with which this run began, found 1.0"),
     ],
 )
 def test_a_run_goes_on_with_the_values_that_it_began_with(prepared_folder, tmp_path, key, value, found):
@@ -260,11 +267,31 @@ def test_a_run_goes_on_with_the_values_that_it_began_with(prepared_folder, tmp_p
 
 
 def test_where_data_lie_and_how_clients_are_placed_may_change(prepared_folder, tmp_path):
-    """And `stack: auto`, once it was measured: the number stands in config.yaml from then on."""
-    interrupted(tiny(prepared_folder, "disease", training__stack="auto"), tmp_path / "run", 1)
+    """So may what is only looked at, and `stack: auto`, once it was measured: the number stands in config.yaml from then on, and stays."""
+    out = tmp_path / "run"
+    interrupted(tiny(prepared_folder, "disease", training__stack="auto"), out, 1)
     shutil.copytree(prepared_folder, tmp_path / "moved")
-    again = run(tiny(tmp_path / "moved", "disease", training__stack=2, placement__clients_per_actor=2), tmp_path / "run", resume=True)
-    assert again.summary["status"] == "finished"
+    free = {
+        "placement__clients_per_actor": 2,
+        "evaluation__every": 0,
+        "training__cache_gb": 1.0,
+        "strategy": {"name": "fedit", "weights": "size"},
+    }
+    stack = configuration.load(out / "config.yaml").training.stack
+    with pytest.raises(InputError, match=f"training.stack: expected {stack}, with which this run began, found {stack + 1}"):
+        run(tiny(tmp_path / "moved", "disease", training__stack=stack + 1, **free), out, resume=True)
+    path = out / "patients.json"
+    before = json.loads(path.read_text())
+    assert run(tiny(tmp_path / "moved", "disease", training__stack=stack, **free), out, resume=True).summary["status"] == "finished"
+    before["began"]["config"]["training.stack"] = '"auto"'  # ended while it was measured
+    path.write_text(json.dumps(before))
+    assert run(tiny(prepared_folder, "disease", training__stack=stack, **free), out, resume=True).summary["status"] == "finished"
+
+
+def test_an_option_that_is_taken_out_is_missed(prepared_folder, tmp_path):
+    interrupted(tiny(prepared_folder, "disease", strategy={"name": "fedprox", "mu": 0.5}), tmp_path / "run", 1)
+    with pytest.raises(InputError, match="strategy.mu: expected 0.5, with which this run began, found "):
+        run(tiny(prepared_folder, "disease", strategy={"name": "fedprox"}), tmp_path / "run", resume=True)
 
 
 def test_patients_that_are_dealt_otherwise_are_refused(prepared_folder, tmp_path):
