@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -136,23 +135,21 @@ def _tasks(plan: Plan) -> Iterator[Task]:
 
 
 def _how_exact(plan: Plan, folds: bool) -> str:
-    """How the bytes of all rounds follow from those of the first two: "exactly"; "at most", where answers are not sent or not waited for, or
-    ranks are pruned;
-    "about", where rounds differ: in what they ask for, or in who is asked and (with folds, those that were away are sent several) since when."""
+    """How the bytes of all rounds follow from those of the first two.
+
+    "exactly"; "at most", where answers are not sent or not waited for, or ranks are pruned; "about", where rounds differ in what they ask for
+    (a method may take turns, or go by stages) or in who is asked (with folds, those that were away are sent several).
+    """
     faults, sampling = plan.config.faults, plan.config.sampling
+    first, *later = _tasks(plan)
+    alike = len({(tuple(phase.trains for phase in task.phases), task.uploads, task.scores) for task in later}) <= 1
     differ = folds or len({client.rank for client in plan.clients}) > 1
     drawn = sampling.fraction < 1 or faults.joins > 0
-    if sampling.kind == "poisson" or (drawn and differ) or not _rounds_ask_alike(plan):
+    if sampling.kind == "poisson" or (drawn and differ) or not alike:
         return "about"
     waits = sampling.buffer is None and math.isinf(sampling.deadline_s) and sampling.wait_for == 1
-    prunes = any("het_gamma" in phase.terms for task in itertools.islice(_tasks(plan), 1) for phase in task.phases)
+    prunes = any("het_gamma" in phase.terms for phase in first.phases)
     return "exactly" if waits and not prunes and not max(faults.dropout, faults.joins, faults.leaves) else "at most"
-
-
-def _rounds_ask_alike(plan: Plan) -> bool:
-    """Whether every round after the first trains, sends and scores the same: a method may take turns, or go by stages."""
-    asked = {(tuple(phase.trains for phase in task.phases), task.uploads, task.scores) for task in itertools.islice(_tasks(plan), 1, None)}
-    return len(asked) <= 1
 
 
 def _actors(plan: Plan, needed: int) -> dict[str, Any]:

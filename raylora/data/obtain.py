@@ -15,6 +15,7 @@ from raylora.data import layouts, manifest
 from raylora.data.manifest import Manifest, PrepareOptions, Row
 from raylora.data.pool import process_map
 from raylora.data.prepare import Mapper, prepare
+from raylora.data.shards import STUDIES
 from raylora.data.sources import refuse
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def _one(source: Source, data: Data, say: Say, mapper: Mapper) -> Path:
         layout, root = source.dataset, absolute_path(str(source.root), Path.cwd(), "data.root")
         if not is_folder(root, "data.root"):
             raise InputError(f"data.root: {root}: no such folder (expected {source.dataset})")
-        if (root / manifest.NAME).is_file() or any((root / "studies").glob("*.arrow")):  # shards alone: interrupted, which it says
+        if (root / manifest.NAME).is_file() or any((root / STUDIES).glob("*.arrow")):  # shards alone: interrupted, which it says
             _matching(root, layout, options)
             return root.resolve()
     studies = layouts.scan(layout, root)

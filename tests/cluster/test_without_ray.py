@@ -133,3 +133,16 @@ def test_a_ray_that_wants_a_token_gives_no_hint_of_it_and_so_the_refusal_does(mo
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
         with pytest.raises(InputError, match="cluster$"), driver.session(address):
             pass
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_features_lie_where_the_studies_are(prepared_folder, tmp_path, monkeypatch, sent):
+    """A machine that has its studies sent keeps them in a cache of its own: the command's folder may not be one that it can make."""
+    config = tiny(prepared_folder, "disease", lora__blocks=1, training__cache="fp32", data__cache=str(tmp_path / "command"))
+    plan = planning.make_plan(config)
+    monkeypatch.setenv("RAYLORA_CACHE", str(tmp_path / "node"))
+    monkeypatch.setattr(client_actor.travel, "unpack", lambda parcel, folder, get: prepared_folder)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "node"))
+    actor = client_actor.ClientActor()
+    actor.open(plan.spec, plan.weights, 0.0, [()] if sent else None)
+    assert actor.host.model.prefix.spec.folder == str(tmp_path / ("node" if sent else "command") / "features")
