@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from raylora.config import Clients, Config, Data
+from raylora.core.errors import InputError
 from raylora.data import duplicates, obtain, partition, protocol
 from raylora.data.groups import disease_label
 from raylora.data.manifest import Row
@@ -75,10 +77,12 @@ class Cohort:
 
     def notes(self) -> list[str]:
         """What a user should know of the patients before anything is trained."""
-        if not self.cut:
-            return []
-        some = "1 study has" if len(self.cut) == 1 else f"{len(self.cut)} studies have"
-        return [f"{some} more slices than data.size: the outer ones are left out, and what they show of a heart counts as missed"]
+        found = [f"{_studies(count)} left out: {why}" for why, count in sorted(Counter(self.left_out.values()).items())]
+        if self.cut:
+            more = "has" if len(self.cut) == 1 else "have"
+            what = f"{more} more slices than data.size: the outer ones are left out, and what they show of a heart counts as missed"
+            found.append(f"{_studies(len(self.cut))} {what}")
+        return found
 
     def patients(self) -> list[dict[str, object]]:
         """One object a patient for the run's record: who it is, at which client, for what."""
@@ -92,10 +96,16 @@ class Cohort:
         return sorted(found, key=lambda item: str(item["id"]))
 
 
+def _studies(count: int) -> str:
+    return "1 study" if count == 1 else f"{count} studies"
+
+
 def gather(config: Config, folders: Sequence[Path]) -> Cohort:
-    """Divide the prepared studies of the folders. Raises InputError for a client without the cases it needs."""
+    """Divide the prepared studies of the folders. Raises InputError if none is a case, and for a client without the cases it needs."""
     every = obtain.studies(folders)
     rows, left_out = partition.eligible(every, config.task)
+    if not rows:
+        raise InputError(f"data: none of {len(every)} studies is a case for {config.task}: {partition.commonest(left_out)}")
     cases, about = {row.id for row in rows}, {row.id: row for row in every}
     alike = [(first, second) for first, second, _ in duplicates.pairs(every)] if len(folders) > 1 else []
     pairs = tuple(pair for pair in alike if cases.issuperset(pair))

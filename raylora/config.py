@@ -86,10 +86,13 @@ class Section(BaseModel):
 
     def require_defaults(self, section: str, names: Sequence[str], why: str) -> None:
         """Refuse keys that would have no effect, rather than ignore them. Raises InputError."""
-        for name in names:
-            found = getattr(self, name)
-            if found != type(self).model_fields[name].get_default(call_default_factory=True):
-                raise InputError(f"{section}.{name}: {why}: expected nothing, found {found!r}")
+        for name in self.turned(names):
+            raise InputError(f"{section}.{name}: {why}: expected nothing, found {getattr(self, name)!r}")
+
+    def turned(self, names: Sequence[str]) -> list[str]:
+        """Those of the keys that have another value than the default."""
+        fields = type(self).model_fields
+        return [name for name in names if getattr(self, name) != fields[name].get_default(call_default_factory=True)]
 
 
 class Phantom(Section):

@@ -31,6 +31,8 @@ def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None)
     config.model.require_defaults("model", ("head", "decoder"), "pre-training trains every weight")
     parts = ("protocol", "split", "split_seed", "fractions", "rating_to_training", "allow_seen")
     config.data.require_defaults("data", parts, "pre-training takes every study")
+    if config.task == "disease" and config.model.name != "vit":
+        raise InputError(f"model.name: masked auto-encoding is for the vit, found {config.model.name}")
     torch.set_num_threads(config.threads)
     folders = obtain.prepared(config.data, say)
     sets = [PreparedSet.open(folder) for folder in folders]
@@ -52,10 +54,8 @@ def make(config: Pretrain, out: Path, say: Say = lambda what, done, total: None)
     }
     if config.task == "segmentation":
         pretrain.supervised(network, samples, **common)
-    elif config.model.name == "vit":
-        pretrain.masked(network, samples, mask=config.mask, **common)
     else:
-        raise InputError(f"model.name: masked auto-encoding is for the vit, found {config.model.name}")
+        pretrain.masked(network, samples, mask=config.mask, **common)
     weights = zoo.weights_of(network)
     if config.task == "disease":  # the head has learnt nothing
         weights = {name: value for name, value in weights.items() if name not in network.head_names}

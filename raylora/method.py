@@ -14,7 +14,7 @@ from raylora.core.compress import Scheme
 from raylora.core.errors import InputError
 from raylora.core.reduce import Weighing, trimmed
 from raylora.core.types import Strategy, Task
-from raylora.strategies import create
+from raylora.strategies import create, default_options
 from raylora.strategies.registry import reduction
 
 
@@ -84,6 +84,18 @@ def caveats(config: Config, clients: int) -> list[str]:
             f"strategy.name: scaffold is derived for SGD: after steps of {config.training.optimiser} its control variates are no gradients "
             "(training.optimiser=sgd)"
         )
+    if _one_stage(config):
+        found.append(
+            f"strategy.stage_rounds: all {config.training.rounds} rounds train the global adapter, the private one stays as it starts "
+            "(more training.rounds, or fewer stage_rounds)"
+        )
+    if config.sampling.kind == "size" and _weights(config) == "size":
+        found.append(
+            "sampling.kind: size draws large clients more often, and in the mean strategy.weights: size lets them count for more once again "
+            "(strategy.weights=uniform)"
+        )
+    if config.data.split == "official" and config.data.turned(["fractions"]):
+        found.append("data.fractions: data.split: official names the test patients, the last share changes nothing")
     found += [f"{key} changes nothing here: {why}" for key, why in _without_effect(config).items()]
     rule = config.strategy.options.get("reduce")
     trim = rule.get("trim") if isinstance(rule, Mapping) and rule.get("name") == "trimmed_mean" else None
@@ -95,7 +107,7 @@ def caveats(config: Config, clients: int) -> list[str]:
 
 def _without_effect(config: Config) -> dict[str, str]:
     """Dials that are turned, and why no client notices."""
-    f, n, found = config.faults, config.network, {}
+    f, n, p, c, options, found = config.faults, config.network, config.privacy, config.compress, config.strategy.options, {}
     if not n.step_s:  # computing takes no virtual time
         turned = {"faults.slow": f.slow, "network.speed": n.speed != 1.0, "network.speed_spread": n.speed_spread}
         found |= {key: "a step takes no virtual time (network.step_s)" for key, value in turned.items() if value}
@@ -105,7 +117,32 @@ def _without_effect(config: Config) -> dict[str, str]:
         found["sampling.deadline_s"] = "nothing takes virtual time (network, faults.late_s)"
     if f.byzantine and f.attack != "label_flip" and config.strategy.name == "centralised":
         found["faults.byzantine"] = "where all data are in one place nobody sends an update"
+    if not f.byzantine:
+        found |= {f"faults.{key}": "no client is byzantine (faults.byzantine)" for key in f.turned(["attack", "strength"])}
+    if p.clip is None:
+        found |= {f"privacy.{key}": "nothing is clipped (privacy.clip)" for key in p.turned(["sigma", "delta", "accountant"])}
+    elif options.get("weights") == "size":
+        found["strategy.weights"] = "in a private mean every client counts alike (privacy.clip)"
+    for key, kind in (("bits", "quantise"), ("share", "top_k")):
+        if c.kind != kind and c.turned([key]):
+            found[f"compress.{key}"] = f"it is of compress.kind: {kind}, found {c.kind}"
+    if config.strategy.name == "hetlora" and options.get("gamma", 1.0) == 1.0:
+        found |= {f"strategy.{key}": "no rank is pruned (strategy.gamma below 1)" for key in ("lam", "rank_min") if key in options}
     return found
+
+
+def _one_stage(config: Config) -> bool:
+    """Whether a method of two stages ends before its second."""
+    name, options = config.strategy.name, config.strategy.options
+    staged = (name == "feddpa" and options.get("schedule") == "F") or (name == "med_duallora" and options.get("mode") == "staged")
+    return staged and config.training.rounds <= options.get("stage_rounds", 1)
+
+
+def _weights(config: Config) -> object:
+    """How clients count in the mean: by size, unless a method or a configuration says otherwise; None where that is no option."""
+    if config.privacy.clip is not None:
+        return "uniform"
+    return {**default_options(config.strategy.name), **config.strategy.options}.get("weights")
 
 
 def epsilon(config: Config, rounds: int, clients: int) -> float | None:

@@ -37,6 +37,11 @@ def test_keys_that_would_do_nothing_are_refused(prepared_folder, tmp_path, key, 
     assert str(caught.value).startswith(said) and not list(tmp_path.iterdir())
 
 
+def test_a_network_that_cannot_be_pre_trained_is_refused_before_the_data_are_looked_for(tmp_path):
+    with pytest.raises(InputError, match="model.name: masked auto-encoding is for the vit, found unet"):
+        foundation.make(settings(tmp_path / "absent", task="disease"), tmp_path / "w.safetensors")
+
+
 def test_where_it_cannot_be_written_is_said_before_the_work(prepared_folder, tmp_path):
     (tmp_path / "file").touch()
     for out in ("/proc/x/w.safetensors", tmp_path / "file" / "w.safetensors"):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from paper_manifests import write_manifests
 from small_runs import tiny
 
+from raylora import cohort, experiment, launch, planning
 from raylora import config as configuration
-from raylora import experiment, launch, planning
 from raylora.config import Config
 from raylora.core.errors import InputError
+from raylora.data import obtain
 from raylora.data.manifest import PrepareOptions
 from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
@@ -150,6 +152,11 @@ def test_a_frozen_factor_is_not_counted_as_trained(prepared_folder):
         ({"strategy": TRIMMED, "sampling": {"wait_for": 0.9}, "faults": {"late_s": 1.0}}, ""),  # of four it is four
         ({"strategy": TRIMMED, "sampling": {"buffer": 2}, "faults": {"late_s": 1.0}}, "of 2 clients"),
         ({"strategy": TRIMMED | {"name": "fedalt"}}, "of 3 clients"),
+        ({"strategy": {"name": "feddpa", "schedule": "F", "stage_rounds": 2}, "training__rounds": 2}, "stage_rounds: all 2 rounds train"),
+        ({"strategy": {"name": "feddpa", "schedule": "F", "stage_rounds": 2}, "training__rounds": 3}, ""),
+        ({"strategy": {"name": "med_duallora", "mode": "staged", "stage_rounds": 3}, "training__rounds": 2}, "stage_rounds: all 2 rounds"),
+        ({"sampling": {"kind": "size", "fraction": 0.5}}, "strategy.weights: size lets them count for more once again"),
+        ({"sampling": {"kind": "size", "fraction": 0.5}, "strategy": {"name": "fedit", "weights": "uniform"}}, ""),
     ],
 )
 def test_what_is_not_what_its_name_promises_is_said_before_and_when_it_runs(prepared_folder, tmp_path, options, said):
@@ -160,6 +167,22 @@ def test_what_is_not_what_its_name_promises_is_said_before_and_when_it_runs(prep
     told = list(itertools.takewhile(lambda event: event["event"] != "round", events))
     events.close()
     assert notes == [event["text"] for event in told if event["event"] == "note" and "strategy." in event["text"]]
+
+
+def test_who_is_left_out_is_said(prepared_folder, monkeypatch):
+    rows = obtain.studies([prepared_folder])
+    known = [replace(row, centre="") if i < 3 else row for i, row in enumerate(rows)]
+    monkeypatch.setattr(obtain, "studies", lambda folders: known)
+    config = tiny(prepared_folder, clients={"by": "centre"})
+    assert launch.plan(config)["notes"] == cohort.gather(config, [prepared_folder]).notes() == ["3 studies left out: no centre is known"]
+    monkeypatch.setattr(obtain, "studies", lambda folders: [replace(row, group="?") for row in rows])
+    with pytest.raises(InputError, match=rf"data: none of {len(rows)} studies is a case for disease: group '\?' of mnms says neither"):
+        launch.plan(tiny(prepared_folder, "disease"))
+
+
+def test_the_order_of_data_sets_makes_no_other_data(prepared):
+    sets = [prepared / name for name in ("acdc", "mnms", "mnms2")]
+    assert obtain.digest(sets) == obtain.digest(sets[::-1]) != obtain.digest(sets[:2])
 
 
 def test_a_plan_in_words(prepared):
@@ -186,6 +209,5 @@ def test_a_plan_in_words(prepared):
         "Protocol p (sha256 0123456789abcdef); 3 scored patients were seen by the base weights",
         "! be careful",
         "! no file cinema",
-        "left out 2: unlabelled",
     ):
         assert part in text, part

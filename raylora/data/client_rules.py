@@ -92,6 +92,8 @@ def _iid(units: Sequence[Unit], count: int, concentration: float, seed: int, min
 def _dirichlet(units: Sequence[Unit], count: int, alpha: float, seed: int, minimum: int) -> Named:
     left_out = {row.id: "no group is known" for unit in units if not unit[0].group for row in unit}
     known = sorted((unit for unit in units if unit[0].group), key=lambda unit: (_pathology(unit[0], True), order(seed, unit[0].id)))
+    if not known:
+        return [], left_out
     strata = [list(stratum) for _, stratum in groupby(known, key=lambda unit: _pathology(unit[0], True))]
     rng = generator(seed, "dirichlet clients")
     for _ in range(REDRAWS):

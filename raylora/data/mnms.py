@@ -59,7 +59,7 @@ def scan(root: Path, problem: Problem = refuse) -> list[Study]:
 def _tables(root: Path) -> Iterator[Path]:
     for top in (root, root / "OpenDataset"):
         for path in sorted(top.glob("*.csv")):
-            if not path.is_file():
+            if path.name.startswith(".") or not path.is_file():  # "._name" is what macOS writes beside a file
                 continue
             with path.open("rb") as file:
                 names = file.readline(4096)

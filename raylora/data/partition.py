@@ -6,6 +6,7 @@ The unit is a patient: the two members of a duplicate pair (`duplicates.pairs`) 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -50,6 +51,11 @@ def eligible(rows: Sequence[Patient], task: str) -> tuple[list[Patient], dict[st
     return kept, left_out
 
 
+def commonest(left_out: Mapping[str, str]) -> str:
+    """The reason why most studies were left out."""
+    return Counter(left_out.values()).most_common(1)[0][0]
+
+
 def assign_clients(
     rows: Sequence[Patient],
     *,
@@ -67,7 +73,7 @@ def assign_clients(
     dirichlet: each group's shares are drawn from Dir(alpha), again until every client has ``minimum`` patients; iid: so are the clients'
     shares of the patients from Dir(sizes), unless it is infinite. ``held_out`` names clients that never train.
 
-    Raises InputError: unknown ``by``, no count, too few patients, an unknown client held out.
+    Raises InputError: unknown ``by``, no count, too few patients, nobody who has a client, an unknown client held out.
     """
     if by not in RULES:
         raise InputError(f"clients.by: expected one of {', '.join(RULES)}, found {by!r}")
@@ -80,6 +86,8 @@ def assign_clients(
     clients: dict[str, list[str]] = {}
     for unit, name in names:
         clients.setdefault(name, []).extend(row.id for row in unit)
+    if not clients:
+        raise InputError(f"clients.by: {by}: none of {len(rows)} studies has a client: {commonest(left_out)}")
     unknown = [name for name in held_out if name not in clients]
     if unknown:
         raise InputError(f"clients.held_out: no client {unknown[0]!r}, expected some of {', '.join(sorted(clients))}")

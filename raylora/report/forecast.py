@@ -72,5 +72,3 @@ def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(f"! {base['missing']}", highlight=False, markup=False)
     for note in plan["notes"]:
         console.print(f"! {note}", highlight=False, markup=False)
-    for reason, count in plan["left_out"].items():
-        console.print(f"left out {count}: {reason}", highlight=False, markup=False)

@@ -25,6 +25,7 @@ from raylora.report.table import p_text
 from raylora.report.words import inside
 
 LEVEL = 0.05
+WILCOXON = "Wilcoxon"
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,14 @@ def common(a: Panel, b: Panel) -> tuple[Panel, Panel]:
 
 
 def pair_of(a: str, b: str, one: Panel, other: Panel, metric: str, root_seed: int, replicates: int) -> Pair:
-    """The test of two configurations on the same patients, not corrected yet."""
+    """The test of two configurations on the same patients, not corrected yet: on those of the clients that both have a score of."""
+    valued = one.valued & other.valued
+    if valued:
+        kept = [patient for patient, client in zip(one.patients, one.clients, strict=True) if client in valued]
+        one, other = one.restrict(kept), other.restrict(kept)
     n = len(one.patients)
     by_patient = metric == "dice"  # a patient has a Dice; it has no balanced accuracy
-    test = "Wilcoxon" if by_patient else "paired bootstrap"
+    test = WILCOXON if by_patient else "paired bootstrap"
     estimate = paired_bootstrap(one, other, root_seed, replicates) if n > 1 else None
     if estimate is None:
         return Pair(a=a, b=b, n=n, test=test)
@@ -142,7 +147,14 @@ def worded(pair: Pair, metric: str, family: int, baseline: str) -> Pair:
             f"and {baseline} differs from itself by as much as {pair.resolvable:.3f} under other seeds ({evidence})."
         )
         return replace(pair, verdict="not resolvable", sentence=said)
-    if pair.p_holm is not None and pair.p_holm < LEVEL and pair.ci95 is not None and pair.ci95[0] > 0:
+    shown = pair.p_holm is not None and pair.p_holm < LEVEL
+    if shown and pair.test == WILCOXON and pair.effect is not None and pair.effect <= 0:  # the test counts patients alike, the mean clients
+        said = (
+            f"No difference shown between {a} and {b} in {inside(metric)}: as a mean over clients {a} is ahead by {d:.3f}, "
+            f"over all patients alike {b} is ({evidence})."
+        )
+        return replace(pair, verdict="no difference shown", sentence=said)
+    if shown and pair.ci95 is not None and pair.ci95[0] > 0:
         here = "In these runs " if pair.resolvable is None else ""  # without A/A another seed might say otherwise
         said = f"{here}{a} is better than {b} by {d:.3f} in {inside(metric)} ({evidence})."
         return replace(pair, verdict="A better", sentence=said)

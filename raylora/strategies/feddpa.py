@@ -23,15 +23,16 @@ def feddpa(
     """Output W_0 x + a active(x) + (1 - a) stopgrad(other(x)). schedule T: in each round the private adapter is active for half of the
     steps, then the global one, which is averaged; F: `stage_rounds` rounds of the global adapter alone, then the private one.
 
-    mix: the global adapter's weight when the client's model is used (the paper weighs each instance by its likeness to reference
-    samples: not done here). A head trains with the adapter that shares its fate. The published code has uniform weights. Traffic as FedIT.
+    mix: the global adapter's weight when the client's model is used, also in the first stage of F, when the private one adds nothing yet
+    (the paper weighs each instance by its likeness to reference samples: not done here). A head trains with the adapter that shares its
+    fate. The published code has uniform weights. Traffic as FedIT.
     """
     options.check(weights=weights, head=head)
     options.number("a", a, 0.0, 1.0)
     options.number("mix", mix, 0.0, 1.0)
     options.one_of("schedule", schedule, ("T", "F"))
     options.whole("stage_rounds", stage_rounds, 1)
-    options.whole("local_rank", local_rank, 1)
+    options.rank("local_rank", local_rank)
     shared, private = trees.shared_names(head), trees.private_names(head)
 
     def task(round: int) -> Task:

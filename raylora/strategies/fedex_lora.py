@@ -21,7 +21,7 @@ def fedex_lora(*, residual_rank: int | None = None, weights: str = "size", head:
     second at most min(in, out) (in + out); up: r (in + out).
     """
     options.check(weights=weights, head=head)
-    options.whole("residual_rank", residual_rank, 1)
+    options.rank("residual_rank", residual_rank)
     uploads = trees.shared_names(head)
     inner = averaging(
         "fedex_lora",

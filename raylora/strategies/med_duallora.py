@@ -33,7 +33,7 @@ def med_duallora(
     options.whole("stage_rounds", stage_rounds, 1)
     ranks = {"": global_rank, "local": local_rank}
     for key, rank in zip(("global_rank", "local_rank"), ranks.values(), strict=True):
-        options.whole(key, rank, 0)
+        options.rank(key, rank, 0)
     adapters = {adapter: rank for adapter, rank in ranks.items() if rank != 0}
     if not adapters:
         raise InputError("strategy.global_rank, strategy.local_rank: expected one above 0 at least, found 0 and 0")

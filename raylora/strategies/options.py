@@ -22,10 +22,16 @@ def number(key: str, value: float, low: float, high: float = math.inf, *, open_l
         raise InputError(f"strategy.{key}: expected a number {'above' if open_low else 'of at least'} {low}{bound}, found {value}")
 
 
-def whole(key: str, value: int | None, low: int) -> None:
-    """Raise InputError unless the value is None (not given) or a whole number of at least `low`."""
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+def whole(key: str, value: int, low: int) -> None:
+    """Raise InputError unless the value is a whole number of at least `low`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise InputError(f"strategy.{key}: expected a whole number of at least {low}, found {value}")
+
+
+def rank(key: str, value: int | None, low: int = 1) -> None:
+    """Raise InputError unless the value is None (the configuration's rank) or a whole number of at least `low`."""
+    if value is not None:
+        whole(key, value, low)
 
 
 def check(*, weights: str = "size", head: str = "shared") -> None:

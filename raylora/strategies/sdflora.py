@@ -16,5 +16,5 @@ def sdflora(*, local_rank: int | None = None, weights: str = "size", head: str =
     reduce: a `Weighing`, on the products. Traffic as `flexlora`.
     """
     options.check(weights=weights, head=head)
-    options.whole("local_rank", local_rank, 1)
+    options.rank("local_rank", local_rank)
     return redistribution("sdflora", weights=weights, head=head, reduce=reduce, adapters={"": None, "local": local_rank})

@@ -37,6 +37,8 @@ def test_acdc_frames_and_optional_fields(tmp_path, write):
 
 def test_mnms_labels_are_mapped_and_frames_are_taken_from_the_cine(tmp_path, write):
     write.mnms(tmp_path, vendor="Philips", centre=2, es=2)
+    table = tmp_path / CSV
+    table.with_name(f"._{table.name}").write_bytes(b"\x00\x05\x16\x07")  # what macOS leaves beside a file
     for root in (tmp_path, tmp_path / "OpenDataset"):
         (study,) = mnms.scan(root)
     case = cases.read(study)

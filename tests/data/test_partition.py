@@ -156,6 +156,7 @@ def test_data_sets_that_never_train_are_clients_by_vendor_without_patients_known
     ("options", "message"),
     [
         ({"by": "phase"}, "clients.by: expected one of vendor"),
+        ({"by": "centre"}, "clients.by: centre: none of 3 studies has a client: no centre is known"),
         ({"by": "iid"}, r"clients.count: expected 1 to 3 \(patients\) .* found None"),
         ({"by": "iid", "count": 4}, "found 4"),
         ({"by": "dirichlet", "count": 3, "alpha": 0.01, "minimum": 2}, "clients.alpha: with 0.01, 3 clients and 3 patients"),
@@ -163,7 +164,9 @@ def test_data_sets_that_never_train_are_clients_by_vendor_without_patients_known
 )
 def test_impossible_divisions_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        assign_clients([row("a"), row("b"), row("c")], **options)
+        assign_clients([row("a", centre=""), row("b", centre=""), row("c", centre="")], **options)
+    with pytest.raises(InputError, match="clients.by: dirichlet: none of 1 studies has a client: no group is known"):
+        assign_clients([row("a", group="")], by="dirichlet", count=1)
 
 
 def test_eligible_cases():

@@ -421,6 +421,12 @@ def test_folds_are_not_kept_for_who_has_left(prepared_folder, tmp_path):
         ({"network": {"speed_spread": 0.5}}, "network.speed_spread"),
         ({"network": {"spread": 0.5, "step_s": 1.0}}, "network.spread"),
         ({"sampling": {"deadline_s": 5.0}}, "sampling.deadline_s"),
+        ({"privacy": {"sigma": 1.0}}, "privacy.sigma"),
+        ({"privacy": {"clip": 1.0}, "strategy": {"name": "fedit", "weights": "size"}}, "strategy.weights"),
+        ({"compress": {"bits": 4}}, "compress.bits"),
+        ({"compress": {"kind": "quantise", "share": 0.01}}, "compress.share"),
+        ({"faults": {"attack": "gaussian"}}, "faults.attack"),
+        ({"strategy": {"name": "hetlora", "lam": 0.1}}, "strategy.lam"),
     ],
 )
 def test_a_dial_that_nobody_notices_is_said(prepared_folder, dials, key):

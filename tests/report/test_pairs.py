@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from raylora.metrics.classification import weighted_balanced_accuracy
+from raylora.metrics.matrix import weighted_mean
 from raylora.metrics.panel import Panel
 from raylora.report.pairs import Pair, SelfTest, pair_of, worded
 
@@ -40,6 +43,38 @@ def test_few_patients_on_whom_two_models_differ_say_little(differing, least):
 
     found = pair_of("right", "wrong", panel(right), panel(wrong), "balanced_accuracy", 0, 2000)
     assert found.difference > 0 and found.p_value == pytest.approx(least)
+
+
+def panel_of(values, clients, statistic, truth=None):
+    n, values = len(clients), np.asarray(values, float)
+    truth = np.zeros(n) if truth is None else np.asarray(truth, float)
+    return Panel((0,), tuple(f"p{i:02d}" for i in range(n)), tuple(clients), truth, values[None], np.full((1, n), 0.5), statistic)
+
+
+def test_a_mean_over_clients_and_a_test_over_patients_that_point_apart_show_nothing():
+    """A is behind by a little in 60 patients of one hospital, and ahead by much in 3 of each of three others."""
+    clients, rng = ["big"] * 60 + ["x"] * 3 + ["y"] * 3 + ["z"] * 3, np.random.default_rng(0)
+    behind = rng.uniform(0.8, 0.9, 69)
+    ahead = behind + np.where(np.arange(69) < 60, -0.01, 0.1) * rng.uniform(0.9, 1.1, 69)
+    pair = pair_of("one", "two", panel_of(ahead, clients, weighted_mean), panel_of(behind, clients, weighted_mean), "dice", 0, 2000)
+    assert pair.difference > 0.07 and pair.ci95[0] > 0 and pair.p_value < 0.001 and pair.effect < 0
+    said = worded(replace(pair, p_holm=pair.p_value), "dice", family=1, baseline="base")
+    assert said.verdict == "no difference shown" and "over all patients alike two is" in said.sentence
+    better = panel_of(behind + 0.01 * rng.uniform(0.9, 1.1, 69), clients, weighted_mean)
+    same_way = pair_of("one", "two", better, panel_of(behind, clients, weighted_mean), "dice", 0, 2000)
+    assert worded(replace(same_way, p_holm=same_way.p_value), "dice", family=1, baseline="base").verdict == "A better"
+
+
+def test_a_pair_counts_the_patients_of_clients_that_have_a_score():
+    """A client whose patients are of one class has no balanced accuracy: what is decided there says nothing of the scores."""
+    clients, truth = ["a"] * 8 + ["b"] * 30, [0, 0, 0, 0, 1, 1, 1, 1] + [1] * 30
+    right = np.where(np.array(truth) == 1, 0.9, 0.1)
+    wrong = np.where(np.arange(38) >= 8, 0.1, right)
+    wrong[[4, 5, 0, 1]] = 0.1, 0.1, 0.9, 0.9
+    panels = [panel_of(values, clients, weighted_balanced_accuracy, truth) for values in (right, wrong)]
+    pair = pair_of("one", "two", *panels, "balanced_accuracy", 0, 2000)
+    alone = pair_of("one", "two", *(p.restrict(p.patients[:8]) for p in panels), "balanced_accuracy", 0, 2000)
+    assert pair == alone and pair.n == panels[0].counted == 8 and pair.p_value >= 2**-3
 
 
 def test_a_pair_without_a_score_is_not_tested():
