@@ -46,17 +46,22 @@ class Dials:
         """What a round meets."""
         config, rates = self.config, _rates(self.config)
         days = {client: drawn.day(rates, config.seed, round, client) for client in asked}
-        trips = {client: self._trip(client, day) for client, day in days.items()} if self.config.clock_runs else {}
+        turns = {client: drawn.turn(config.seed, round, client) for client in asked}
+        trips = {client: self._trip(client, day, turns[client]) for client, day in days.items()} if self.config.clock_runs else {}
         return Conditions(
             dropped=frozenset(client for client, day in days.items() if day.drops),
             trips=trips,
             waiting=Waiting(share=config.sampling.wait_for, deadline_s=config.sampling.deadline_s),
         )
 
-    def _trip(self, client: str, day: drawn.Day) -> Trip:
+    def takes_no_time(self, client: str) -> bool:
+        """Whether the client answers at once, in rounds in which nothing befalls it."""
+        return not self.config.faults.late_s and self._trip(client, drawn.Day()).seconds(1, 1) == 0
+
+    def _trip(self, client: str, day: drawn.Day, turn: float = 0.0) -> Trip:
         n, seed = self.config.network, self.config.seed
         compute_s = self.steps[client] * n.step_s * day.slowness / speed_of(n, seed, client)
-        return Trip(line=line_of(n, seed, client), compute_s=compute_s, wait_s=day.late_s + day.outage_s)
+        return Trip(line=line_of(n, seed, client), compute_s=compute_s, wait_s=day.late_s + day.outage_s, turn=turn)
 
     def fewest(self, clients: Sequence[Client]) -> int:
         """The smallest number of answers, above none, that the server may have to work with in a round."""
@@ -111,6 +116,12 @@ def make_dials(config: Config, training: Mapping[str, Sequence[str]], damaged: M
             raise InputError(f"{key}: who answers first is a question of time: expected a network or faults.late_s, found none")
     if s.buffer is not None:
         _refuse_beside_buffer(config, len(training))
+        for client in training:
+            if early["sampling.buffer"] and dials.takes_no_time(client):
+                raise InputError(
+                    f"sampling.buffer: client {client} answers at once, and slower ones would never be waited for: expected that every client's "
+                    "round takes time (network.step_s, latency_s, up_mbit, down_mbit, faults.late_s)"
+                )
     return dials
 
 

@@ -212,8 +212,12 @@ def _sizes(folder: Path) -> Iterator[int]:
 def files_of(folder: Path) -> list[Finding]:
     """Pickles (whoever opens one runs what is in it), and checkpoints that are torn or altered."""
     found = []
-    paths = [path for _, path in zip(range(MOST_FILES), (p for p in sorted(folder.rglob("*")) if p.is_file()), strict=False)]
-    for path in paths:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    if len(paths) > MOST_FILES:
+        found.append(
+            Finding(what=str(folder), found=f"the first {MOST_FILES} of {len(paths)} files were looked at", do="name a smaller folder")
+        )
+    for path in paths[:MOST_FILES]:
         if is_pickle(path):
             do = "raylora reads none; whoever opens it runs what is in it: ask for safetensors"
             found.append(Finding(what=str(path), found="a pickle", wrong=True, do=do))

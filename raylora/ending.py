@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from raylora import identity
 from raylora.core import lowrank
 from raylora.core.types import Broadcast, Strategy, Tree
 from raylora.federation.answers import EvalRow, Scored
@@ -225,7 +226,7 @@ def _about(standing: Standing) -> dict[str, Any]:
             "threads": config.training.threads,
             "dtype": config.training.dtype,
             "stack": config.training.stack,
-            "cache": _kept(plan),
+            "cache": identity.features(plan) or {"why": plan.no_cache},
             "torch": versions()["torch"],
         },
         "versions": versions(),
@@ -234,12 +235,6 @@ def _about(standing: Standing) -> dict[str, Any]:
         "data_sha256": plan.data_sha256,
         **standing.notes,
     }
-
-
-def _kept(plan: Plan) -> dict[str, Any]:
-    """What of the passes was computed once, or why nothing was. Runs that agree in it agree in their bits, whoever computed the features."""
-    cache = plan.spec.cache
-    return {"why": plan.no_cache} if cache is None else {"stage": cache.stage, "dtype": cache.dtype, "views": cache.views, "batch": 1}
 
 
 def _write_adapters(standing: Standing, trees: Mapping[str, Tree]) -> dict[str, str]:
@@ -277,7 +272,8 @@ def _overlays(standing: Standing, trees: Mapping[str, Tree], table: Sequence[Cas
     if not scores:
         return
     count = standing.plan.config.evaluation.overlays
-    chosen = sorted({round(i) for i in np.linspace(0, len(scores) - 1, count)}, reverse=True)
+    places = np.linspace(0, len(scores) - 1, count) if count > 1 else [(len(scores) - 1) / 2]
+    chosen = sorted({round(i) for i in places}, reverse=True)
     arrays: dict[str, np.ndarray] = {}
     for i in chosen:
         _, client, patient = scores[i]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from raylora.config import Config, StrategyConfig, decisive, dump
-from raylora.core.errors import InputError
+from raylora import identity
+from raylora.config import Config, dump
 from raylora.core.files import read_json_object
 from raylora.core.types import Tree
-from raylora.core.values import flat
 from raylora.ending import Standing, end_early, finish, validate, validation_scores
 from raylora.federation import checkpoint, stacking
 from raylora.federation.answers import Outcome
@@ -29,18 +27,14 @@ from raylora.federation.protocol import initial_tree
 from raylora.federation.rounds import Executor, Progress, RoundReport, Rows, begin_round, end_round, receive
 from raylora.federation.spec import protocol_of
 from raylora.method import caveats, epsilon, expected_cohort, make_strategy
-from raylora.models import peft
 from raylora.planned import Plan, opening
-from raylora.provenance import code_sha256
-from raylora.strategies import default_options
+from raylora.provenance import code
 from raylora.tracking.record import PATIENTS, Record, lines_before, write_json, write_text
 
 Event = Mapping[str, Any]
 Events = Generator[Event, str | None, str | None]
 CHECKPOINTS = "checkpoints"  # in the run's folder
 TOLD_S = 0.5  # between two events about one round
-STACK = "training.stack"
-DECIDES_NOTHING = {"training.cache_gb", "evaluation.every", "evaluation.overlays", "evaluation.bootstrap"}  # of a model
 STOP = "stop"  # sent to a running experiment after a round: end here, without a look at the test patients
 
 
@@ -60,6 +54,7 @@ def run_experiment(
     what it computes. `make_executor` decides where clients run and nothing else. Raises RunError if a client fails for good or a loss is not finite.
     """
     started = time.monotonic()
+    code()  # asked now, and remembered: the checkout may be another one when the run ends
     threadpool_limits(1, user_api="blas")  # of the server's sums and decompositions: other counts of threads give other last bits
     config, clients = plan.config, plan.clients
     strategy = make_strategy(config, len(clients))
@@ -67,7 +62,7 @@ def run_experiment(
     progress, rows = Progress(round=0, server=opening(strategy, plan.outline, plan.spec, clients)), 0
     before = read_json_object(out / PATIENTS) if resume and (out / PATIENTS).is_file() else {}
     if resume:
-        words = _require_same(out, plan, before)
+        words = identity.require_same(out, plan, before)
         found, torn = checkpoint.latest(out / CHECKPOINTS)
         progress, rows = found or (progress, rows)
         record.rewind(rows, progress.round)
@@ -76,8 +71,8 @@ def run_experiment(
         checkpoint.discard_after(out / CHECKPOINTS, progress.round)  # torn ones: they must not count among those that are kept
         for word in (*words, *torn):
             yield {"event": "note", "text": word}
-    began = before.get("began") or {"config": _settled(config), "code_sha256": code_sha256()}
-    about = {"patients": plan.cohort.patients(), "left_out": dict(plan.left_out), **_identity(plan), "began": began}
+    began = before.get("began") or identity.began(plan)
+    about = {"patients": plan.cohort.patients(), "left_out": dict(plan.left_out), **identity.hashes(plan), "began": began}
     write_json(out / PATIENTS, about)
     answer = yield {
         "event": "start",
@@ -103,7 +98,7 @@ def run_experiment(
             config, chosen = _measured(config, executor, config.sampling.buffer or math.ceil(expected_cohort(config, len(clients))))
             plan = replace(plan, config=config)
             write_text(out / "config.yaml", dump(config))
-            write_json(out / PATIENTS, {**about, "began": {**began, "config": _settled(config)}})
+            write_json(out / PATIENTS, {**about, "began": {**began, "config": identity.settled(config)}})
             yield {"event": "note", "text": chosen}
         if config.placement.gpus_per_client and any(actor["device"] == "cpu" for actor in executor.describe()):
             yield {"event": "note", "text": "placement.gpus_per_client: torch finds no GPU where clients run, so they compute on the CPU"}
@@ -209,53 +204,6 @@ def _shapes(plan: Plan) -> dict[str, Tree]:
     of_rank = {rank: initial_tree(plan.outline, protocol, plan.clients[0].id, rank) for rank in {client.rank for client in plan.clients}}
     hollow = {rank: {n: np.broadcast_to(np.float32(0), v.shape) for n, v in tree.items()} for rank, tree in of_rank.items()}
     return {client.id: hollow[client.rank] for client in plan.clients}
-
-
-def _identity(plan: Plan) -> dict[str, str]:
-    """What a run that goes on must find again."""
-    return {"data_sha256": plan.data_sha256, "base_sha256": peft.hash_of(plan.weights)}
-
-
-def _settled(config: Config) -> dict[str, str]:
-    """Dotted key -> value of what decides a run's numbers, but where data and weights lie: they may move, and their hashes are kept."""
-    values = decisive(config.as_dict())
-    sets = [source.model_dump(exclude={"root"}) for source in config.data.sources]
-    values["data"] = {**values["data"], "root": None, "cache": None, "dataset": sets}
-    values["model"] = {**values["model"], "weights": None, "weights_folder": None}
-    values["strategy"] = {**default_options(config.strategy.name), **values["strategy"]}
-    return {key: json.dumps(value, default=str) for key, value in flat(values).items() if key not in DECIDES_NOTHING}
-
-
-def _require_same(out: Path, plan: Plan, before: Mapping[str, Any]) -> list[str]:
-    """Raise InputError if the studies, their division, the base weights or the values are not those that the run in this folder began with
-    (`before`: its patients.json): who was trained on could be tested on, and the end would be that of no configuration. Words about what may
-    differ."""
-    began = before.get("began") or {}
-    for key, now in _identity(plan).items():
-        if before.get(key, now) != now:
-            what = "studies of data.root" if key == "data_sha256" else "weights of model.weights"
-            raise InputError(f"{out}: the {what} are not those that this run began with: bring them back, or start a new run")
-    if "config" in began:
-        _require_same_values(out / "config.yaml", plan.config, began["config"])
-    dealt, was = (
-        {one["id"]: (one["client"], one["part"]) for one in found} for found in (plan.cohort.patients(), before.get("patients", []))
-    )
-    for id in [id for id in was if was[id] != dealt.get(id)]:
-        client, part = was[id]
-        raise InputError(f"{out}: patient {id} is no longer in the {part} part of {client}, as when this run began: start a new run")
-    other = began.get("code_sha256", code_sha256()) != code_sha256()
-    return ["raylora's code is not the one that this run began with: what follows may have other bits"] if other else []
-
-
-def _require_same_values(file: Path, config: Config, then: Mapping[str, str]) -> None:
-    """Raise InputError, naming the key, for other values than a run began with. A key that one of the two lacks has its default."""
-    now, default = _settled(config), _settled(Config(strategy=StrategyConfig(name=config.strategy.name)))
-    if then.get(STACK) == json.dumps("auto"):  # ended while it was measured
-        then = {**then, STACK: now[STACK]}
-    for key in sorted(now.keys() | then.keys(), key=lambda key: (key != "strategy.name", key)):
-        before, found = (values.get(key, default.get(key, "nothing")) for values in (then, now))
-        if before != found:
-            raise InputError(f"{file}: {key}: expected {before}, with which this run began, found {found}; or start a new run")
 
 
 def _measured(config: Config, executor: Executor, clients: int) -> tuple[Config, str]:

@@ -126,6 +126,8 @@ def _without_effect(config: Config) -> dict[str, str]:
     for key, kind in (("bits", "quantise"), ("share", "top_k")):
         if c.kind != kind and c.turned([key]):
             found[f"compress.{key}"] = f"it is of compress.kind: {kind}, found {c.kind}"
+    if config.model.head == "frozen" and "head" in options:
+        found["strategy.head"] = "nobody trains the head (model.head: frozen)"
     if config.strategy.name == "hetlora" and options.get("gamma", 1.0) == 1.0:
         found |= {f"strategy.{key}": "no rank is pruned (strategy.gamma below 1)" for key in ("lam", "rank_min") if key in options}
     return found

@@ -28,6 +28,8 @@ from raylora.federation.protocol import initial_tree
 from raylora.federation.spec import HostSpec, ModelSpec, SiteSpec, protocol_of
 from raylora.method import epsilon, make_strategy, require_cohort, require_compressible, scheme
 from raylora.models import files, zoo
+from raylora.models.arrays import read_names
+from raylora.models.files import is_pretraining
 from raylora.models.outline import Outline
 from raylora.models.seen import Seen
 from raylora.models.stacked import StackedModel
@@ -193,7 +195,15 @@ def _weights_file(config: Config, model: StackedModel) -> Path | None:
     if config.model.weights is None:
         return None
     path = files.find(config.model.weights, config.model.weights_folder, config.model.name)
-    if config.model.decoder == "frozen" and not model.full and model.backbone.decoder_names and files.without_decoder(path):
+    names = read_names(path)
+    if is_pretraining(names) and config.model.name != "cinema":
+        raise InputError(
+            f"model.weights: {path} is CineMA's pre-training checkpoint: expected model.name: cinema, found {config.model.name}"
+        )
+    head = model.backbone.head_names
+    if config.model.head == "frozen" and not model.full and not set(names) & set(head):
+        raise InputError(f"model.head: {path} has no head ({head[0]}): a frozen one would stay as it is drawn, expected trained")
+    if config.model.decoder == "frozen" and not model.full and model.backbone.decoder_names and is_pretraining(names):
         raise InputError(f"model.decoder: {path} is a pre-training checkpoint without a decoder: expected full or lora, found frozen")
     return path
 

@@ -90,6 +90,12 @@ def test_pickles_are_known_by_what_is_in_them(tmp_path):
     assert {Path(what).name for what, found in wrong(doctor.files_of(tmp_path)) if found == "a pickle"} == expected
 
 
+def test_of_very_many_files_it_is_said_that_some_were_not_looked_at(tmp_path, monkeypatch):
+    write_all(tmp_path)
+    monkeypatch.setattr(doctor, "MOST_FILES", 3)
+    assert doctor.files_of(tmp_path)[0].found == f"the first 3 of {len(list(tmp_path.iterdir()))} files were looked at"
+
+
 def test_torn_checkpoints_of_a_run(runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs("disease").folder, run)

@@ -128,6 +128,9 @@ def test_overlays_are_the_best_the_median_and_the_worst(prepared_folder, tmp_pat
     )
     assert drawn == {scores[0][1:], scores[round((len(scores) - 1) / 2)][1:], scores[-1][1:]}
     assert {key.split("/", 2)[2] for key in arrays} == {f"{frame}/{what}" for frame in ("ED", "ES") for what in ("image", "pred", "truth")}
+    run(tiny(prepared_folder, training__rounds=1, evaluation__overlays=1), tmp_path / "one")
+    one = load_file(tmp_path / "one" / "plots" / "overlays.safetensors")
+    assert {tuple(key.split("/")[:2]) for key in one} == {scores[round((len(scores) - 1) / 2)][1:]}, "of one it is the median"
 
 
 # ---- what a run must not touch

@@ -25,6 +25,7 @@ class Trip:
     line: Line = Line()
     compute_s: float = 0.0
     wait_s: float = 0.0  # before it starts, and for a line that is down
+    turn: float = 0.0  # drawn: of two answers at the same time the one with the smaller turn is first
 
     def seconds(self, bytes_down: int, bytes_up: int) -> float:
         """From being asked to having answered: one message down, the computation, one message up."""
@@ -64,16 +65,20 @@ class Conditions:
 NEUTRAL = Conditions()
 
 
-def close(answers: Mapping[str, float], asked: int, waiting: Waiting) -> tuple[tuple[str, ...], float]:
+def close(
+    answers: Mapping[str, float], asked: int, waiting: Waiting, turns: Mapping[str, float] | None = None
+) -> tuple[tuple[str, ...], float]:
     """(the clients whose answers count, by id; seconds until the server goes on).
 
     answers: client -> seconds after the start of the round, of those that answer at all; asked: how many were asked. The first
-    ceil(share * asked) answers within the deadline count; of two at the same time the one with the smaller id is first. If fewer come,
-    the server waits until the deadline; without one, until the last of them (it knows when nobody is left).
+    ceil(share * asked) answers within the deadline count; of two at the same time the one with the smaller turn, then id, is first. If
+    fewer come, the server waits until the deadline; without one, until the last of them (it knows when nobody is left).
     """
-    wanted = math.ceil(waiting.share * asked - 1e-9)
-    in_time = sorted((seconds, client) for client, seconds in answers.items() if seconds <= waiting.deadline_s)[:wanted]
-    used = tuple(sorted(client for _, client in in_time))
+    wanted, turns = math.ceil(waiting.share * asked - 1e-9), turns or {}
+    in_time = sorted((seconds, turns.get(client, 0.0), client) for client, seconds in answers.items() if seconds <= waiting.deadline_s)[
+        :wanted
+    ]
+    used = tuple(sorted(client for _, _, client in in_time))
     if len(in_time) == wanted or math.isinf(waiting.deadline_s):
         return used, in_time[-1][0] if in_time else 0.0
     return used, waiting.deadline_s

@@ -49,6 +49,11 @@ def day(rates: Rates, seed: int, round: int, client: str) -> Day:
     )
 
 
+def turn(seed: int, round: int, client: str) -> float:
+    """In [0, 1): of two answers at the same time the one of the client with the smaller turn is first."""
+    return float(generator(seed, "turn", round, client).random())
+
+
 def some_of(ids: Iterable[str], share: float, seed: int, purpose: str) -> tuple[str, ...]:
     """round(share * N) of the ids (halves up), drawn without replacement; sorted. A larger share keeps those of a smaller one."""
     ordered = sorted(ids)

@@ -100,6 +100,18 @@ MIX = MappingProxyType(
 )
 
 
+# However strong the shift: a heart can be made out, and its numbers are neither cut off at int16's end nor few.
+WITHIN = MappingProxyType(
+    {
+        "myocardium": (0.1, 0.85),
+        "pixel_mm": (1.1, 2.2),
+        "slice_mm": (6.0, 12.0),
+        "field_mm": (280.0, 380.0),
+        "full_scale": (100.0, 16_000.0),
+    }
+)
+
+
 def look(vendor: str, centre: str, shift: float) -> Look:
     """The appearance at this strength of the vendor shift: 0 the reference for everyone, 1 the vendor's (and centre's), more beyond."""
     own, factors = asdict(LOOKS[vendor]), CENTRES[centre][2]
@@ -107,7 +119,7 @@ def look(vendor: str, centre: str, shift: float) -> Look:
     for name, start in asdict(REFERENCE).items():
         end = own[name] * factors.get(name, 1.0)
         mixed[name] = start + shift * (end - start) if name in LINEAR else start * (end / start) ** shift
-    for name, low, high in (("myocardium", 0.1, 0.85), ("pixel_mm", 1.1, 2.2), ("slice_mm", 6.0, 12.0), ("field_mm", 280.0, 380.0)):
+    for name, (low, high) in WITHIN.items():
         mixed[name] = float(np.clip(mixed[name], low, high))
     return Look(**mixed)
 

@@ -73,7 +73,7 @@ def end_buffered(
             bytes_up=up,
             bytes_down=down[client],
         )
-    landing = sorted(flights, key=lambda client: (flights[client].arrives_s, client))[:size]
+    landing = sorted(flights, key=lambda client: (flights[client].arrives_s, flights[client].since, client))[:size]  # who waits longest
     landed = {client: flights.pop(client) for client in sorted(landing)}
     now_s = max([progress.virtual_s, *(flight.arrives_s for flight in landed.values())])
     updates = [rebased(flight, broadcasts[client].adapter, progress.round, exponent) for client, flight in landed.items()]

@@ -194,7 +194,8 @@ def end_round(
     up = {client: payload.bytes_of(outcome.update) for client, outcome in outcomes.items()}
     arrivals = {client: conditions.trip(client).seconds(down[client], up[client]) for client in outcomes}
     refused = {client: outcome.refused for client, outcome in outcomes.items() if outcome.refused is not None}
-    used, seconds = close({c: s for c, s in arrivals.items() if c not in refused}, len(order), conditions.waiting)
+    turns = {client: conditions.trip(client).turn for client in outcomes}
+    used, seconds = close({c: s for c, s in arrivals.items() if c not in refused}, len(order), conditions.waiting, turns)
     updates = [outcomes[client].update for client in used]
     if strategy.review is not None and updates:
         updates, more_down, more_up = _review(progress, strategy, [known[client] for client in used], updates, executor)

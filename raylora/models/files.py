@@ -8,7 +8,6 @@ from pathlib import Path
 
 from raylora.core.errors import InputError
 from raylora.core.files import absolute_path, is_folder
-from raylora.models.arrays import read_names
 
 PUBLISHER = "huggingface.co/mathpluscode/CineMA"
 PRETRAINED = "pretrained/cinema.safetensors"
@@ -87,8 +86,3 @@ def _published_name(name: str) -> str:
 def is_pretraining(names: Iterable[str]) -> bool:
     """Whether a file with these tensors is CineMA's pre-training checkpoint rather than a fine-tuned model."""
     return any(_OF_PRETRAINING.match(name) for name in names)
-
-
-def without_decoder(path: str | Path) -> bool:
-    """Whether a segmenter that starts from this file has a decoder that has learnt nothing. Reads the header only."""
-    return is_pretraining(read_names(path))

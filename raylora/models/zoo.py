@@ -118,6 +118,8 @@ def load_weights(own: Mapping[str, torch.Tensor], head_names: Sequence[str], wei
     path = find(str(weights))
     tensors = read_tensors(path)
     if is_pretraining(tensors):
+        if not any(name.startswith("enc_down_dict.") for name in own):
+            raise InputError(f"{path}: CineMA's pre-training checkpoint: expected model.name: cinema")
         tensors = pretrained_tensors(own, tensors, path)
     else:
         expected = {

@@ -79,7 +79,7 @@ def slices_to_draw(label: np.ndarray) -> tuple[int, int, int]:
 def _ranked(overlays: Sequence[Overlay]) -> list[tuple[str, Overlay]]:
     """Best first, with the word for its rank."""
     ordered = sorted(overlays, key=lambda o: (-1.0 if o.dice is None else -o.dice, o.patient))
-    named = {1: ["Only"], 2: ["Best", "Worst"], 3: ["Best", "Median", "Worst"]}
+    named = {1: ["Median"], 2: ["Best", "Worst"], 3: ["Best", "Median", "Worst"]}
     ranks = named.get(len(ordered), [f"No. {i + 1}" for i in range(len(ordered))])
     return list(zip(ranks, ordered, strict=True))
 

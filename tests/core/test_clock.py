@@ -37,8 +37,11 @@ def test_without_a_deadline_the_last_answer_that_comes_ends_the_round():
     assert close({}, 3, Waiting()) == ((), 0.0)
 
 
-def test_of_two_at_the_same_time_the_smaller_id_is_first():
-    assert close({"b": 1.0, "a": 1.0, "c": 1.0}, 3, Waiting(share=0.6)) == (("a", "b"), 1.0)
+def test_of_two_at_the_same_time_the_drawn_turn_then_the_id_decides():
+    together = {"b": 1.0, "a": 1.0, "c": 1.0}
+    assert close(together, 3, Waiting(share=0.6)) == (("a", "b"), 1.0)
+    assert close(together, 3, Waiting(share=0.6), {"a": 0.9, "b": 0.2, "c": 0.5}) == (("b", "c"), 1.0)
+    assert close({**together, "a": 0.5}, 3, Waiting(share=0.6), {"a": 0.9, "b": 0.2, "c": 0.5}) == (("a", "b"), 1.0)
 
 
 def test_nothing_as_it_stands_takes_no_time():

@@ -176,6 +176,14 @@ def test_shift_is_a_dial_from_one_look_to_the_vendors_own():
     assert steps == sorted(steps) and steps[-1] > steps[-2]
 
 
+@pytest.mark.parametrize("shift", [3.0, 4.0])
+def test_however_strong_the_shift_a_heart_is_not_cut_off_at_the_end_of_int16(shift):
+    for vendor in ("Canon", "GE"):
+        found = study(7, 3, vendor=vendor, group="NOR", shift=shift)
+        heart = found.images["ED"][found.labels["ED"] > 0]
+        assert (heart == 32767).mean() < 0.1, (vendor, (heart == 32767).mean())
+
+
 @pytest.mark.slow
 def test_without_shift_the_person_alone_decides():
     a, b = (study(7, 1, vendor=v, group="NOR", shift=0.0) for v in ("Siemens", "Canon"))

@@ -288,6 +288,16 @@ def test_where_data_lie_and_how_clients_are_placed_may_change(prepared_folder, t
     assert run(tiny(prepared_folder, "disease", training__stack=stack, **free), out, resume=True).summary["status"] == "finished"
 
 
+def test_room_for_the_features_that_a_run_began_with(prepared_folder, tmp_path):
+    """Whether views are kept is what is trained on."""
+    views = {"training__augment": 0.5, "training__cached_views": 2, "lora__blocks": 1}
+    interrupted(tiny(prepared_folder, "disease", **views), tmp_path / "run", 1)
+    with pytest.raises(
+        InputError, match="training.cache_gb: expected room for the features that this run began with .up to blocks.0.*none"
+    ):
+        run(tiny(prepared_folder, "disease", **views, training__cache_gb=1e-6), tmp_path / "run", resume=True)
+
+
 def test_an_option_that_is_taken_out_is_missed(prepared_folder, tmp_path):
     interrupted(tiny(prepared_folder, "disease", strategy={"name": "fedprox", "mu": 0.5}), tmp_path / "run", 1)
     with pytest.raises(InputError, match="strategy.mu: expected 0.5, with which this run began, found "):

@@ -152,6 +152,12 @@ def test_a_frozen_decoder_that_has_learnt_nothing_is_refused(cohort_folder, tmp_
         InputError, match="c.safetensors is a pre-training checkpoint without a decoder: expected full or lora, found frozen"
     ):
         planning.make_plan(tiny(cohort_folder, "segmentation", **options, **decoder(weights=weights)))
+    with pytest.raises(InputError, match=r"model.head: .*c.safetensors has no head \(pred_head"):
+        planning.make_plan(tiny(cohort_folder, "segmentation", **options, **decoder("lora", weights=weights, head="frozen")))
+    with pytest.raises(InputError, match="c.safetensors is CineMA's pre-training checkpoint: expected model.name: cinema, found unet"):
+        planning.make_plan(tiny(cohort_folder, "segmentation", **options, model={"name": "unet", "weights": weights}))
+    with pytest.raises(InputError, match="c.safetensors: CineMA's pre-training checkpoint: expected model.name: cinema"):
+        zoo.load_weights(zoo.build("unet", "segmentation", "small", (32, 32, 4)).state_dict(), (), weights)
     plan = planning.make_plan(tiny(cohort_folder, "segmentation", **options, **decoder("lora", weights=weights)))
     assert any("decoder_dict" in module for module in plan.weights)
 
