@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -55,14 +57,19 @@ def run(
     if plan:
         from raylora.report.forecast import show_plan
 
+        if address is not None:
+            raise InputError("--address: a plan is about this machine, expected none beside --plan")
+        if output is not None:
+            run_folder.refuse_used(output)
+
         with _interruptible(lambda: AGAIN), Live() as live:
             found = launch.plan(settings, on_event=live)
         _print_json(found) if as_json else show_plan(found)
         return
-    out = output or run_folder.free(settings.name)
-    with _interruptible(lambda: _left(out)), Live() as live:
-        summary = launch.run(settings, out.resolve(), address=address, on_event=live)
-    _end(summary, out, as_json)
+    with contextlib.nullcontext(output) if output else run_folder.reserved(settings.name) as out:
+        with _interruptible(lambda: _left(out)), Live() as live:
+            summary = launch.run(settings, out.resolve(), address=address, on_event=live)
+        _end(summary, out, as_json)
 
 
 @app.command()
@@ -274,7 +281,9 @@ def prepare(
     size: Annotated[tuple[int, int, int], typer.Option(help="voxels of the crop, x y z")] = (192, 192, 16),
     crop: Annotated[str, typer.Option(help="centre, motion (label-free) or label (an oracle)")] = "motion",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the bad studies and record them.")] = False,
-    address: Address = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="An existing Ray cluster, for example auto; all its nodes must see SRC and OUT.")
+    ] = None,
 ) -> None:
     """Preprocess a downloaded data set into Arrow shards, in parallel over Ray. Again on the same OUT: does what is missing or has changed."""
     from raylora import launch
@@ -336,7 +345,7 @@ def _left(folder: Path) -> str:
         return f"the run in {folder} is finished"
     rounds = written(folder / "checkpoints")
     kept = f"round {int(rounds[-1].name.removeprefix('round_'))} is the last one that is kept, " if rounds else ""
-    return f"{kept}`raylora resume {folder}` goes on"
+    return f"{kept}`raylora resume {shlex.quote(str(folder))}` goes on"
 
 
 def _end(summary: dict[str, Any], out: Path, as_json: bool) -> None:
@@ -357,6 +366,9 @@ def main(arguments: list[str] | None = None) -> None:
     with contextlib.suppress(OSError):  # a folder that is gone
         if not {"", os.getcwd()} & set(sys.path):
             sys.path.append(os.getcwd())  # where a user's own strategy lies; last, so that nothing there hides an installed module
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # where a terminal's letters are not all letters, a sign for those that it lacks
+            stream.reconfigure(errors="replace")
     sys.exit(guarded(lambda: app(arguments, standalone_mode=False)))
 
 

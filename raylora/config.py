@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -538,17 +539,24 @@ def _is_union_branch(part: str) -> bool:
 
 
 def _known_keys(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
-    model: Any = schema
-    for part in path:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Source
-    return list(model.model_fields)
+    sections = [schema]
+    for part in path:  # a name that no section has is a key of a mapping, or a place in a list, of the same
+        fields = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
+        sections = [section for field in fields for section in _sections(field)] if fields else sections
+    return [name for section in sections for name in section.model_fields]
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a value may be, or hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in typing.get_args(annotation) for section in _sections(part)]
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """`` (did you mean 'x'?)`` or the list of known words."""
     close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(known))})"
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(set(known)))})"
 
 
 def dump(config: Section) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,12 +64,8 @@ def run(
         planner = ending.enter_context(contextlib.closing(Planner()))
         with uncollected():
             from raylora.cluster import driver, resources  # while torch is loaded over there
-            from raylora.cluster.mapper import ray_map
 
-        if address is not None:  # what is not prepared yet is prepared all over the cluster, for a model that there is
-            planner.check(config)
-            obtain.prepared(config.data, _told(on_event), ray_map(lambda: ending.enter_context(driver.session(address))))
-        planner.ask(config, _told(on_event))
+        planner.ask(config, _told(on_event))  # what is not prepared yet is prepared here: other machines need not see the files
         own = address is None and not driver.connected()
         try:
             ending.enter_context(driver.session(address))  # Ray starts beside the planning
@@ -79,6 +76,8 @@ def run(
         if own:
             driver.request_of(plan, resources.local(), resume)  # says "this machine" where it has too little
         request = driver.request_of(plan, driver.available(), resume)
+        if address is not None and (taken := driver.taken_by_others(request)):
+            on_event({"event": "note", "text": taken})
         made: list[Path] = []
         if not resume:
             made = run_folder.claim(out, configuration.dump(config))
@@ -97,7 +96,7 @@ def run(
 
 
 def _goes_on(error: Exception, out: Path) -> str:
-    return f"{error}; `raylora resume {out}` goes on after the last complete round"
+    return f"{error}; `raylora resume {shlex.quote(str(out))}` goes on after the last complete round"
 
 
 def _run(
@@ -140,8 +139,9 @@ def _run(
                 tracker.fail(status)
             lost = tracker.close()
             if lost:
-                first = "" if status == "FINISHED" else f"`raylora resume {out}` and then "
-                on_event({"event": "note", "text": f"{lost}; {first}`raylora upload {out}` brings the record later"})
+                folder = shlex.quote(str(out))
+                first = "" if status == "FINISHED" else f"`raylora resume {folder}` and then "
+                on_event({"event": "note", "text": f"{lost}; {first}`raylora upload {folder}` brings the record later"})
 
 
 def _report(out: Path) -> None:
@@ -262,6 +262,11 @@ def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Even
     with run_folder.alone(folder):
         on_event({"event": "phase", "text": "writing the report"})
         _report(folder)
+    if config.tracking.uri is not None:  # the run was ended before MLflow was told of its end
+        try:
+            upload(folder)
+        except (InputError, RunError) as error:
+            on_event({"event": "note", "text": f"{error}; `raylora upload {shlex.quote(str(folder))}` brings the record later"})
     return summary
 
 

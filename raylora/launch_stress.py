@@ -11,7 +11,7 @@ from raylora import config as configuration
 from raylora import launch, run_folder
 from raylora import stress as space
 from raylora.cluster.needs import Needs
-from raylora.core.errors import InputError, RunError
+from raylora.core.errors import InputError, MachineError, RunError
 from raylora.report.stress import Ended, campaign, write_campaign
 from raylora.stress import Stress, Trial
 from raylora.sweep.ledger import Ledger, plain
@@ -38,7 +38,6 @@ def stress(
     """
     from raylora.cluster import driver, resources
     from raylora.cluster import sweep as tune
-    from raylora.cluster.mapper import ray_map
 
     settings = space.load(path, overrides)
     here = Path.cwd()
@@ -54,11 +53,10 @@ def stress(
             ledger = None
         left = [trial for trial in listed if ledger is None or not ledger.ended(trial.number)]
         if left:
-            mapper = ray_map(lambda: ending.enter_context(driver.session(address, environments=True)))
             if address is not None:
                 ending.enter_context(driver.session(address, environments=True))
             has = driver.available() if driver.connected() else resources.local()
-            needs = Needs(lambda trial: launch.absolute(settings.config(trial), here), has, mapper)
+            needs = Needs(lambda trial: launch.absolute(settings.config(trial), here), has)
             requests, refused = _planned(needs, left, on_event)
             if len(refused) == len(listed):
                 raise InputError(f"{path}: every experiment was refused; the first: {next(iter(refused.values()))}")
@@ -74,6 +72,8 @@ def stress(
                 _conduct(settings, listed, possible, ledger, out, needs, concurrent, on_event)
         assert ledger is not None
         ends = ledger.of("end")
+        if still := [trial for trial in listed if trial.number not in ends]:
+            raise MachineError(f"{len(still)} experiments could not go on, the first: {still[0].said}; the same command goes on with them")
         if settings.base["tracking"]["uri"] is not None:
             _track([trial for trial in listed if ends[trial.number]["status"] == "finished"], ledger, out, on_event)
     on_event({"event": "phase", "text": "writing the page"})
@@ -106,11 +106,11 @@ def _conduct(
     from raylora.cluster import sweep as tune
 
     def told(what: str, trial: Any, result: Mapping[str, Any]) -> None:
-        if what not in ("finished", "failed"):
+        if what not in ("finished", "failed", "stopped"):
             return
         done = len(ledger.of("end"))
         said = f"experiment {trial.number + 1} of {len(listed)} {what}: {trial.said}"
-        on_event({"event": "note", "text": said + (f": {result['error']}" if what == "failed" else "")})
+        on_event({"event": "note", "text": said + (f": {result['error']}" if what != "finished" else "")})
         on_event({"event": "progress", "text": "experiments", "done": done, "total": len(listed)})
 
     begun = ledger.of("trial")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,6 @@ def sweep(
     """Run a sweep, or go on with it; its folder and what `sweep.json` says. Raises InputError before anything is started, RunError afterwards."""
     from raylora.cluster import driver, resources
     from raylora.cluster import sweep as tune
-    from raylora.cluster.mapper import ray_map
 
     settings = space.load(path, overrides)
     here = Path.cwd()
@@ -53,7 +53,6 @@ def sweep(
         else:
             run_folder.refuse_used(out)
             ledger = None
-        mapper = ray_map(lambda: ending.enter_context(driver.session(address, environments=True)))
         if address is not None:
             ending.enter_context(driver.session(address, environments=True))
         has = driver.available() if driver.connected() else resources.local()
@@ -61,7 +60,7 @@ def sweep(
         def configured(trial: Trial) -> Config:
             return launch.absolute(settings.config(trial.values, trial.seed, trial.number), here)
 
-        needs = Needs(configured, has, mapper, settings.limits.concurrent)
+        needs = Needs(configured, has, settings.limits.concurrent)
         listed = space.trials(settings) if settings.search.kind != "optuna" else []
         requests = []
         for number, trial in enumerate(listed, 1):
@@ -121,6 +120,8 @@ def _run(
             tracker.told(what, trial, result, folder)
         if what in ("finished", "pruned", "failed"):
             write_json(out / "sweep.json", show())
+        elif what == "stopped":
+            on_event({"event": "note", "text": f"trial {trial.number} cannot go on: {result['error']}; the same command goes on with it"})
         elif what == "report" and time.monotonic() - shown > SHOW_S:
             show()
 
@@ -155,7 +156,7 @@ def _run(
         raise
     finally:
         if tracker is not None and (missing := tracker.end(whole, out)):
-            on_event({"event": "note", "text": f"{missing}; `raylora upload {out}` brings the record later"})
+            on_event({"event": "note", "text": f"{missing}; `raylora upload {shlex.quote(str(out))}` brings the record later"})
 
 
 def _compare(out: Path, found: Mapping[str, Any], on_event: OnEvent) -> None:

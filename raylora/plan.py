@@ -154,14 +154,16 @@ def _how_exact(plan: Plan, folds: bool) -> str:
 
 def _actors(plan: Plan, needed: int) -> dict[str, Any]:
     """How many actors the run wants, and how many of them this machine has room for."""
-    place, has, sites = plan.config.placement, resources.local(), len(plan.spec.sites)
+    place, has, sites, stack = plan.config.placement, resources.local(), plan.spec.sites, plan.config.training.stack
+    passive = [site.id for site in sites if not site.training]
+    units = len(resources.units(sorted(site.id for site in sites), passive, 1 if stack == "auto" else stack))
     resources.require_share(place.gpus_per_client, plan.config.training.device)
     by_share = resources.fitting(has, place.cpus_per_client, place.gpus_per_client)
     by_memory = free_bytes() // needed
     return {
         "cpus": place.cpus_per_client,
         "gpus": place.gpus_per_client,
-        "wanted": max(1, min(sites, by_share)) if place.clients_per_actor == "auto" else math.ceil(sites / place.clients_per_actor),
+        "wanted": min(units, max(1, by_share) if place.clients_per_actor == "auto" else math.ceil(len(sites) / place.clients_per_actor)),
         "fit_here": min(by_share, by_memory),
         "fit_by_share": by_share,
         "fit_by_memory": by_memory,

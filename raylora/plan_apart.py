@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     from raylora.planned import Plan
 
 Say = Callable[[str, int, int], None]
+CLEANING_S = 5.0  # for a process that is to end
 
 
 class Planner:
-    """`planning.plan_to_run` in a process that loads torch from now on: `ask` sets it to work, `result` waits for it; `check` waits for a
-    look at the model alone. Where torch is loaded already, both are done here.
+    """`planning.plan_to_run` in a process that loads torch from now on: `ask` sets it to work, `result` waits for it. Where torch is
+    loaded already, it is done here.
 
     What goes between the two processes are pickles of our own making, over pipes that nobody else has.
     """
@@ -39,16 +41,6 @@ class Planner:
             )  # with it: where the user's modules are
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths})
 
-    def check(self, config: Config) -> None:
-        """Raises InputError and RunError as `adapted_model` does."""
-        if self.process is None:
-            from raylora.planning import adapted_model
-
-            adapted_model(config)
-            return
-        self._send("check", config)
-        self._answer(lambda what, done, total: None)
-
     def ask(self, config: Config, say: Say) -> None:
         """Raises InputError and RunError as `plan_to_run` does, if it is done here."""
         if self.process is None:
@@ -56,7 +48,10 @@ class Planner:
 
             self.plan = plan_to_run(config, say)
             return
-        self._send("plan", config)
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # `result` says that it was lost
+            pickle.dump(config, self.process.stdin)
+            self.process.stdin.flush()  # it stays open as long as this process lives
 
     def result(self, say: Say) -> Plan:
         """Raises InputError, RunError and OSError as `plan_to_run` does; what else it raises as RunError."""
@@ -67,12 +62,6 @@ class Planner:
             return self._answer(say)  # type: ignore[no-any-return]
         finally:
             self.close()
-
-    def _send(self, what: str, config: Config) -> None:
-        assert self.process is not None and self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `_answer` says that it was lost
-            pickle.dump((what, config), self.process.stdin)
-            self.process.stdin.flush()  # it stays open as long as this process lives
 
     def _answer(self, say: Say) -> Any:
         assert self.process is not None and self.process.stdout is not None
@@ -88,33 +77,34 @@ class Planner:
             raise MachineError(f"the process that plans was lost (exit code {self.process.wait()})") from None
 
     def close(self) -> None:
-        """Not to be waited for any longer."""
+        """Not to be waited for any longer; what it has half made is gone with it."""
         if self.process is not None:
-            self.process.kill()
-            self.process.communicate()
+            self.process.terminate()
+            try:
+                self.process.communicate(timeout=CLEANING_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.communicate()
 
 
 def main() -> None:
     """The other side."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
+    signal.signal(signal.SIGTERM, _ended)
     answers, questions = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # what anything prints is no answer
     with uncollected():
-        from raylora.planning import adapted_model, plan_to_run  # with torch
-    what, config = pickle.load(questions)
+        from raylora.planning import plan_to_run  # with torch
 
     def tell(kind: str, value: Any) -> None:
         pickle.dump((kind, value), answers, protocol=5)
         answers.flush()
 
     try:
-        if what == "check":
-            adapted_model(config)
-            tell("done", None)
-            what, config = pickle.load(questions)
+        config = pickle.load(questions)
         threading.Thread(target=_end_with, args=(questions,), daemon=True).start()
         tell("done", plan_to_run(config, lambda *progress: tell("progress", progress)))
-    except EOFError:  # whoever asked has ended
+    except (EOFError, SystemExit):  # whoever asked has ended, or waits no longer
         os._exit(1)
     except (InputError, RunError, OSError) as error:
         tell("error", error)
@@ -126,7 +116,13 @@ def main() -> None:
 def _end_with(questions: IO[bytes]) -> None:
     """End as soon as the process that asked has ended."""
     questions.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(CLEANING_S)
     os._exit(1)
+
+
+def _ended(number: int, frame: object) -> None:
+    raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,25 @@ def free(name: str, under: Path = Path("runs")) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def reserved(name: str, under: Path = Path("runs")) -> Iterator[Path]:
+    """`free`, and nobody else's: the empty folder. Gone again if nothing came of it."""
+    made = [] if under.exists() else [under]
+    while True:
+        folder = free(name, under)
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:  # another run was quicker
+            continue
+        except OSError as error:
+            raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
+    try:
+        yield folder
+    finally:
+        _remove_empty([*made, folder])
+
+
 def refuse_used(folder: Path) -> None:
     """Raises InputError for an output folder that holds anything, or that cannot be read or made."""
     try:

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from unittest import mock
 
 import hypothesis
 import pytest
@@ -120,7 +119,8 @@ def ray_cluster():
 
     from raylora.cluster.local import NOBODY_LOOKS, spared
 
-    with mock.patch.dict(os.environ, NOBODY_LOOKS), spared(environments=True):  # for sweeps
+    os.environ.update(NOBODY_LOOKS)
+    with spared(environments=True):  # for sweeps
         ray.init(
             address="local",
             num_cpus=4,
@@ -130,5 +130,7 @@ def ray_cluster():
             logging_level="ERROR",
             object_store_memory=128 << 20,
         )
+    for name in NOBODY_LOOKS:  # and no more: RAY_AUTH_MODE, which Ray sets here, lets commands that are told its address in
+        del os.environ[name]
     yield
     ray.shutdown()

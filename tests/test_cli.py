@@ -1,5 +1,6 @@
 """The command line: help at once, every mistake one line and exit code 2, and nothing left behind."""
 
+import io
 import json
 import shutil
 import signal
@@ -16,7 +17,7 @@ import yaml
 from small_runs import settings
 from small_studies import cohort
 
-from raylora import cli
+from raylora import cli, run_folder
 from raylora.core.errors import InputError, RunError
 from raylora.models import zoo
 from raylora.models.seen import Seen
@@ -154,6 +155,37 @@ def written(here: Path, root: Path, task: str = "segmentation", **overrides) -> 
     del values["tracking"]
     (here / "c.yaml").write_text(yaml.safe_dump(values))
     return ["run", "c.yaml", "--output", "out"]
+
+
+def test_two_runs_without_output_have_folders_of_their_own(tmp_path):
+    with run_folder.reserved("demo", tmp_path / "runs") as one, run_folder.reserved("demo", tmp_path / "runs") as other:
+        assert (one.name, other.name) == ("demo", "demo-2") and one.is_dir() and other.is_dir()
+        assert run_folder.claim(other, "text") == []
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["demo-2"], "nothing came of the first"
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.raises(InputError), run_folder.reserved("demo", tmp_path / "runs"):
+        raise InputError("bad")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_that_lacks_an_arrow_gets_another_sign(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    print("HD95 \u2193", file=stream, flush=True)
+    assert stream.buffer.getvalue().endswith(b"HD95 ?\n")
+
+
+def test_a_plan_is_about_this_machine(prepared_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = written(tmp_path, prepared_folder, "disease")
+    assert cli.guarded(lambda: cli.app([*words, "--plan", "--address", "auto"], standalone_mode=False)) == 2
+    assert "--address: a plan is about this machine" in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    assert cli.guarded(lambda: cli.app([*words, "--plan"], standalone_mode=False)) == 2
+    assert "--output out: already holds something" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def refused(values, key: str, *words: str) -> None:
         ({"lora": {"rnak": 4}}, "'lora.rnak'", "rank"),
         ({"data": {"phantom": {"patient": 3}}}, "'data.phantom.patient'", "patients"),
         ({"data": {"dataset": [{"dataset": "acdc", "rot": "x"}]}}, "rot'", "root"),
+        ({"data": {"dataset": [{"dataset": "phantom", "phantom": {"shfit": 1}}]}}, "shfit'", "shift"),
         ({"training": {"local_step": 3}}, "'training.local_step'", "local_steps"),
         ({"faults": {"straggler": 1}}, "'faults.straggler'", ""),
     ],

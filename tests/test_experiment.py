@@ -42,6 +42,17 @@ def numbers(value):
 # ---- what a run leaves behind
 
 
+def test_the_commit_is_that_of_the_beginning(prepared_folder, tmp_path, monkeypatch):
+    """In hours of a run somebody may have made another one."""
+    asked = []
+    monkeypatch.setattr(experiment, "code", lambda: asked.append(True))
+    plan = planning.make_plan(tiny(prepared_folder, "disease"))
+    events = experiment.run_experiment(plan, tmp_path, lambda plan: InProcess(build_host(plan.spec, plan.weights)))
+    next(events)
+    events.close()
+    assert asked
+
+
 def test_studies_with_more_slices_than_asked_for_are_counted(cohort_folder, tmp_path, runs):
     fewer = run(tiny(cohort_folder, data__size=[16, 16, 3], training__rounds=1), tmp_path / "fewer")
     patients = [id for parts in fewer.plan.splits.values() for ids in parts.values() for id in ids]

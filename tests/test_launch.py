@@ -77,6 +77,25 @@ def test_a_run_from_the_command_line_to_its_page(no_ray, prepared_folder, tmp_pa
     assert "this run is finished" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_run_that_lacks_its_page_alone_is_brought_into_mlflow_with_it(no_ray, prepared_folder, tmp_path, monkeypatch, mlflow_uri):
+    """Interrupted between its summary and its page, it stands as killed there."""
+    folder = tmp_path / "run"
+    with monkeypatch.context() as ended:
+        ended.setattr(html, "write_report", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            launch.run(tiny(prepared_folder, "disease", tracking={"uri": mlflow_uri}), folder)
+    client, found = MlflowClient(tracking_uri=mlflow_uri), json.loads((folder / "summary.json").read_text())["mlflow"]["run_id"]
+    assert client.get_run(found).info.status == "KILLED"
+    launch.resume(folder)
+    assert client.get_run(found).info.status == "FINISHED" and (folder / "report.html").exists()
+    (folder / "report.html").unlink()
+    told = []
+    monkeypatch.setattr(launch, "upload", lambda folder: (_ for _ in ()).throw(RunError("nobody answers")))
+    launch.resume(folder, on_event=told.append)
+    assert told[-1]["text"] == f"nobody answers; `raylora upload {folder}` brings the record later"
+
+
 def test_what_stops_a_run_leaves_the_last_complete_round_and_resume_goes_on(no_ray, prepared_folder, tmp_path, runs):
     config = tiny(prepared_folder, "disease", training__rounds=3)
     for error in (RunError("a client was lost"), KeyboardInterrupt()):

@@ -12,6 +12,7 @@ from small_runs import tiny
 
 from raylora import cohort, experiment, launch, planning
 from raylora import config as configuration
+from raylora.cluster import driver, resources
 from raylora.config import Config
 from raylora.core.errors import InputError
 from raylora.data import obtain
@@ -107,6 +108,13 @@ def test_rate_my_lora_sends_more_from_the_second_round_on(prepared):
 def test_a_plan_says_how_exact_the_bytes_of_all_rounds_are(prepared_folder, options, said):
     plan = launch.plan(tiny(prepared_folder, "disease", training__rounds=4, **options))
     assert plan["traffic_in_all"] == said
+
+
+@pytest.mark.parametrize(("stack", "per_actor", "wanted"), [(1, 1, 4), (2, 1, 2), (4, 1, 1), (1, 2, 2), (4, "auto", 1), ("auto", 1, 4)])
+def test_a_plan_wants_as_many_actors_as_a_run_starts(prepared_folder, stack, per_actor, wanted):
+    config = tiny(prepared_folder, "disease", training__stack=stack, placement={"clients_per_actor": per_actor, "cpus_per_client": 0.1})
+    plan = planning.make_plan(config)
+    assert len(driver.request_of(plan, resources.local()).groups) == wanted == launch.plan(config)["actors"]["wanted"]
 
 
 def test_what_a_run_would_refuse_of_its_placement_a_plan_refuses_too(prepared_folder):

@@ -28,7 +28,6 @@ print(planner.process.pid, file=sys.stderr, flush=True)
 said = []
 say = lambda *progress: said.append(progress)
 try:
-    planner.check(config.load(Path("c.yaml")))
     planner.ask(config.load(Path("c.yaml")), say)
     found = planner.result(say)
     Path("plan.pickle").write_bytes(pickle.dumps((found, said)))
@@ -88,7 +87,7 @@ def test_an_error_is_told_once_and_the_planner_ends_by_itself(prepared_folder, t
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=environment, **pipes) as planner:
-        pickle.dump(("plan", config), planner.stdin)
+        pickle.dump(config, planner.stdin)
         planner.stdin.flush()
         assert planner.wait(60) == 0
         told, error = pickle.load(planner.stdout)

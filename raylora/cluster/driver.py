@@ -117,6 +117,15 @@ def available() -> resources.Available:
     return resources.Available(cpus=cpus, gpus=gpus, where="the Ray cluster", nodes=nodes)
 
 
+def taken_by_others(request: resources.Request) -> str | None:
+    """Words about what the actors wait for, if others hold a part of it."""
+    free, wanted = ray.available_resources(), {"CPU": request.cpus * len(request.groups), "GPU": request.gpus * len(request.groups)}
+    short = [
+        f"{free.get(kind, 0.0):g} of {amount:g} {kind}s are free" for kind, amount in wanted.items() if free.get(kind, 0.0) < amount - 1e-6
+    ]
+    return f"the Ray cluster is busy ({', '.join(short)}): the run begins once others have ended" if short else None
+
+
 @contextlib.contextmanager
 def session(address: str | None, *, environments: bool = False) -> Iterator[None]:
     """Connect to a Ray cluster, or start one here and stop it afterwards. A connection that is open already is used and left open.

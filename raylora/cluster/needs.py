@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Needs:
     """Plans trials as `run` would, each once: with its seed, which may draw what makes it impossible. Equal backbones are the same arrays."""
 
-    def __init__(self, configured: Callable[[Any], Config], has: Any, mapper: Any, concurrent: int | None = None) -> None:
-        """`has`: the machine or cluster, of which a trial may fill its part (see `cluster.sweep.share`); `mapper` spreads what planning prepares."""
-        self.configured, self.has, self.mapper, self.concurrent = configured, has, mapper, concurrent
+    def __init__(self, configured: Callable[[Any], Config], has: Any, concurrent: int | None = None) -> None:
+        """`has`: the machine or cluster, of which a trial may fill its part (see `cluster.sweep.share`)."""
+        self.configured, self.has, self.concurrent = configured, has, concurrent
         self._backbones: dict[str, Mapping[str, np.ndarray]] = {}  # by hash
         self._known: dict[str, tuple[Plan, Request]] = {}
 
@@ -35,7 +35,7 @@ class Needs:
         config = self.configured(trial)
         key = configuration.dump(config.model_copy(update={"name": "trial"}))
         if key not in self._known:
-            plan = planning.plan_to_run(config, lambda what, done, total: None, self.mapper)
+            plan = planning.plan_to_run(config)
             request = driver.request_of(plan, sweep.share(config, self.has, self.concurrent))
             self._known[key] = plan.with_weights(self._backbones.setdefault(hash_of(plan.weights), plan.weights)), request
         plan, request = self._known[key]

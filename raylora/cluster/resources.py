@@ -34,7 +34,7 @@ class Request:
     def arranged(self, stack: int) -> Request:
         """The same actors, each the home of whole stacks: what trains, cut in the order of its ids."""
         everyone = sorted(client for group in self.groups for client in group)
-        return replace(self, groups=balanced(_units(everyone, self.passive, stack), self.cost, len(self.groups)))
+        return replace(self, groups=balanced(units(everyone, self.passive, stack), self.cost, len(self.groups)))
 
     def cost(self, clients: Sequence[str]) -> float:
         return sum(self.costs.get(client, 1.0) for client in clients)
@@ -89,11 +89,11 @@ def request(
     """
     require_share(gpus_per_client)
     fits = fitting(available, cpus_per_client, gpus_per_client)
-    units = _units(sorted(weights), passive, stack)
+    passes = units(sorted(weights), passive, stack)
     if clients_per_actor == "auto":
-        count = max(1, min(len(units), fits))
+        count = max(1, min(len(passes), fits))
     else:
-        count = min(len(units), math.ceil(len(weights) / int(clients_per_actor)))
+        count = min(len(passes), math.ceil(len(weights) / int(clients_per_actor)))
     if count > fits:
         packed = f"; placement.clients_per_actor={math.ceil(len(weights) / fits)} would fit" if fits else ""
         kinds = f"{count * cpus_per_client:g} CPUs" + (f" and {count * gpus_per_client:g} GPUs" if gpus_per_client else "")
@@ -105,7 +105,7 @@ def request(
     found = Request(
         groups=(), cpus=cpus_per_client, gpus=gpus_per_client, costs=dict(weights), passive=frozenset(passive), together=together
     )
-    return replace(found, groups=balanced(units, found.cost, count))
+    return replace(found, groups=balanced(passes, found.cost, count))
 
 
 def require_share(gpus: float, device: str = "auto") -> None:
@@ -166,7 +166,7 @@ def calls(places: Sequence[int], parts: Sequence[float]) -> list[list[int]]:
     return found
 
 
-def _units(clients: Sequence[str], passive: Collection[str], stack: int) -> list[tuple[str, ...]]:
+def units(clients: Sequence[str], passive: Collection[str], stack: int) -> list[tuple[str, ...]]:
     """Clients that share a pass when all take part; those that never train are each by itself."""
     training = [client for client in clients if client not in passive]
     stacks = [tuple(training[i : i + stack]) for i in range(0, len(training), stack)]

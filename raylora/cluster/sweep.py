@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from ray.tune.search import Searcher
 from raylora.cluster.resources import Available, Request, fitting, on_nodes
 from raylora.cluster.trial import DriverActor, Place
 from raylora.config import Config
-from raylora.core.errors import InputError, RunError
+from raylora.core.errors import InputError, MachineError, RunError
 from raylora.planned import Plan
 from raylora.sweep.ledger import Ledger
 from raylora.sweep.search import Search
@@ -29,6 +30,7 @@ from raylora.sweep.space import Sweep, Trial
 from raylora.sweep.state import summary_of, write_failure
 
 RESTARTS = 3  # of one trial's driver, after it was lost
+AT_A_STAND = 2  # trials in a row that the machine stops: the next ones would fare no better
 SETTLE_S = 60.0  # for pruned trials to write their end
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the record is ours
@@ -218,6 +220,7 @@ class Followed(Unwritten, tune.Callback):
         self.search, self.ledger, self.folder, self.trials, self.told = search, ledger, folder, trials, told
         self.stopped: dict[int, Mapping[str, Any]] = {}  # pruned, their summary not yet written
         self.started: set[int] = set()
+        self.at_a_stand = 0  # trials in a row that the machine has stopped
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if _number(trial) not in self.started:  # not when its driver was lost
@@ -232,7 +235,9 @@ class Followed(Unwritten, tune.Callback):
         number = _number(trial)
         if self.ledger.ended(number):
             return
-        if result.get("status", "running") == "running":  # Tune's word for one that its scheduler or the time limit stopped
+        if result.get("status") == "stopped":
+            self._stopped(number, result)
+        elif result.get("status", "running") == "running":  # Tune's word for one that its scheduler or the time limit stopped
             if number in self.ledger.of("pruned"):
                 self.stopped[number] = result
         else:
@@ -262,7 +267,17 @@ class Followed(Unwritten, tune.Callback):
                 del self.stopped[number]
                 self._end(number, {**result, "status": "pruned"})
 
+    def _stopped(self, number: int, result: Mapping[str, Any]) -> None:
+        """It can go on another day. Where that happens to one after the other, the machine needs somebody's help: raises MachineError."""
+        self.told("stopped", self.trials[number], result)
+        self.at_a_stand += 1
+        if self.at_a_stand >= AT_A_STAND:
+            raise MachineError(
+                f"{AT_A_STAND} trials in a row could not go on, the last: {result['error']}; the same command goes on from here"
+            )
+
     def _end(self, number: int, result: Mapping[str, Any]) -> None:
+        self.at_a_stand = 0
         objective = result.get("objective")
         self.ledger.append({"kind": "end", "number": number, "status": result["status"], "objective": objective})
         self.search.tell(self.trials[number], objective)
@@ -288,15 +303,12 @@ def _name(trial: Any) -> str:
 
 
 def share(config: Config, has: Available, concurrent: int | None) -> Available:
-    """What one trial may fill: with `clients_per_actor: auto` its part of the machine, or one actor where any number of trials may run."""
+    """What one trial may fill: with `clients_per_actor: auto` its part of the actors that fit, or one where any number of trials may run."""
     place = config.placement
     if place.clients_per_actor != "auto":
         return has
-    if concurrent is None:
-        return Available(cpus=place.cpus_per_client, gpus=place.gpus_per_client, where=has.where)
-    return Available(
-        cpus=has.cpus / concurrent, gpus=has.gpus / concurrent, where=f"{has.where}, divided by {concurrent} concurrent trials,"
-    )
+    actors = 1 if concurrent is None else max(1, fitting(has, place.cpus_per_client, place.gpus_per_client) // concurrent)
+    return Available(cpus=actors * place.cpus_per_client, gpus=math.ceil(actors * place.gpus_per_client), where=has.where)
 
 
 def at_once(requests: Sequence[Request], has: Available, limit: int | None) -> int:

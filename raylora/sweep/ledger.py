@@ -107,7 +107,8 @@ class Ledger:
             self._reports[line["number"]].append((line["round"], line["objective"]))
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written was said by `append`
+            self._file.close()
 
     # ---- what the lines say
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from raylora import experiment
-from raylora.core.errors import InputError, RunError
+from raylora.core.errors import InputError, MachineError, RunError
 from raylora.federation.rounds import Executor
 from raylora.planned import Plan
 from raylora.sweep.state import write_failure
@@ -22,7 +22,7 @@ class Report:
     round: int  # rounds done
     objective: float | None  # on validation patients; None: nothing was validated
     lines: tuple[Mapping[str, Any], ...]  # of rounds.jsonl since the last report
-    status: str = "running"  # finished | pruned | failed: the last report
+    status: str = "running"  # finished | pruned | failed: the last report; stopped: the last one here, the trial can go on
     error: str | None = None
 
 
@@ -46,9 +46,14 @@ class RunningTrial:
         self._events: experiment.Events | None = None
 
     def advance(self) -> Report:
-        """Go on to the next report. What goes wrong is a report as well: `status: failed`, and a summary that says so."""
+        """Go on to the next report. What goes wrong is a report as well: `status: failed`, and a summary that says so; where the machine and
+        not the trial is to blame, `status: stopped`, and what is kept stays as it is."""
         try:
             self.last = self._advance()
+        except (MachineError, OSError) as error:
+            said = error if isinstance(error, MachineError) else f"{error.filename or self.folder}: {error.strerror or error}"
+            self.close()
+            self.last = replace(self.last or Report(round=0, objective=None, lines=()), lines=(), status="stopped", error=str(said))
         except Exception as error:  # whatever it was, it ends this trial and no other
             self.last = self._failed(error)
         return self.last

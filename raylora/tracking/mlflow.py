@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ def _network_disk(path: Path) -> str | None:
         mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:
         return None
+    mounts = [
+        (re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), point), kind) for point, kind in mounts
+    ]  # a space is \040 there
     inside = [(len(point), kind) for point, kind in mounts if str(path).startswith(point.rstrip("/") + "/")]
     kind = max(inside)[1] if inside else ""
     return kind if kind in NETWORK_DISKS else None

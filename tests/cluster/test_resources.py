@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import tiny
 
+from raylora.cluster import driver
 from raylora.cluster.driver import request_of, round_cost
 from raylora.cluster.resources import Available, balanced, calls, fitting, local, request
 from raylora.config import Training
@@ -67,6 +68,13 @@ def test_a_round_costs_what_is_trained_and_scored():
     assert round_cost(large, steps, frames=2) == 32 + 6
     only_scored = SiteSpec(id="c", rank=2, training=(), validation=(), rating=(), test=names[:30])
     assert round_cost(only_scored, steps, frames=1) == 2
+
+
+def test_what_others_hold_is_said(monkeypatch):
+    monkeypatch.setattr(driver.ray, "available_resources", lambda: {"CPU": 1.5, "memory": 1e9})
+    assert driver.taken_by_others(ask(cpus=0.25)) is None
+    said = driver.taken_by_others(ask(cpus=1.0, gpus=0.25))
+    assert said == "the Ray cluster is busy (1.5 of 4 CPUs are free, 0 of 1 GPUs are free): the run begins once others have ended"
 
 
 def test_packed_clients_need_one_share_together():

@@ -12,12 +12,13 @@ import ray
 import yaml
 from mlflow import MlflowClient
 from ray._private.state import actors
-from small_runs import run, settings
+from small_runs import run, settings, tiny
 
 from raylora import config as configuration
 from raylora import launch_sweep
-from raylora.cluster.sweep import Followed
-from raylora.core.errors import InputError
+from raylora.cluster.resources import Available, fitting
+from raylora.cluster.sweep import Followed, share
+from raylora.core.errors import InputError, MachineError
 from raylora.sweep import space
 from raylora.sweep.ledger import Ledger
 from raylora.sweep.search import Listed
@@ -158,6 +159,37 @@ def test_a_trial_that_cannot_be_is_named_before_anything_starts(prepared_folder,
     with pytest.raises(InputError, match="data.fractions: no client has a validation patient"):
         launch_sweep.sweep(write(tmp_path, prepared_folder), ["data.fractions=[0.7,0.0001,0.0,0.29]"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_trials_that_the_machine_stops_are_not_ended_and_two_in_a_row_end_the_sweep(prepared_folder, tmp_path):
+    settings = space.load(write(tmp_path, prepared_folder))
+    trials = {number: SimpleNamespace(number=number, folder=str(number)) for number in range(4)}
+    told = []
+    with contextlib.closing(Ledger(tmp_path / "out", settings.sha256())) as ledger:
+        followed = Followed(Listed([]), ledger, tmp_path, trials, lambda what, trial, result: told.append((what, trial.number)))
+
+        def ends(number, **result):
+            ended = SimpleNamespace(config={"place": SimpleNamespace(number=number)}, last_result=result)
+            followed.on_trial_complete(0, [], ended)
+
+        ends(0, status="stopped", error="the disk is full", objective=None)
+        ends(1, status="failed", error="a loss is not finite", objective=None)
+        ends(2, status="stopped", error="the disk is full", objective=None)
+        with pytest.raises(
+            MachineError, match="2 trials in a row could not go on, the last: still full; the same command goes on from here"
+        ):
+            ends(3, status="stopped", error="still full", objective=None)
+        assert list(ledger.of("end")) == [1] and told == [("stopped", 0), ("failed", 1), ("stopped", 2), ("stopped", 3)]
+
+
+def test_with_auto_a_trial_has_its_part_of_the_actors_that_fit(prepared_folder, tmp_path):
+    def part(concurrent, of_a_gpu=0.0, **has):
+        config = tiny(prepared_folder, placement={"cpus_per_client": 2.0, "gpus_per_client": of_a_gpu, "clients_per_actor": "auto"})
+        return fitting(share(config, Available(where="", **has), concurrent), 2.0, of_a_gpu)
+
+    nodes = {"cpus": 6.0, "gpus": 2.0, "nodes": ((3.0, 1.0), (3.0, 1.0))}
+    assert part(1, **nodes) == 2 and part(2, **nodes) == 1 and part(None, **nodes) == 1, "an actor does not span two machines"
+    assert part(1, of_a_gpu=0.25, cpus=8.0, gpus=1.0) == 4 and part(None, of_a_gpu=0.25, cpus=8.0, gpus=1.0) == 1
 
 
 def test_a_trial_whose_driver_is_lost_too_often_has_failed(prepared_folder, tmp_path):

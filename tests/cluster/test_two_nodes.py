@@ -92,11 +92,15 @@ def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def test_a_job_s_sweep_and_then_a_run_whose_node_is_killed_on_two_nodes_that_share_no_data(two_nodes, prepared_folder, tmp_path, runs):
+def test_a_job_s_sweep_and_then_a_run_whose_node_is_killed_on_two_nodes_that_share_no_data(
+    two_nodes, prepared_folder, cohort_folder, tmp_path, runs
+):
     address, jobs, far, second = two_nodes
     a_sweep_as_a_job(jobs, far, prepared_folder, tmp_path)
     shutil.rmtree(far / "received")
-    a_node_is_killed_in_the_middle_of_a_run(address, far, second, prepared_folder, tmp_path / "killed", runs)
+    downloaded = prepared_folder.parent / "download"  # which the second node does not see either
+    shutil.copytree(cohort_folder, downloaded)
+    a_node_is_killed_in_the_middle_of_a_run(address, far, second, downloaded, tmp_path / "killed", runs)
 
 
 def a_sweep_as_a_job(jobs, far, prepared_folder, tmp_path):
@@ -134,11 +138,13 @@ def a_sweep_as_a_job(jobs, far, prepared_folder, tmp_path):
     assert {path.stem for path in received} == {patient["id"] for patient in patients if patient["client"] in there}
 
 
-def a_node_is_killed_in_the_middle_of_a_run(address, far, second, prepared_folder, tmp_path, runs):
-    """The node that is left takes the other's clients; if the run ends all the same, it is resumed."""
+def a_node_is_killed_in_the_middle_of_a_run(address, far, second, downloaded, tmp_path, runs):
+    """Data that are not prepared yet are prepared where the command is. The node that is left takes the other's clients; if the run ends all
+    the same, it is resumed."""
     tmp_path.mkdir()
     options = {"training__rounds": 8, "evaluation__every": 0, "checkpoint": {"keep": "all"}}
-    values = settings(prepared_folder, "disease", **options, placement={"cpus_per_client": 1.0, "clients_per_actor": 2})
+    values = settings(downloaded, "disease", **options, placement={"cpus_per_client": 1.0, "clients_per_actor": 2})
+    values["data"]["cache"] = str(downloaded.with_name("cache"))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
     until, code = time.monotonic() + 120, 2
     while code == 2 and time.monotonic() < until:  # the nodes may not be up yet

@@ -1,5 +1,6 @@
 """The ledger, and the search and ranking that are made from it."""
 
+import contextlib
 import json
 import math
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from small_runs import settings as tiny_settings
 
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, RunError
 from raylora.sweep.ledger import Ledger, pruned_after
 from raylora.sweep.search import replayed
 from raylora.sweep.space import Sweep
@@ -38,6 +39,14 @@ def test_lines_survive_and_a_torn_last_one_is_dropped(tmp_path):
     again.append({**ENDED, "number": 1})
     again.close()
     assert [json.loads(line)["kind"] for line in (tmp_path / "ledger.jsonl").read_text().splitlines()] == ["sweep", "end", "end"]
+
+
+def test_a_full_disk_is_said_with_what_to_do(tmp_path):
+    """And not once more, without it, as the ledger is closed."""
+    with pytest.raises(RunError, match="the same command goes on"), contextlib.closing(Ledger(tmp_path, "a")) as ledger:
+        ledger._file.close()
+        ledger._file = open("/dev/full", "ab")
+        ledger.append(ENDED)
 
 
 def test_a_broken_line_in_the_middle_is_not_taken_for_torn(tmp_path):

@@ -7,7 +7,7 @@ from small_runs import InProcess, build_host, run, tiny
 
 from raylora import config as configuration
 from raylora import experiment, planning
-from raylora.core.errors import RunError
+from raylora.core.errors import MachineError, RunError
 from raylora.federation import checkpoint
 from raylora.sweep.trial import RunningTrial
 
@@ -39,6 +39,22 @@ def test_it_reports_validated_rounds_and_ends_like_a_plain_run(prepared_folder, 
     plain = run(config, tmp_path / "plain")
     assert summary(tmp_path / "trial")["adapter_sha256"] == plain.hashes
     assert last.objective == plain.lines[-1]["validation"]["dice"]
+
+
+@pytest.mark.parametrize("error", [MachineError("no answer for 1 s"), OSError(28, "No space left on device", "/x/state.json")])
+def test_what_the_machine_stops_can_go_on(prepared_folder, tmp_path, monkeypatch, error):
+    config = tiny(prepared_folder, training__rounds=3)
+    trial = begun(config, tmp_path / "trial")
+    trial.advance()
+    with monkeypatch.context() as broken:
+        broken.setattr(experiment.checkpoint, "save", lambda *_: (_ for _ in ()).throw(error))
+        stopped = trial.advance()
+    said = "no answer for 1 s" if isinstance(error, MachineError) else "/x/state.json: No space left on device"
+    assert (stopped.status, stopped.error) == ("stopped", said) and not (tmp_path / "trial" / "summary.json").exists()
+    again = begun(config, tmp_path / "trial")
+    while (last := again.advance()).status == "running":
+        pass
+    assert last.status == "finished" and summary(tmp_path / "trial")["adapter_sha256"] == run(config, tmp_path / "plain").hashes
 
 
 @pytest.mark.parametrize("strategy", ["fedit", "flora", "med_duallora"])

@@ -320,6 +320,9 @@ def test_databases_are_found_from_the_working_folder_and_not_on_network_disks(tm
     assert resolved("sqlite:///a/m.db", tmp_path) == f"sqlite:///{tmp_path}/a/m.db"
     assert resolved("sqlite:////abs/m.db", tmp_path) == "sqlite:////abs/m.db"
     assert resolved("http://x", tmp_path) == "http://x"
+    with monkeypatch.context() as mounted:
+        mounted.setattr(ours.Path, "read_text", lambda self: "a / ext4 rw\nb:/x /mnt/My\\040Share nfs4 rw\n")
+        assert ours._network_disk(Path("/mnt/My Share/m.db")) == "nfs4" and ours._network_disk(Path("/mnt/other/m.db")) is None
     monkeypatch.setattr(ours, "_network_disk", lambda path: "nfs")
     with pytest.raises(InputError, match=r"tracking.uri: .*m\.db is on a network disk \(nfs\)"):
         resolved("sqlite:///m.db", tmp_path)
