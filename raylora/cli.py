@@ -367,8 +367,9 @@ def main(arguments: list[str] | None = None) -> None:
         if not {"", os.getcwd()} & set(sys.path):
             sys.path.append(os.getcwd())  # where a user's own strategy lies; last, so that nothing there hides an installed module
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # where a terminal's letters are not all letters, a sign for those that it lacks
-            stream.reconfigure(errors="replace")
+        with contextlib.suppress(OSError, ValueError):  # closed, or another file by now
+            if isinstance(stream, io.TextIOWrapper):  # a sign for letters that a terminal's encoding lacks
+                stream.reconfigure(errors="replace")
     sys.exit(guarded(lambda: app(arguments, standalone_mode=False)))
 
 
