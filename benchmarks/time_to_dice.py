@@ -41,7 +41,14 @@ STRATEGIES: Mapping[str, Sequence[str]] = {"fedit": (), "med_duallora": (), "fed
 MBIT = (1.0, 10.0, 100.0)
 LATENCY_S = 0.05
 TARGET = 0.8
-OVERRIDES = ("evaluation.every=1", "evaluation.overlays=0", "tracking.uri=null", "placement.clients_per_actor=4")
+OVERRIDES = (
+    "training.rounds=22",
+    "data.fractions=[0.6,0.1,0.1,0.2]",
+    "evaluation.every=1",
+    "evaluation.overlays=0",
+    "tracking.uri=null",
+    "placement.clients_per_actor=4",
+)
 
 
 def timeline(lines: Iterable[Mapping[str, Any]], line: Line, compute_s: Mapping[str, float]) -> list[tuple[float, float | None]]:
