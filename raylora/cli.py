@@ -277,8 +277,12 @@ def prepare(
     dataset: Annotated[str, typer.Argument(metavar="acdc|mnms|mnms2")],
     source: Annotated[Path, typer.Argument(metavar="SRC")],
     out: Annotated[Path, typer.Argument(metavar="OUT")],
-    spacing: Annotated[tuple[float, float, float], typer.Option(help="mm, x y z")] = (1.0, 1.0, 10.0),
-    size: Annotated[tuple[int, int, int], typer.Option(help="voxels of the crop, x y z")] = (192, 192, 16),
+    spacing: Annotated[tuple[float, float, float], typer.Option(help="mm, x y z: three numbers, as in --spacing 1 1 10.")] = (
+        1.0,
+        1.0,
+        10.0,
+    ),
+    size: Annotated[tuple[int, int, int], typer.Option(help="Voxels of the crop, x y z: three numbers.")] = (192, 192, 16),
     crop: Annotated[str, typer.Option(help="centre, motion (label-free) or label (an oracle)")] = "motion",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without the bad studies and record them.")] = False,
     address: Annotated[
@@ -290,8 +294,11 @@ def prepare(
     from raylora.report.live import Live
 
     with _interruptible(lambda: AGAIN), Live() as live:
+        before = launch.prepared_ids(out)
         done = launch.prepare(dataset, source, out, spacing, size, crop, skip_bad=skip_bad, address=address, on_event=live)
     typer.echo(f"{len(done.rows)} studies prepared: {out}")
+    if gone := before - {row.id for row in done.rows}:
+        typer.echo(f"removed {len(gone)} that were prepared in {out} and are not in {source}")
     for name, reason in done.skipped:
         typer.echo(f"left out {name}: {reason}")
 

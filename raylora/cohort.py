@@ -80,8 +80,12 @@ class Cohort:
         found = [f"{_studies(count)} left out: {why}" for why, count in sorted(Counter(self.left_out.values()).items())]
         if self.cut:
             more = "has" if len(self.cut) == 1 else "have"
-            what = f"{more} more slices than data.size: the outer ones are left out, and what they show of a heart counts as missed"
-            found.append(f"{_studies(len(self.cut))} {what}")
+            missed = ", and what they show of a heart counts as missed" if self.diseased is None else ""
+            found.append(f"{_studies(len(self.cut))} {more} more slices than data.size: the outer ones are left out{missed}")
+        if blind := [client for client, split in self.splits.items() if not split.validation and client not in self.held_out]:
+            found.append(
+                f"no validation patient: {', '.join(blind)}; scores of validation are means over the other clients (data.fractions)"
+            )
         return found
 
     def patients(self) -> list[dict[str, object]]:

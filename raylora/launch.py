@@ -16,7 +16,7 @@ from raylora.core.errors import InputError, MachineError, RunError
 from raylora.core.files import absolute_path, read_json_object
 from raylora.core.loading import uncollected
 from raylora.data import obtain
-from raylora.data.manifest import Manifest, PrepareOptions
+from raylora.data.manifest import Manifest, PrepareOptions, read_manifest
 from raylora.method import make_strategy
 from raylora.plan_apart import Planner
 
@@ -164,6 +164,14 @@ def _told(on_event: Callable[[Event], None]) -> Callable[[str, int, int], None]:
     return lambda what, done, total: on_event({"event": "progress", "text": what, "done": done, "total": total})
 
 
+def prepared_ids(out: Path) -> set[str]:
+    """The studies that an earlier preparation left in a folder."""
+    try:
+        return {row.id for row in read_manifest(out).rows}
+    except InputError:
+        return set()
+
+
 def prepare(
     dataset: str,
     source: Path,
@@ -246,6 +254,8 @@ def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Even
 
     Raises InputError if the folder holds no run, one that is finished, one that is under way, or a trial of a sweep.
     """
+    if (folder / "ledger.jsonl").is_file():
+        raise InputError(f"{folder}: a sweep or a campaign, not a run: the command that began it, with the same --output, goes on")
     if not (folder / "config.yaml").is_file():
         raise InputError(f"{folder}: no run to resume (expected config.yaml in it)")
     if not (folder / "config.yaml").stat().st_size:

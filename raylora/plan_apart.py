@@ -104,7 +104,7 @@ def main() -> None:
         config = pickle.load(questions)
         threading.Thread(target=_end_with, args=(questions,), daemon=True).start()
         tell("done", plan_to_run(config, lambda *progress: tell("progress", progress)))
-    except (EOFError, SystemExit):  # whoever asked has ended, or waits no longer
+    except EOFError:  # whoever asked has ended
         os._exit(1)
     except (InputError, RunError, OSError) as error:
         tell("error", error)
@@ -115,13 +115,14 @@ def main() -> None:
 
 def _end_with(questions: IO[bytes]) -> None:
     """End as soon as the process that asked has ended."""
-    questions.read()
+    os.read(questions.fileno(), 1)  # the file object's lock would be missed by an interpreter that ends
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(CLEANING_S)
     os._exit(1)
 
 
 def _ended(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # said twice, it must not end what the first has begun
     raise SystemExit(1)
 
 

@@ -174,7 +174,7 @@ def _rehearse(config: Config, outline: Outline, spec: HostSpec, clients: Sequenc
         require_asynchronous(
             strategy, server, clients, tuple(initial_tree(outline, protocol_of(spec), clients[0].id, spec.max_rank)), config.training.rounds
         )
-    rating = {site.id: site.rating for site in spec.sites}
+    rating, lacking = {site.id: site.rating for site in spec.sites}, []
     for client in clients:
         task = strategy.broadcast(server, client).task
         require_compressible(config, strategy, task)
@@ -184,10 +184,12 @@ def _rehearse(config: Config, outline: Outline, spec: HostSpec, clients: Sequenc
                 f"client {client.id}: {steps} local steps a round, too few for the {len(task.phases)} phases of strategy.name "
                 f"{strategy.name}: one of them would never be trained (see training.local_steps, local_epochs, batch_size)"
             )
-        asks = bool(task.scores) or strategy.review is not None
-        if asks and not rating[client.id]:
-            key = "data.rating_to_training: they are trained on" if config.data.rating_to_training else "see data.fractions"
-            raise InputError(f"client {client.id}: no rating cases, expected one at least for strategy.name {strategy.name} ({key})")
+        if (task.scores or strategy.review is not None) and not rating[client.id]:
+            lacking.append(client.id)
+    if lacking:
+        key = "data.rating_to_training: they are trained on" if config.data.rating_to_training else "see data.fractions"
+        who = f"client{'s' * (len(lacking) > 1)} {', '.join(lacking)}"
+        raise InputError(f"{who}: no rating cases, expected one at least for strategy.name {strategy.name} ({key})")
 
 
 def _weights_file(config: Config, model: StackedModel) -> Path | None:

@@ -177,6 +177,16 @@ def test_a_terminal_that_lacks_an_arrow_gets_another_sign(monkeypatch):
     assert stream.buffer.getvalue().endswith(b"HD95 ?\n")
 
 
+def test_prepared_studies_that_the_source_lacks_are_removed_with_a_word(here, capsys, write):
+    for number in (1, 2, 3):
+        write.acdc(here / "many", number)
+    write.acdc(here / "few", 2)
+    for source, last in (("many", "3 studies prepared: out"), ("few", "removed 2 that were prepared in out and are not in few")):
+        words = ["data", "prepare", "acdc", source, "out", "--spacing", "2", "2", "10", "--size", "16", "16", "4"]
+        assert cli.guarded(lambda words=words: cli.app(words, standalone_mode=False)) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == last
+
+
 def test_a_plan_is_about_this_machine(prepared_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = written(tmp_path, prepared_folder, "disease")

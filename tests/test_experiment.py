@@ -350,11 +350,15 @@ def test_the_server_s_algebra_has_one_thread(prepared_folder, tmp_path):
         ("segmentation", {"strategy": {"name": "fedit"}, "lora__rank": [1, 2, 1, 1]}, "expected one lora.rank for all clients"),
         ("segmentation", {"lora__rank": [1, 2]}, "expected one rank for each of the 4 clients"),
         ("segmentation", {"lora__rank": {"GE": 1}}, "expected the clients Canon, GE, Philips, Siemens, found GE"),
-        ("segmentation", {"strategy": {"name": "rate_my_lora"}, "data__fractions": [0.6, 0.2, 0.0, 0.2]}, "client Canon: no rating cases"),
+        (
+            "segmentation",
+            {"strategy": {"name": "rate_my_lora"}, "data__fractions": [0.6, 0.2, 0.0, 0.2]},
+            "clients Canon, GE, Philips, Siemens: no rating cases",
+        ),
         (
             "disease",
             {"strategy": {"name": "rate_my_lora", "rule": "peer"}, "data__rating_to_training": True},
-            "client Canon: no rating cases",
+            "clients Canon, GE, Philips, Siemens: no rating cases",
         ),
         ("segmentation", {"strategy": {"name": "fedit", "reduce": {"name": "krum", "byzantine": 2}}}, "strategy.reduce"),
         ("segmentation", {"strategy": {"name": "fedti"}}, "did you mean fedit"),

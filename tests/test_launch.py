@@ -323,6 +323,10 @@ def test_a_folder_has_one_writer(no_ray, prepared_folder, tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_not_resumed(no_ray, tmp_path, prepared_folder):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "ledger.jsonl").touch()
+    with pytest.raises(InputError, match="sweep: a sweep or a campaign, not a run: the command that began it"):
+        launch.resume(tmp_path / "sweep")
     with pytest.raises(InputError, match="no run to resume"):
         launch.resume(tmp_path)
     no_ray["stop"] = after(1, RunError("x"))

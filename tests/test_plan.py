@@ -183,6 +183,11 @@ def test_who_is_left_out_is_said(prepared_folder, monkeypatch):
     monkeypatch.setattr(obtain, "studies", lambda folders: known)
     config = tiny(prepared_folder, clients={"by": "centre"})
     assert launch.plan(config)["notes"] == cohort.gather(config, [prepared_folder]).notes() == ["3 studies left out: no centre is known"]
+    config = tiny(prepared_folder, "disease", data={**config.as_dict()["data"], "fractions": [0.6, 1e-9, 0.2, 0.2], "size": [16, 16, 3]})
+    monkeypatch.setattr(obtain, "studies", lambda folders: rows)
+    cut, blind = cohort.gather(config, [prepared_folder]).notes()
+    assert cut.endswith("have more slices than data.size: the outer ones are left out"), "a class has no voxels that could be missed"
+    assert blind.startswith("no validation patient: Canon, GE, Philips, Siemens; scores of validation are means")
     monkeypatch.setattr(obtain, "studies", lambda folders: [replace(row, group="?") for row in rows])
     with pytest.raises(InputError, match=rf"data: none of {len(rows)} studies is a case for disease: group '\?' of mnms says neither"):
         launch.plan(tiny(prepared_folder, "disease"))

@@ -172,7 +172,7 @@ def check_clients(splits: Mapping[str, Split], labels: Mapping[str, int] | None 
         for part in needs:
             if not getattr(split, part):
                 sizes = ", ".join(f"{name} {len(getattr(split, name))}" for name in PARTS)
-                raise InputError(f"client {client}: no {part} cases (it has {sizes})")
+                raise InputError(f"client {client}: no {part} cases (it has {sizes}; see data.fractions)")
         if labels is not None:
             classes = {labels[id] for id in split.train}
             if len(classes) < 2:

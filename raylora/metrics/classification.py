@@ -28,6 +28,12 @@ def weighted_specificity(truth: np.ndarray, probability: np.ndarray, threshold: 
     return _rate(probability < threshold, truth == 0, weights)
 
 
+def asked(statistic: Statistic, truth: np.ndarray) -> np.ndarray:
+    """Whether each patient is behind a statistic: the diseased alone behind the sensitivity, the normals behind the specificity."""
+    one_class = {weighted_sensitivity: 1, weighted_specificity: 0}.get(statistic)  # type: ignore[call-overload]
+    return np.ones(len(truth), bool) if one_class is None else np.asarray(truth == one_class)
+
+
 def weighted_balanced_accuracy(truth: np.ndarray, probability: np.ndarray, threshold: float, weights: np.ndarray) -> np.ndarray:
     """The mean of sensitivity and specificity."""
     return (weighted_sensitivity(truth, probability, threshold, weights) + weighted_specificity(truth, probability, threshold, weights)) / 2

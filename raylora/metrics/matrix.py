@@ -9,7 +9,7 @@ import numpy as np
 
 from raylora.core.seeds import generator
 from raylora.metrics.bootstrap import REPLICATES, degrees_of_freedom, draws, interval
-from raylora.metrics.classification import STATISTICS, Statistic
+from raylora.metrics.classification import STATISTICS, Statistic, asked
 from raylora.metrics.rows import FROZEN, GLOBAL, CaseRow, CaseTable, case_table, patient_scores, segmentation_metrics
 
 PRIMARY = {"segmentation": "dice", "disease": "balanced_accuracy"}  # task -> its one primary metric
@@ -33,6 +33,11 @@ class Sample:
     def point(self) -> float | None:
         value = float(self.measure(np.ones(len(self.values)))) if len(self.values) else np.nan
         return value if np.isfinite(value) else None
+
+    @property
+    def behind(self) -> int:
+        """How many patients the statistic is computed from."""
+        return int(np.count_nonzero(asked(self.statistic, self.truth)))
 
     def only(self, patients: Collection[str]) -> Sample:
         """The same for some of the patients."""
@@ -110,7 +115,7 @@ def entry(own: Mapping[str, Sample], frozen: Mapping[str, Sample], *, seed: int,
         "mean": mean_of(per_client.values()),
         "pooled": pooled(list(own.values())).point,
         "ci95": None if bounds is None else list(bounds),
-        "n": sum(len(s.patients) for s in counted.values()),
+        "n": sum(s.behind for s in counted.values()),
         "frozen": mean_of(frozen[client].point for client in counted or frozen),
         "per_client": per_client,
     }
@@ -150,7 +155,7 @@ def by_group(rows: Iterable[CaseRow], *, task: str, clients: Sequence[str], grou
         for group in sorted({group_of[patient] for patient in own.patients}):
             members = {patient for patient in own.patients if group_of[patient] == group}
             part = own.only(members)
-            found.setdefault(metric, {})[group] = {"mean": part.point, "frozen": frozen.only(members).point, "n": len(part.patients)}
+            found.setdefault(metric, {})[group] = {"mean": part.point, "frozen": frozen.only(members).point, "n": part.behind}
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from raylora.core.seeds import generator
 from raylora.metrics.bootstrap import REPLICATES, degrees_of_freedom, draws, interval
-from raylora.metrics.classification import Statistic
+from raylora.metrics.classification import Statistic, asked
 from raylora.metrics.matrix import Sample
 
 
@@ -56,7 +56,7 @@ class Panel:
     def counted(self) -> int:
         """How many patients are behind the score."""
         valued = self.valued
-        return sum(client in valued for client in self.clients)
+        return sum(client in valued for client, behind in zip(self.clients, asked(self.statistic, self.truth), strict=True) if behind)
 
     def per_seed(self, weights: np.ndarray) -> np.ndarray:
         """The mean over clients for case weights (..., n): (S, ...). Clients without a value (a missing class) are left out."""

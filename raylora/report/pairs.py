@@ -65,6 +65,7 @@ class Pair:
     mcnemar_p: float | None = None  # of the first common seed; disease only, exploratory
     verdict: str = "not tested"  # A better, no difference shown, not resolvable, not tested
     sentence: str = ""
+    clients: tuple[int, int] = (0, 0)  # those whose patients were tested, and those of the wider of the two
 
 
 def self_test(baseline: Group | None, metric: str) -> SelfTest:
@@ -90,7 +91,9 @@ def pairs_of(
         if (one.point or 0.0) < (other.point or 0.0):
             a, b, one, other = b, a, other, one
         limit = resolvable_difference(list(a_a.scores.values()), len(a.seeds), len(b.seeds))
-        pair = replace(pair_of(a.label, b.label, one, other, metric, root_seed, replicates), resolvable=limit)
+        everybody = max(len(set(panels[label].clients)) for label in (a.label, b.label))
+        pair = pair_of(a.label, b.label, one, other, metric, root_seed, replicates)
+        pair = replace(pair, resolvable=limit, clients=(pair.clients[0], everybody))
         if probability and pair.difference is not None:
             pair = replace(pair, auc=delong(*common(probability[a.label], probability[b.label])), mcnemar_p=_mcnemar(one, other))
         pairs.append(pair)
@@ -112,18 +115,20 @@ def pair_of(a: str, b: str, one: Panel, other: Panel, metric: str, root_seed: in
     if valued:
         kept = [patient for patient, client in zip(one.patients, one.clients, strict=True) if client in valued]
         one, other = one.restrict(kept), other.restrict(kept)
-    n = len(one.patients)
+    n, here = len(one.patients), len(set(one.clients))
     by_patient = metric == "dice"  # a patient has a Dice; it has no balanced accuracy
     test = WILCOXON if by_patient else "paired bootstrap"
     estimate = paired_bootstrap(one, other, root_seed, replicates) if n > 1 else None
     if estimate is None:
-        return Pair(a=a, b=b, n=n, test=test)
+        return Pair(a=a, b=b, n=n, test=test, clients=(here, here))
     differences = one.values.mean(0) - other.values.mean(0) if by_patient else one.decisions.mean(0) - other.decisions.mean(0)
     p_value = wilcoxon(differences) if by_patient else estimate.p_value
     if not by_patient and p_value is not None:  # no less than coins as many as the patients on whom the decisions differ: few may not vary
         p_value = min(1.0, max(p_value, 2.0 ** (1 - np.count_nonzero(differences))))
     effect = rank_biserial(differences)
-    return Pair(a=a, b=b, n=n, test=test, difference=estimate.difference, ci95=estimate.ci95, p_value=p_value, effect=effect)
+    return Pair(
+        a=a, b=b, n=n, test=test, difference=estimate.difference, ci95=estimate.ci95, p_value=p_value, effect=effect, clients=(here, here)
+    )
 
 
 def _mcnemar(one: Panel, other: Panel) -> float | None:
@@ -158,7 +163,8 @@ def worded(pair: Pair, metric: str, family: int, baseline: str) -> Pair:
         here = "In these runs " if pair.resolvable is None else ""  # without A/A another seed might say otherwise
         said = f"{here}{a} is better than {b} by {d:.3f} in {inside(metric)} ({evidence})."
         return replace(pair, verdict="A better", sentence=said)
-    said = f"No difference shown between {a} and {b} in {inside(metric)}: {a} is ahead by {d:.3f} ({evidence})."
+    wanting = ", for want of an interval" if shown and pair.ci95 is None else ""
+    said = f"No difference shown between {a} and {b} in {inside(metric)}{wanting}: {a} is ahead by {d:.3f} ({evidence})."
     return replace(pair, verdict="no difference shown", sentence=said)
 
 
@@ -170,4 +176,5 @@ def _evidence(pair: Pair, family: int) -> str:
         p = p_text(pair.p_holm)
         corrected = f" after Holm over {family} pairs" if family > 1 else ""
         parts.append(f"p {p if p.startswith('<') else '= ' + p}{corrected}")
-    return "; ".join([*parts, f"{pair.n} patients"])
+    tested, everybody = pair.clients
+    return "; ".join([*parts, f"{pair.n} patients" + (f" of {tested} of {everybody} clients" if tested < everybody else "")])

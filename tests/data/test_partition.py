@@ -189,7 +189,9 @@ def test_clients_without_cases_or_with_one_class_are_refused_by_name():
         check_clients({"GE": split}, needs=("train", "rating"))
     with pytest.raises(InputError, match="client GE: expected training cases of both classes, all 2 are of class 1"):
         check_clients({"GE": split}, {"a": 1, "b": 1})
-    with pytest.raises(InputError, match=r"client Canon: no test cases \(it has train 1, validation 0, rating 0, test 0\)"):
+    with pytest.raises(
+        InputError, match=r"client Canon: no test cases \(it has train 1, validation 0, rating 0, test 0; see data.fractions\)"
+    ):
         check_clients({"Canon": split_client([row("a")], 0)})
 
 

@@ -17,7 +17,15 @@ from raylora.report.pairs import Pair, SelfTest, pair_of, worded
         (0.02, (0.01, 0.03), 0.01, 0.021, "not resolvable", "Not resolvable here: one and two differ by 0.020 in Dice, and base differs"),
         (0.02, (0.01, 0.03), 0.06, None, "no difference shown", "No difference shown between one and two in Dice: one is ahead by 0.020"),
         (0.02, (-0.01, 0.05), 0.01, None, "no difference shown", "No difference shown"),
-        (0.02, None, 0.01, None, "no difference shown", "No difference shown"),
+        (
+            0.02,
+            None,
+            0.01,
+            None,
+            "no difference shown",
+            "No difference shown between one and two in Dice, for want of an interval: one is ahead",
+        ),
+        (0.02, None, 0.06, None, "no difference shown", "No difference shown between one and two in Dice: one is ahead"),
     ],
 )
 def test_better_needs_a_corrected_p_an_interval_and_more_than_the_a_a_limit(difference, ci95, p_holm, resolvable, verdict, begins):
@@ -75,6 +83,11 @@ def test_a_pair_counts_the_patients_of_clients_that_have_a_score():
     pair = pair_of("one", "two", *panels, "balanced_accuracy", 0, 2000)
     alone = pair_of("one", "two", *(p.restrict(p.patients[:8]) for p in panels), "balanced_accuracy", 0, 2000)
     assert pair == alone and pair.n == panels[0].counted == 8 and pair.p_value >= 2**-3
+
+
+def test_a_pair_says_that_clients_are_missing_from_it():
+    said = worded(replace(Pair(a="one", b="two", n=3, test="Wilcoxon", difference=0.05, p_value=0.25), clients=(1, 4)), "dice", 1, "base")
+    assert said.sentence.endswith("3 patients of 1 of 4 clients).")
 
 
 def test_a_pair_without_a_score_is_not_tested():
