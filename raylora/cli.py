@@ -297,7 +297,7 @@ def prepare(
         before = launch.prepared_ids(out)
         done = launch.prepare(dataset, source, out, spacing, size, crop, skip_bad=skip_bad, address=address, on_event=live)
     typer.echo(f"{len(done.rows)} studies prepared: {out}")
-    if gone := before - {row.id for row in done.rows}:
+    if gone := before - {row.id for row in done.rows} - {name for name, _ in done.skipped}:
         typer.echo(f"removed {len(gone)} that were prepared in {out} and are not in {source}")
     for name, reason in done.skipped:
         typer.echo(f"left out {name}: {reason}")

@@ -82,10 +82,10 @@ class Cohort:
             more = "has" if len(self.cut) == 1 else "have"
             missed = ", and what they show of a heart counts as missed" if self.diseased is None else ""
             found.append(f"{_studies(len(self.cut))} {more} more slices than data.size: the outer ones are left out{missed}")
-        if blind := [client for client, split in self.splits.items() if not split.validation and client not in self.held_out]:
-            found.append(
-                f"no validation patient: {', '.join(blind)}; scores of validation are means over the other clients (data.fractions)"
-            )
+        training = [client for client in self.splits if client not in self.held_out]
+        if blind := [client for client in training if not self.splits[client].validation]:
+            means = "means over the other clients" if len(blind) < len(training) else "not there"
+            found.append(f"no validation patient: {', '.join(blind)}; scores of validation are {means} (data.fractions)")
         return found
 
     def patients(self) -> list[dict[str, object]]:

@@ -116,12 +116,12 @@ def make_dials(config: Config, training: Mapping[str, Sequence[str]], damaged: M
             raise InputError(f"{key}: who answers first is a question of time: expected a network or faults.late_s, found none")
     if s.buffer is not None:
         _refuse_beside_buffer(config, len(training))
-        for client in training:
-            if early["sampling.buffer"] and dials.takes_no_time(client):
-                raise InputError(
-                    f"sampling.buffer: client {client} answers at once, and slower ones would never be waited for: expected that every client's "
-                    "round takes time (network.step_s, latency_s, up_mbit, down_mbit, faults.late_s)"
-                )
+        at_once = [client for client in training if dials.takes_no_time(client)]
+        if early["sampling.buffer"] and len(at_once) >= s.buffer:
+            raise InputError(
+                f"sampling.buffer: {', '.join(at_once)} answer at once and fill every buffer of {s.buffer}, slower clients would never be waited "
+                "for: expected rounds that take time (network.step_s, latency_s, up_mbit, down_mbit, faults.late_s)"
+            )
     return dials
 
 

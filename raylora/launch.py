@@ -272,7 +272,7 @@ def resume(folder: Path, *, address: str | None = None, on_event: Callable[[Even
     with run_folder.alone(folder):
         on_event({"event": "phase", "text": "writing the report"})
         _report(folder)
-    if config.tracking.uri is not None:  # the run was ended before MLflow was told of its end
+    if config.tracking.uri is not None and not (whole / "ledger.jsonl").is_file():  # the run was ended before MLflow was told of its end
         try:
             upload(folder)
         except (InputError, RunError) as error:

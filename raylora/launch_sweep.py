@@ -14,7 +14,7 @@ from raylora import config as configuration
 from raylora import launch, run_folder
 from raylora.cluster.needs import Needs
 from raylora.config import Config
-from raylora.core.errors import InputError, RunError
+from raylora.core.errors import InputError, MachineError, RunError
 from raylora.sweep import space
 from raylora.sweep.ledger import Ledger, plain
 from raylora.sweep.search import replayed
@@ -101,6 +101,7 @@ def _run(
     before = len(ledger.of("end"))
 
     rows: dict[int, Mapping[str, Any]] = {}  # of trials that have ended
+    stopped: list[Trial] = []
     shown = -SHOW_S
 
     def show(over: bool = False) -> dict[str, Any]:
@@ -121,6 +122,7 @@ def _run(
         if what in ("finished", "pruned", "failed"):
             write_json(out / "sweep.json", show())
         elif what == "stopped":
+            stopped.append(trial)
             on_event({"event": "note", "text": f"trial {trial.number} cannot go on: {result['error']}; the same command goes on with it"})
         elif what == "report" and time.monotonic() - shown > SHOW_S:
             show()
@@ -148,6 +150,9 @@ def _run(
         whole = "FINISHED" if found["status"] == "finished" else "KILLED"
         write_json(out / "sweep.json", found)
         _compare(out, found, on_event)
+        if stopped:
+            numbers = ", ".join(str(trial.number) for trial in stopped)
+            raise MachineError(f"trials that could not go on: {numbers}; the same command goes on with them")
         return found
     except (KeyboardInterrupt, InputError, RunError) as error:
         whole = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"

@@ -16,7 +16,7 @@ from raylora.core.files import require_writable
 def free(name: str, under: Path = Path("runs")) -> Path:
     """runs/<name>, or runs/<name>-2, ... : the first that does not exist."""
     number, folder = 1, under / name
-    while folder.exists():
+    while os.path.lexists(folder):
         number += 1
         folder = under / f"{name}-{number}"
     return folder
@@ -31,9 +31,9 @@ def reserved(name: str, under: Path = Path("runs")) -> Iterator[Path]:
         try:
             folder.mkdir(parents=True)
             break
-        except FileExistsError:  # another run was quicker
-            continue
         except OSError as error:
+            if os.path.lexists(folder):  # another run was quicker
+                continue
             raise InputError(f"--output {folder}: cannot be written: {error.strerror}") from None
     try:
         yield folder

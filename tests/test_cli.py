@@ -163,6 +163,10 @@ def test_two_runs_without_output_have_folders_of_their_own(tmp_path):
         assert run_folder.claim(other, "text") == []
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["demo-2"], "nothing came of the first"
     shutil.rmtree(tmp_path / "runs")
+    (tmp_path / "runs").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(InputError, match="runs/demo: cannot be written: File exists"), run_folder.reserved("demo", tmp_path / "runs"):
+        pass
+    (tmp_path / "runs").unlink()
     with pytest.raises(InputError), run_folder.reserved("demo", tmp_path / "runs"):
         raise InputError("bad")
     assert not list(tmp_path.iterdir())

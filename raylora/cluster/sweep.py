@@ -30,7 +30,7 @@ from raylora.sweep.space import Sweep, Trial
 from raylora.sweep.state import summary_of, write_failure
 
 RESTARTS = 3  # of one trial's driver, after it was lost
-AT_A_STAND = 2  # trials in a row that the machine stops: the next ones would fare no better
+AT_A_STAND = 2  # trials in a row that the disk stops: the next ones would fare no better
 SETTLE_S = 60.0  # for pruned trials to write their end
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the record is ours
@@ -220,7 +220,7 @@ class Followed(Unwritten, tune.Callback):
         self.search, self.ledger, self.folder, self.trials, self.told = search, ledger, folder, trials, told
         self.stopped: dict[int, Mapping[str, Any]] = {}  # pruned, their summary not yet written
         self.started: set[int] = set()
-        self.at_a_stand = 0  # trials in a row that the machine has stopped
+        self.at_a_stand = 0  # trials in a row that the disk has stopped
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if _number(trial) not in self.started:  # not when its driver was lost
@@ -268,7 +268,7 @@ class Followed(Unwritten, tune.Callback):
                 self._end(number, {**result, "status": "pruned"})
 
     def _stopped(self, number: int, result: Mapping[str, Any]) -> None:
-        """It can go on another day. Where that happens to one after the other, the machine needs somebody's help: raises MachineError."""
+        """It can go on another day. Where that happens to one after the other, the disk needs somebody's help: raises MachineError."""
         self.told("stopped", self.trials[number], result)
         self.at_a_stand += 1
         if self.at_a_stand >= AT_A_STAND:

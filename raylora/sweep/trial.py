@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from raylora import experiment
-from raylora.core.errors import InputError, MachineError, RunError
+from raylora.core.errors import InputError, RunError
 from raylora.federation.rounds import Executor
 from raylora.planned import Plan
 from raylora.sweep.state import write_failure
 from raylora.tracking.record import lines_before
+
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +49,17 @@ class RunningTrial:
         self._events: experiment.Events | None = None
 
     def advance(self) -> Report:
-        """Go on to the next report. What goes wrong is a report as well: `status: failed`, and a summary that says so; where the machine and
-        not the trial is to blame, `status: stopped`, and what is kept stays as it is."""
+        """Go on to the next report. What goes wrong is a report as well: `status: failed`, and a summary that says so; where the disk and not
+        the trial is to blame, `status: stopped`, and what is kept stays as it is."""
         try:
             self.last = self._advance()
-        except (MachineError, OSError) as error:
-            said = error if isinstance(error, MachineError) else f"{error.filename or self.folder}: {error.strerror or error}"
+        except OSError as error:
+            if error.errno not in OF_THE_DISK:
+                self.last = self._failed(error)
+                return self.last
             self.close()
-            self.last = replace(self.last or Report(round=0, objective=None, lines=()), lines=(), status="stopped", error=str(said))
+            said = f"{error.filename or self.folder}: {error.strerror}"
+            self.last = replace(self.last or Report(round=0, objective=None, lines=()), lines=(), status="stopped", error=said)
         except Exception as error:  # whatever it was, it ends this trial and no other
             self.last = self._failed(error)
         return self.last

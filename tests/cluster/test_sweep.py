@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 import yaml
+from here import without_ray
 from mlflow import MlflowClient
 from ray._private.state import actors
 from small_runs import run, settings, tiny
@@ -180,6 +181,18 @@ def test_trials_that_the_machine_stops_are_not_ended_and_two_in_a_row_end_the_sw
         ):
             ends(3, status="stopped", error="still full", objective=None)
         assert list(ledger.of("end")) == [1] and told == [("stopped", 0), ("failed", 1), ("stopped", 2), ("stopped", 3)]
+
+
+def test_a_sweep_of_which_a_trial_was_stopped_does_not_end_well(prepared_folder, tmp_path, monkeypatch):
+    def stopped(ledger, search, unfinished, folder, prepare, *, told, **options):
+        told("stopped", search.next(), {"error": "/x: No space left on device"})
+
+    without_ray(monkeypatch.setattr)
+    monkeypatch.setattr("raylora.cluster.sweep.run", stopped)
+    told = []
+    with pytest.raises(MachineError, match="trials that could not go on: 0; the same command goes on with them"):
+        launch_sweep.sweep(write(tmp_path, prepared_folder), (), tmp_path / "out", on_event=told.append)
+    assert "trial 0 cannot go on: /x: No space left on device; the same command goes on with it" in [event.get("text") for event in told]
 
 
 def test_with_auto_a_trial_has_its_part_of_the_actors_that_fit(prepared_folder, tmp_path):

@@ -41,16 +41,24 @@ def test_it_reports_validated_rounds_and_ends_like_a_plain_run(prepared_folder, 
     assert last.objective == plain.lines[-1]["validation"]["dice"]
 
 
-@pytest.mark.parametrize("error", [MachineError("no answer for 1 s"), OSError(28, "No space left on device", "/x/state.json")])
-def test_what_the_machine_stops_can_go_on(prepared_folder, tmp_path, monkeypatch, error):
+@pytest.mark.parametrize("error", [MachineError("no answer for 1 s"), FileNotFoundError(2, "No such file or directory", "/x/mine.csv")])
+def test_what_would_go_wrong_again_has_failed(prepared_folder, tmp_path, monkeypatch, error):
+    trial = begun(tiny(prepared_folder, training__rounds=3), tmp_path / "trial")
+    monkeypatch.setattr(experiment.checkpoint, "save", lambda *_: (_ for _ in ()).throw(error))
+    assert trial.advance().status == "failed" and summary(tmp_path / "trial")["status"] == "failed"
+
+
+def test_what_a_full_disk_stops_can_go_on(prepared_folder, tmp_path, monkeypatch):
     config = tiny(prepared_folder, training__rounds=3)
     trial = begun(config, tmp_path / "trial")
     trial.advance()
     with monkeypatch.context() as broken:
-        broken.setattr(experiment.checkpoint, "save", lambda *_: (_ for _ in ()).throw(error))
+        full = OSError(28, "No space left on device", "/x/state.json")
+        broken.setattr(experiment.checkpoint, "save", lambda *_: (_ for _ in ()).throw(full))
         stopped = trial.advance()
-    said = "no answer for 1 s" if isinstance(error, MachineError) else "/x/state.json: No space left on device"
-    assert (stopped.status, stopped.error) == ("stopped", said) and not (tmp_path / "trial" / "summary.json").exists()
+    assert (stopped.status, stopped.error) == ("stopped", "/x/state.json: No space left on device") and not (
+        tmp_path / "trial" / "summary.json"
+    ).exists()
     again = begun(config, tmp_path / "trial")
     while (last := again.advance()).status == "running":
         pass
