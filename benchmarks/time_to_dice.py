@@ -1,6 +1,6 @@
 """How long a federation would take to a Dice of 0.8 on lines of 1, 10 and 100 Mbit/s: FedIT, Med-DualLoRA and averaging every weight.
 
-    python -m benchmarks.time_to_dice                   # three runs of the demo, validated after every round; on a quiet machine
+    python -m benchmarks.time_to_dice                   # three runs on the demo's patients, 22 rounds, each validated
     python -m benchmarks.time_to_dice --step-s 0.5      # with this time of a local step instead of the measured one
 
 One run a strategy is enough: its bytes and its steps a round are known, and lines change no score. Time is that of the virtual clock

@@ -18,7 +18,6 @@ from raylora.core.machine import free_bytes
 from raylora.core.tree import match
 from raylora.core.types import Task, Tree
 from raylora.data.obtain import Say
-from raylora.data.prepare import Mapper
 from raylora.federation.build import build_model
 from raylora.federation.protocol import initial_tree
 from raylora.federation.rehearsal import Rehearsal
@@ -35,14 +34,14 @@ TORCH_BYTES = 250 << 20  # a process with torch imported, as measured
 REHEARSED = 2  # rounds: from the second on, methods that fold into the base send more
 
 
-def describe(config: Config, say: Say = lambda what, done, total: None, mapper: Mapper | None = None) -> dict[str, Any]:
+def describe(config: Config, say: Say = lambda what, done, total: None) -> dict[str, Any]:
     """Clients and their cases by split and class, parameters trained and sent, bytes a round, memory an actor needs, actors that fit.
 
     Data that are not prepared yet are prepared; nothing is trained. Base weights that are not there yet are said to be missing: a plan
     needs their shapes alone. Raises InputError for whatever else a run would refuse.
     """
     weights, (config, missing) = config.model.weights, _without_absent_weights(config)
-    plan = make_plan(config, say, mapper)
+    plan = make_plan(config, say)
     model = build_model(plan.spec.model, plan.weights)
     first = initial_tree(plan.outline, protocol_of(plan.spec), plan.clients[0].id, plan.spec.max_rank)
     rows, cohort = plan.cohort.rows.values(), plan.cohort

@@ -19,7 +19,6 @@ from raylora.data import obtain, partition
 from raylora.data.damage import Damage
 from raylora.data.features import FOLDER
 from raylora.data.manifest import read_manifest
-from raylora.data.prepare import Mapper
 from raylora.data.shards import require_shards
 from raylora.data.transforms import augmentation
 from raylora.dials import Dials, attacks, damages, make_dials, ranks, require_asynchronous
@@ -41,9 +40,9 @@ from raylora.training.settings import CacheSpec, Settings
 POOL = "pooled"  # the one client of a strategy that pools all data
 
 
-def plan_to_run(config: Config, say: obtain.Say = lambda what, done, total: None, mapper: Mapper | None = None) -> Plan:
+def plan_to_run(config: Config, say: obtain.Say = lambda what, done, total: None) -> Plan:
     """`make_plan` for a run that begins now: every study of the prepared sets is there, whole by its size. Raises InputError."""
-    plan = make_plan(config, say, mapper)
+    plan = make_plan(config, say)
     for folder in map(Path, plan.spec.sets):
         require_shards(folder, {row.id: row.shard_bytes for row in read_manifest(folder).rows})
     return plan
@@ -61,13 +60,10 @@ def adapted_model(config: Config) -> tuple[Strategy, ModelSpec, StackedModel, Pa
     return strategy, backbone, model, _weights_file(config, model)
 
 
-def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None, mapper: Mapper | None = None) -> Plan:
-    """Prepare the data, divide it, build the model once: whatever is wrong is found here, from the manifests alone. Raises InputError.
-
-    `mapper` prepares what is not prepared yet.
-    """
+def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None) -> Plan:
+    """Prepare the data, divide it, build the model once: whatever is wrong is found here, from the manifests alone. Raises InputError."""
     strategy, backbone, model, weights_file = adapted_model(config)
-    folders = obtain.prepared(config.data, say, mapper)
+    folders = obtain.prepared(config.data, say)
     cohort = gather(config, folders)
     splits, held_out, labels = cohort.splits, cohort.held_out, cohort.diseased
     homes = tuple(client for client in splits if client not in held_out)

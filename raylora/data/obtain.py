@@ -51,15 +51,15 @@ def prepare_download(dataset: str, source: Path, out: Path, options: PrepareOpti
     return prepare(found, out, options, mapper=mapper, progress=told, problem=skip, skipped=bad)
 
 
-def prepared(data: Data, say: Say = lambda what, done, total: None, mapper: Mapper | None = None) -> list[Path]:
-    """One prepared folder for each source. `mapper` does what is not done yet, by default in processes of this machine.
+def prepared(data: Data, say: Say = lambda what, done, total: None) -> list[Path]:
+    """One prepared folder for each source. What is not done yet is done in processes of this machine.
 
     Raises InputError for what is missing or wrong.
     """
-    return [_one(source, data, say, mapper or process_map(workers())) for source in data.sources]
+    return [_one(source, data, say) for source in data.sources]
 
 
-def _one(source: Source, data: Data, say: Say, mapper: Mapper) -> Path:
+def _one(source: Source, data: Data, say: Say) -> Path:
     options = PrepareOptions(spacing_mm=data.spacing_mm, size=data.size, crop=data.crop)
     cache = cache_folder(data.cache)
     if source.root is None and source.dataset != "phantom":
@@ -80,7 +80,9 @@ def _one(source: Source, data: Data, say: Say, mapper: Mapper) -> Path:
     out = cache / "prepared" / f"{layout}-{key[:16]}"
     if not out.is_dir():
         require_writable(out, CACHE)
-    prepare(studies, out, options, mapper=mapper, progress=lambda done, total: say(f"preparing {layout} studies", done, total))
+    prepare(
+        studies, out, options, mapper=process_map(workers()), progress=lambda done, total: say(f"preparing {layout} studies", done, total)
+    )
     return out
 
 
