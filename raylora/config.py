@@ -1,99 +1,44 @@
-"""The experiment's configuration: typed sections, and refusals that name the nearest known key."""
+"""The experiment's configuration: typed sections, read from YAML files that may lie over one another."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
-import re
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from raylora.core.errors import InputError
 from raylora.core.values import merged, override, read_yaml
+from raylora.schema import (
+    Batch,
+    Checked,
+    Count,
+    Kept,
+    NonNegative,
+    Number,
+    Part,
+    PartOrNone,
+    Positive,
+    Section,
+    Seed,
+    Share,
+    Size,
+    Spacing,
+    Strength,
+    Threads,
+    Unbounded,
+    Whole,
+    numbers,
+    validated,
+)
 
-Checked = TypeVar("Checked", bound=BaseModel)
-NUMBER = re.compile(r"[-+]?((\d+\.?\d*|\.\d+)(e[-+]?\d+)?|inf(inity)?)", re.IGNORECASE)
-
-
-def _spelled(value: object) -> object:
-    """YAML 1.1 reads 1e-3 and inf as words: take them as the numbers they are."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _numbers(value: Any) -> Any:
-    """A strategy's option with the numbers that YAML 1.1 takes for words; other words stay."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    return float(value) if isinstance(value, str) and NUMBER.fullmatch(value) else value
-
-
-def _no_bool(value: object) -> object:
-    """Python takes true for 1."""
-    if isinstance(value, bool):
-        raise ValueError("expected a number")
-    return value
-
-
-def _number(value: object) -> object:
-    return _spelled(_no_bool(value))
-
-
-def _off(value: object) -> object:
-    """YAML reads the word off as false."""
-    return "off" if value is False else value
-
-
-Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Positive = Annotated[Number, Field(gt=0)]
-NonNegative = Annotated[Number, Field(ge=0)]
-PartOrNone = Annotated[Number, Field(ge=0, le=1e100)]  # of a whole, in any scale
-Part = Annotated[PartOrNone, Field(gt=0)]
-Strength = Annotated[Number, Field(ge=0, le=10)]  # phantoms refuse more
-Share = Annotated[Number, Field(ge=0, le=1)]
-Unbounded = Annotated[float, BeforeValidator(_number), Field(gt=0)]  # inf means something: no bound, no spread
-Whole = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
-Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
-Kept = Annotated[Literal["off", "auto", "fp32", "bf16"], BeforeValidator(_off)]
-Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=2**63 - 1)]
-Batch = Annotated[Count, Field(le=4096)]
-Threads = Annotated[Count, Field(le=1024)]
-Spacing = Annotated[Number, Field(ge=0.1, lt=1000)]  # mm
-Size = Annotated[Count, Field(le=1024)]  # voxels
-
-
+OF_MANY = {"space": ("sweep", "sweep"), "dials": ("stress campaign", "stress")}  # a key that only files of many experiments have
 Vendor = Literal["Siemens", "Philips", "GE", "Canon"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, `inf` included, as they go into YAML."""
-        return self.model_dump(mode="python")
-
-    def require_defaults(self, section: str, names: Sequence[str], why: str) -> None:
-        """Refuse keys that would have no effect, rather than ignore them. Raises InputError."""
-        for name in self.turned(names):
-            raise InputError(f"{section}.{name}: {why}: expected nothing, found {getattr(self, name)!r}")
-
-    def turned(self, names: Sequence[str]) -> list[str]:
-        """Those of the keys that have another value than the default."""
-        fields = type(self).model_fields
-        return [name for name in names if getattr(self, name) != fields[name].get_default(call_default_factory=True)]
 
 
 class Phantom(Section):
@@ -222,7 +167,7 @@ class StrategyConfig(BaseModel):
             raise ValueError("expected a name, found nothing")
         if not isinstance(values, Mapping):
             return values
-        return {key: value if key == "name" else _numbers(value) for key, value in values.items()}
+        return {key: value if key == "name" else numbers(value) for key, value in values.items()}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -461,6 +406,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def from_mapping(values: Mapping[str, Any], path: Path, overrides: Sequence[str] = ()) -> Config:
     """As `load`, for values that stand in the file `path`: a `base` is relative to it."""
+    for key, (what, command) in OF_MANY.items():
+        if key in values:
+            raise InputError(f"{path}: {key}: this is the file of a {what}, not of an experiment: `raylora {command} {path}` runs it")
     return from_dict(_laid_over_base(override(values, overrides), path), origin=str(path))
 
 
@@ -479,7 +427,8 @@ def load_around(schema: type[Checked], path: Path, overrides: Sequence[str] = ()
     elif isinstance(base, dict):
         config = from_mapping(base, path, rest)
     else:
-        raise InputError(f"{path}: base: expected the path of an experiment's YAML file, or an experiment, found {base!r}")
+        found = repr(base) if "base" in values else "nothing (`raylora run` is for the file of one experiment)"
+        raise InputError(f"{path}: base: expected the path of an experiment's YAML file, or an experiment, found {found}")
     return validated(schema, {**values, "base": config.as_dict()}, str(path))
 
 
@@ -506,57 +455,6 @@ def one_length(changes: Mapping[str, Any]) -> dict[str, Any]:
 def from_dict(values: Mapping[str, Any], origin: str = "config") -> Config:
     """Check plain values against the schema. Raises InputError naming the key, what was expected and what was found."""
     return validated(Config, values, origin)
-
-
-def validated(schema: type[Checked], values: Mapping[str, Any], origin: str) -> Checked:
-    """As `from_dict`, for any schema."""
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{origin}: {_explain(error, schema)}") from None
-    except RecursionError:
-        raise InputError(f"{origin}: nested too deeply") from None
-
-
-def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
-    # A union reports every branch: an unknown key says most, then our own words; a value out of range more than a value of another type.
-    says = ("extra_forbidden", "value_error", "greater", "less")
-    first = min(error.errors(), key=lambda item: [not item["type"].startswith(word) for word in says])
-    path = [str(part) for part in first["loc"][:-1] if not _is_union_branch(str(part))]
-    last = [str(part) for part in first["loc"][-1:]]
-    path += [part for part in last if first["type"] == "extra_forbidden" or not _is_union_branch(part)]  # a key may be called "int"
-    key = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{nearest(path[-1], _known_keys(schema, path[:-1]))}"
-    said = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and isinstance(first["input"], Mapping):  # a section whose keys do not fit each other
-        return f"{key or 'config'}: {said}"
-    return f"{key or 'config'}: {said}, found {first['input']!r}"
-
-
-def _is_union_branch(part: str) -> bool:
-    return "[" in part or part in {"int", "float", "str", "bool", "Source", "constrained-int", "function-before"}
-
-
-def _known_keys(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
-    sections = [schema]
-    for part in path:  # a name that no section has is a key of a mapping, or a place in a list, of the same
-        fields = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
-        sections = [section for field in fields for section in _sections(field)] if fields else sections
-    return [name for section in sections for name in section.model_fields]
-
-
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a value may be, or hold."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for part in typing.get_args(annotation) for section in _sections(part)]
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`` (did you mean 'x'?)`` or the list of known words."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(sorted(set(known)))})"
 
 
 def dump(config: Section) -> str:

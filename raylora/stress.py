@@ -11,9 +11,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from raylora import config as configuration
-from raylora.config import Config, Section
+from raylora.config import Config
 from raylora.core.errors import InputError
 from raylora.core.values import laid_over
+from raylora.schema import Section
 from raylora.sweep.space import Trial as Overlaid
 from raylora.sweep.space import Values, repeated
 

@@ -8,9 +8,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylora.config import Config, dump, from_dict, load, load_pretrain
+from raylora.config import Config, dump, from_dict, load, load_around, load_pretrain
 from raylora.core.errors import InputError
 from raylora.core.values import flat, override
+from raylora.sweep.space import Sweep
 
 
 def refused(values, key: str, *words: str) -> None:
@@ -308,6 +309,21 @@ def test_a_base_that_is_missing_or_the_file_itself_is_refused(tmp_path):
         file.write_text(text)
         with pytest.raises(InputError, match=message):
             load(file)
+
+
+def test_a_file_of_the_other_kind_is_said_to_be_one(tmp_path):
+    """Somebody's `raylora run sweep.yaml`, and `raylora sweep run.yaml`."""
+    files = {"one": "lora: {rank: 2}", "sweep": "base: one.yaml\nspace: {}", "stress": "base: one.yaml\ndials: {}"}
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"sweep.yaml: space: this is the file of a sweep, .*: `raylora sweep .*sweep.yaml` runs it$"):
+        load(tmp_path / "sweep.yaml")
+    with pytest.raises(InputError, match=r"stress.yaml: dials: this is the file of a stress campaign, .*`raylora stress .*stress.yaml`"):
+        load(tmp_path / "stress.yaml")
+    with pytest.raises(
+        InputError, match=r"one.yaml: base: expected .*, found nothing \(`raylora run` is for the file of one experiment\)$"
+    ):
+        load_around(Sweep, tmp_path / "one.yaml")
 
 
 def test_nested_values_have_dotted_keys():

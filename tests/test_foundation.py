@@ -7,9 +7,10 @@ import pytest
 from small_runs import GRID
 
 from raylora import foundation
-from raylora.config import Pretrain, validated
+from raylora.config import Pretrain
 from raylora.core.errors import InputError
 from raylora.data.shards import PreparedSet
+from raylora.schema import validated
 
 
 def settings(root, task="segmentation", **more):

@@ -217,5 +217,10 @@ def test_a_plan_in_words(prepared):
         "Protocol p (sha256 0123456789abcdef); 3 scored patients were seen by the base weights",
         "! be careful",
         "! no file cinema",
+        "! not enough memory here for 2 actors at once: placement.clients_per_actor",
     ):
         assert part in text, part
+    with open("/dev/null", "w") as nowhere:
+        console = Console(record=True, width=150, file=nowhere)
+        show_plan({**plan, "actors": {**plan["actors"], "wanted": 1}}, console)
+        assert "not enough" not in console.export_text()

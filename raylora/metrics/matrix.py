@@ -35,9 +35,9 @@ class Sample:
         return value if np.isfinite(value) else None
 
     @property
-    def behind(self) -> int:
-        """How many patients the statistic is computed from."""
-        return int(np.count_nonzero(asked(self.statistic, self.truth)))
+    def behind(self) -> np.ndarray:
+        """Whether each patient is one of those that the statistic is computed from: (n,) bool."""
+        return asked(self.statistic, self.truth)
 
     def only(self, patients: Collection[str]) -> Sample:
         """The same for some of the patients."""
@@ -105,17 +105,18 @@ def entry(own: Mapping[str, Sample], frozen: Mapping[str, Sample], *, seed: int,
     """One metric of `final` from each client's own model and from the frozen one: {mean, pooled, ci95, n, frozen, per_client}.
 
     `n` counts the patients behind `mean`, those of clients that have a value (a client may lack a class); `frozen` is over the same clients,
-    or over all if none has a value; `ci95` is for `mean`, None where it cannot be had: a client has one patient, or one of a class.
+    or over all if none has a value; `ci95` is for `mean`, None where it cannot be had: one of those clients has one patient, or one of a class,
+    behind its value.
     """
     per_client = {client: s.point for client, s in own.items()}
     counted = {client: s for client, s in own.items() if per_client[client] is not None}
-    strata = [(client, truth) for client, s in counted.items() for truth in s.truth.tolist()]
+    strata = [(client, truth) for client, s in counted.items() for truth in s.truth[s.behind].tolist()]
     bounds = interval(bootstrap_of_mean(own, seed, replicates), degrees_of_freedom(strata))
     return {
         "mean": mean_of(per_client.values()),
         "pooled": pooled(list(own.values())).point,
         "ci95": None if bounds is None else list(bounds),
-        "n": sum(s.behind for s in counted.values()),
+        "n": len(strata),
         "frozen": mean_of(frozen[client].point for client in counted or frozen),
         "per_client": per_client,
     }
@@ -155,7 +156,7 @@ def by_group(rows: Iterable[CaseRow], *, task: str, clients: Sequence[str], grou
         for group in sorted({group_of[patient] for patient in own.patients}):
             members = {patient for patient in own.patients if group_of[patient] == group}
             part = own.only(members)
-            found.setdefault(metric, {})[group] = {"mean": part.point, "frozen": frozen.only(members).point, "n": part.behind}
+            found.setdefault(metric, {})[group] = {"mean": part.point, "frozen": frozen.only(members).point, "n": int(part.behind.sum())}
     return found
 
 

@@ -43,9 +43,8 @@ class Panel:
 
     @property
     def degrees(self) -> int:
-        """Of freedom of the score, see `degrees_of_freedom`: of the patients of clients that have a value."""
-        valued = self.valued
-        return degrees_of_freedom([stratum for stratum in self.strata() if stratum[0] in valued])
+        """Of freedom of the score, see `degrees_of_freedom`: of the patients behind it."""
+        return degrees_of_freedom(self._behind())
 
     @property
     def valued(self) -> set[str]:
@@ -55,8 +54,12 @@ class Panel:
     @property
     def counted(self) -> int:
         """How many patients are behind the score."""
+        return len(self._behind())
+
+    def _behind(self) -> list[tuple[str, float]]:
+        """The strata of the patients that the statistic asks for, of clients that have a value."""
         valued = self.valued
-        return sum(client in valued for client, behind in zip(self.clients, asked(self.statistic, self.truth), strict=True) if behind)
+        return [one for one, behind in zip(self.strata(), asked(self.statistic, self.truth), strict=True) if behind and one[0] in valued]
 
     def per_seed(self, weights: np.ndarray) -> np.ndarray:
         """The mean over clients for case weights (..., n): (S, ...). Clients without a value (a missing class) are left out."""

@@ -68,7 +68,12 @@ def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(f"patients: {sets}{pairs}", highlight=False, markup=False)
     for table in (clients_table(plan), needs_table(plan)):
         print_table(console, stamped(table, marks_of(plan)))
-    if base["missing"]:
-        console.print(f"! {base['missing']}", highlight=False, markup=False)
-    for note in plan["notes"]:
+    for note in (*([base["missing"]] if base["missing"] else []), *plan["notes"], *_too_many(plan["actors"])):
         console.print(f"! {note}", highlight=False, markup=False)
+
+
+def _too_many(actors: Mapping[str, Any]) -> list[str]:
+    if actors["fit_here"] >= actors["wanted"]:
+        return []
+    lacks = "memory" if actors["fit_by_memory"] < actors["fit_by_share"] else "CPU or GPU"
+    return [f"not enough {lacks} here for {actors['wanted']} actors at once: placement.clients_per_actor puts several clients into one"]

@@ -57,7 +57,7 @@ def final_table(final: Final, task: str) -> Table:
     )
     note = "Means over clients of each one's own model on its own test patients (n), "
     note += "at 0.5 and at the threshold chosen on validation" if task == "disease" else "on the native grid"
-    note += "; frozen: before training; pooled: over all patients."
+    note += "; frozen: before training. Pooled: over all patients."
     note += without_interval(row[1] for row in rows)
     if any(lower_is_better(metric) for metric in reported_metrics(task)):
         note += " ↓: lower is better."

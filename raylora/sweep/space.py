@@ -14,10 +14,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from raylora import config as configuration
-from raylora.config import Config, Count, Number, Positive, Section
+from raylora.config import Config
 from raylora.core.errors import InputError
 from raylora.core.seeds import generator
 from raylora.core.values import laid_over
+from raylora.schema import Count, Number, Positive, Section
 
 METRICS = {"segmentation": ("dice",), "disease": ("likelihood", "accuracy")}  # of validation patients, in rounds.jsonl
 MOST = 10_000  # trials of one sweep

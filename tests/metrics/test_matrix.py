@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from raylora.metrics.matrix import by_group, cross_client, final, metric_names
+from raylora.metrics.matrix import by_group, cross_client, final, metric_names, sample
+from raylora.metrics.panel import panel, panel_interval
 from raylora.metrics.rows import CaseRow, case_table
 
 
@@ -88,6 +89,20 @@ def test_disease_at_one_half_and_at_the_tuned_threshold():
     assert blocks["balanced_accuracy"]["n"] == 4 and (blocks["sensitivity"]["n"], blocks["specificity"]["n"]) == (3, 2), "behind the mean"
     assert list(blocks) == metric_names("disease")
     json.dumps(blocks, allow_nan=False)
+
+
+def test_one_patient_of_a_class_hides_the_spread_of_what_counts_that_class():
+    """Two diseased patients tell how much they vary, whoever else there is."""
+    rows = [row for row in DISEASE if row.patient != "a2"]
+    blocks = final(rows, task="disease", clients=["A"])
+    assert [(blocks[name]["n"], blocks[name]["ci95"] is None) for name in ("sensitivity", "specificity", "balanced_accuracy")] == [
+        (2, False),
+        (1, True),
+        (3, True),
+    ]
+    table = case_table(rows)
+    panels = [panel([(0, {"A": sample(table, name, "A", "A")})]) for name in ("sensitivity", "specificity", "balanced_accuracy")]
+    assert [(one.counted, one.degrees, panel_interval(one) is None) for one in panels] == [(2, 1, False), (1, 0, True), (3, 0, True)]
 
 
 def test_a_model_without_a_threshold_has_no_tuned_score():

@@ -12,6 +12,7 @@ from small_runs import settings as tiny_settings
 from raylora import config as configuration
 from raylora.core.errors import InputError
 from raylora.core.values import laid_over
+from raylora.schema import validated
 from raylora.sweep import space
 from raylora.sweep.space import Dimension, Sweep
 
@@ -141,7 +142,7 @@ def test_a_sweep_can_be_read_back(tmp_path):
     from raylora import config
 
     sweep = space.load(write(tmp_path, seeds=[1]))
-    assert config.validated(Sweep, yaml.safe_load(config.dump(sweep)), "again").sha256() == sweep.sha256()
+    assert validated(Sweep, yaml.safe_load(config.dump(sweep)), "again").sha256() == sweep.sha256()
 
 
 def test_the_length_of_a_round_is_swept_in_either_unit(tmp_path):
