@@ -252,6 +252,8 @@ def require_asynchronous(strategy: Strategy, server: State, clients: Sequence[Cl
         raise refuse("its pairs start anew each round, and a movement from the last start means nothing after the next one")
     before = {client.id: strategy.broadcast(server, client) for client in clients}
     for broadcast in before.values():
+        if broadcast.task.prunes:
+            raise refuse("it prunes ranks by what clients send, which is moved on to the server's newer model before it comes to that")
         if broadcast.extra:
             raise refuse(f"what it sends besides ({', '.join(sorted(broadcast.extra))}) is about one round")
         unknown = sorted(set(trees.match(names, broadcast.task.uploads)) - set(broadcast.adapter))

@@ -178,6 +178,10 @@ def require_compressible(config: Config, strategy: Strategy, task: Task) -> None
         raise InputError(
             f"compress.kind: {strategy.name} goes on from what it sends, and the server's copy would fall behind, found {kind}"
         )
+    if kind != "none" and task.prunes:
+        raise InputError(
+            f"compress.kind: {strategy.name} prunes ranks by the norms of what clients send, which compression changes, found {kind}"
+        )
     if scheme(config).remembers and not strategy.steady:
         raise InputError(
             f"compress.kind: {strategy.name} starts its pairs anew each round, and what {kind} left out could not be sent later"

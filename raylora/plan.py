@@ -147,8 +147,7 @@ def _how_exact(plan: Plan, folds: bool) -> str:
     if sampling.kind == "poisson" or (drawn and differ) or not alike:
         return "about"
     waits = sampling.buffer is None and math.isinf(sampling.deadline_s) and sampling.wait_for == 1
-    prunes = any("het_gamma" in phase.terms for phase in first.phases)
-    return "exactly" if waits and not prunes and not max(faults.dropout, faults.joins, faults.leaves) else "at most"
+    return "exactly" if waits and not first.prunes and not max(faults.dropout, faults.joins, faults.leaves) else "at most"
 
 
 def _actors(plan: Plan, needed: int) -> dict[str, Any]:

@@ -49,6 +49,11 @@ class Task:
     scores: tuple[str, ...] = ()  # models to score on the client's rating cases: "received", "trained", or an extra tree of unit pairs
     keeps: tuple[str, ...] = ()  # names that stay at the client although they are uploaded (FedALT's own adapter)
 
+    @property
+    def prunes(self) -> bool:
+        """Whether clients may go on with a lower rank (HetLoRA)."""
+        return any("het_gamma" in phase.terms for phase in self.phases)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Broadcast:

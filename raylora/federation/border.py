@@ -39,7 +39,7 @@ def refusal(update: Any, broadcast: Broadcast, client: Client, model: Tree) -> s
         return f"says {_short(update.adapter_bytes)} bytes"
     if why := _wrong_tree(update.adapter, {name: shapes[name] for name in match(shapes, task.uploads)}):
         return why
-    return _wrong_extra(update.extra, task, shapes) or _wrong_metrics(update.metrics, task)
+    return _wrong_extra(update.extra, task, shapes) or _wrong_metrics(update.metrics, broadcast)
 
 
 def _wrong_tree(tree: Any, expected: Tree) -> str | None:
@@ -63,19 +63,25 @@ def _wrong_extra(extra: Any, task: Task, shapes: Tree) -> str | None:
     """Control variates are the one thing that clients send beside the adapter, and not before they have trained."""
     if not isinstance(extra, Mapping):
         return f"sent {type(extra).__name__} for extra trees"
-    if not extra:
+    expected = {"delta_c"} if task.phases and "control" in task.phases[-1].terms else set[str]()
+    if set(extra) != expected:
+        return f"sent the extra trees {_short([*extra])}, expected {_short([*expected])}"
+    if not expected:
         return None
-    if set(extra) != {"delta_c"} or not task.phases or "control" not in task.phases[-1].terms:
-        return f"extra trees {_short([*extra])} were not asked for"
     return _wrong_tree(extra["delta_c"], {name: shapes[name] for name in match(shapes, task.phases[-1].trains)})
 
 
-def _wrong_metrics(metrics: Any, task: Task) -> str | None:
-    if not isinstance(metrics, Mapping) or len(metrics) > SPARE_METRICS + len(task.scores):
+def _wrong_metrics(metrics: Any, broadcast: Broadcast) -> str | None:
+    """Scores are of the client's own model, before and after training, and of others' that it was shown."""
+    scores = broadcast.task.scores
+    if not isinstance(metrics, Mapping) or len(metrics) > SPARE_METRICS + len(scores):
         return "sent something else than a few metrics"
     for name, number in metrics.items():
         if not isinstance(name, str) or not _is_number(number) or not math.isfinite(number):
             return f"the metric {_short(name)} is {_short(number)}"
+    for name in scores:
+        if f"score_{name}" not in metrics and (name in ("received", "trained") or name in broadcast.extra):
+            return f"the score {_short(name)} is missing"
     return None
 
 

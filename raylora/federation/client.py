@@ -111,6 +111,8 @@ def parted(
     uploads = set(match(trained, task.uploads))
     sent_away = uploads - set(match(trained, task.keeps))
     trees: dict[str, Tree] = {"private": {name: value for name, value in trained.items() if name not in sent_away}}
+    if state is not None and "c_k" in state.trees:  # where a round goes without it, or trains other names, it stays
+        trees["c_k"] = state.trees["c_k"]
     extra: dict[str, Tree] = {}
     if task.phases and "control" in task.phases[-1].terms and steps:
         names = match(trained, task.phases[-1].trains)
@@ -121,7 +123,7 @@ def parted(
         for name in sorted(names):  # option II of SCAFFOLD: c_k+ = c_k - c + (w_received - w_trained) / (K eta)
             step = (received[name] - trained[name]) / np.float32(rate)
             after[name] = (before.get(name, np.float32(0)) - server.get(name, np.float32(0)) + step).astype(np.float32)
-        trees["c_k"] = after
+        trees["c_k"] = {**before, **after}
         extra["delta_c"] = {name: after[name] - before.get(name, np.float32(0)) for name in after}
     sent_up: Tree = {name: trained[name] for name in sorted(uploads)}
     if site.attack is not None and task.phases:

@@ -10,7 +10,8 @@ from raylora.strategies.averaging import averaging
 
 
 def fedprox(*, mu: float = 0.01, weights: str = "size", head: str = "shared", reduce: Reduce = mean) -> Strategy:
-    """The local loss plus (mu / 2) ||w - w_t||^2, on the factors, not on their product; then the mean as in `fedit`."""
+    """The local loss plus (mu / 2) ||w - w_t||^2 over all that is trained, on the factors, not on their product; then the mean as in
+    `fedit`. w_t is what a client starts the round with: of a private head its own."""
     options.check(weights=weights, head=head)
     options.number("mu", mu, 0.0)
     uploads = trees.shared_names(head)

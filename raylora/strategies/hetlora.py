@@ -20,7 +20,7 @@ def hetlora(*, gamma: float = 1.0, lam: float = 0.0, rank_min: int = 1, weights:
     sparsity weights w_k = ||s_k B_k A_k||_F / sum_j ||s_j B_j A_j||_F, layer by layer; `weights` is for the head alone. The server keeps
     s B: s = alpha / r differs with the rank, and cutting or padding is not to change the product of the rows that stay.
     gamma < 1: rank self-pruning. The local loss gets lam ||B[:, g:]|| ||A[g:, :]|| with g = max(rank_min, ceil(gamma r_k)), and a client
-    whose tail norm fell goes on with rank g. Traffic as FedIT at each rank.
+    whose tail norm fell, as the server sees it, goes on with rank g. Traffic as FedIT at each rank.
     """
     options.check(weights=weights, head=head)
     options.number("gamma", gamma, 0.0, 1.0, open_low=True)
@@ -40,19 +40,20 @@ def hetlora(*, gamma: float = 1.0, lam: float = 0.0, rank_min: int = 1, weights:
 
     def aggregate(state: State, updates: Sequence[ClientUpdate]) -> State:
         updates = by_client(updates)
-        server, kept_ranks, sent = state.trees["adapter"], dict(ranks(state)), []
+        server, known, sent = state.trees["adapter"], dict(ranks(state)), []
         for update in updates:
-            rank = lowrank.rank_of(update.adapter)
+            rank = known[update.client_id] = lowrank.rank_of(update.adapter)
             received = trees.freeze(lowrank.from_unit(lowrank.cut(server, rank), update.scaling))
             trees.require_same(received, update.adapter, f"round {state.round + 1}, client {update.client_id}")
-            cut = max(min(rank_min, rank), math.ceil(gamma * rank))
+            cut = max(min(rank_min, rank), math.ceil(gamma * rank - 1e-9))
             if gamma < 1 and tail(update.adapter, cut) < tail(received, cut):
-                rank = kept_ranks[update.client_id] = cut
+                rank = known[update.client_id] = cut
             sent.append(lowrank.cut(lowrank.to_unit(update.adapter, update.scaling), rank))
         heads = [trees.select(tree, trees.HEAD) for tree in sent]
         moved = trees.add(server, movement(trees.select(server, trees.HEAD), heads, shares(updates, weights), mean, state.round))
-        mixed = {m: sparsity_mean(pair, [lowrank.pairs(tree)[m] for tree in sent]) for m, pair in lowrank.pairs(server).items()}
-        values = {**state.values, "round": state.round + 1, "ranks": kept_ranks}
+        units, most = [lowrank.pairs(tree) for tree in sent], max(known.values())
+        mixed = {m: sparsity_mean(pair, [unit[m] for unit in units], most) for m, pair in lowrank.pairs(server).items()}
+        values = {**state.values, "round": state.round + 1, "ranks": known}
         return State(trees={"adapter": trees.freeze({**moved, **lowrank.named(mixed)})}, values=values)
 
     why = {"zero weight": "clients are weighed by their product's norm, not by size"}
@@ -60,7 +61,7 @@ def hetlora(*, gamma: float = 1.0, lam: float = 0.0, rank_min: int = 1, weights:
 
 
 def ranks(state: State) -> Mapping[str, int]:
-    """{client: its rank after pruning}, for those that were pruned."""
+    """{client: its rank, after pruning}, of those that have answered."""
     return cast(Mapping[str, int], state.values["ranks"])
 
 
@@ -69,12 +70,11 @@ def tail(tree: Tree, cut: int) -> float:
     return float(sum(np.linalg.norm(b[:, cut:]) * np.linalg.norm(a[cut:]) for a, b in lowrank.pairs(tree).values()))
 
 
-def sparsity_mean(server: lowrank.Pair, pairs: Sequence[lowrank.Pair]) -> lowrank.Pair:
-    """The padded mean of one layer's unit pairs. Rows that no client of the round holds stay as the server has them, or they would be dead."""
-    full, held = server[0].shape[0], max(a.shape[0] for a, _ in pairs)
-    norms = [lowrank.norm(pair) for pair in pairs]
+def sparsity_mean(server: lowrank.Pair, pairs: Sequence[lowrank.Pair], most: int) -> lowrank.Pair:
+    """The padded mean of one layer's unit pairs. Rows that no client of the round holds stay as they are, or they would be dead; beyond the
+    largest rank that any client still has B is 0, as at the start."""
+    held, norms = max(a.shape[0] for a, _ in pairs), [lowrank.norm(pair) for pair in pairs]
     w = normalised(norms if sum(norms) > 0 else [1.0] * len(norms))
-    padded = [lowrank.pad(pair, full) for pair in pairs]
-    a = sum(x * pair[0] for x, pair in zip(w, padded, strict=True))
-    b = sum(x * pair[1] for x, pair in zip(w, padded, strict=True))
-    return np.concatenate([a[:held], server[0][held:]]), np.concatenate([b[:, :held], server[1][:, held:]], axis=1)
+    a, b = (sum(x * lowrank.pad(pair, len(server[0]))[side] for x, pair in zip(w, pairs, strict=True)) for side in (0, 1))
+    b = np.concatenate([b[:, :held], server[1][:, held:most], np.zeros_like(server[1][:, most:])], axis=1)
+    return np.concatenate([a[:held], server[0][held:]]), b

@@ -18,7 +18,8 @@ from raylora.strategies.averaging import EVERYTHING, averaging, in_units
 def lora_fair(*, lam: float = 0.01, steps: int = 100, weights: str = "size", head: str = "shared") -> Strategy:
     """A = sum_k p_k A_k, B = sum_k p_k B_k, and what is sent is (A, B + dB) with
     dB = argmin 1 - cos(sum_k p_k s_k B_k A_k, (B + dB) A) + lam ||dB||, by `steps` proximal gradient steps (not the argmin yet where A is
-    badly conditioned). Traffic as FedIT.
+    badly conditioned). B is s B here, s = alpha / r, as the server keeps pairs: beside the paper's, which leaves s out, lam is lam s.
+    Traffic as FedIT.
     """
     options.check(weights=weights, head=head)
     options.number("lam", lam, 0.0)

@@ -197,7 +197,7 @@ class _Terms:
         if self.terms.get("het_prune"):
             for a, b in _pairs(parameters):
                 for k, ranks in enumerate(self.model.ranks):
-                    kept = max(int(self.terms.get("het_least", 1)), math.ceil(self.terms.get("het_gamma", 0.99) * ranks[""]))
+                    kept = max(int(self.terms.get("het_least", 1)), math.ceil(self.terms.get("het_gamma", 0.99) * ranks[""] - 1e-9))
                     if kept < ranks[""]:
                         total = total + self.terms["het_prune"] * parameters[b][k][:, kept:].norm() * parameters[a][k][kept:].norm()
         if self.terms.get("orthogonal"):

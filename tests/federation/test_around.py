@@ -160,6 +160,14 @@ def test_everything_at_once(runs):
             "privacy: expected sampling all, poisson or uniform",
         ),
         ({"strategy": {"name": "fedalt"}, "compress": {"kind": "quantise"}}, "compress.kind: fedalt goes on from what it sends"),
+        (
+            {"strategy": {"name": "hetlora", "gamma": 0.5}, "compress": {"kind": "quantise"}},
+            "compress.kind: hetlora prunes ranks by the norms",
+        ),
+        (
+            {"strategy": {"name": "hetlora", "gamma": 0.5}, "sampling": {"buffer": 2}, "network": {"step_s": 1.0}},
+            "sampling.buffer: .*prunes ranks",
+        ),
         ({"strategy": {"name": "flora"}, "compress": {"kind": "top_k"}}, "compress.kind: flora starts its pairs anew each round"),
         ({"strategy": {"name": "flexlora"}, "compress": {"kind": "top_k"}}, "compress.kind: flexlora starts its pairs anew each round"),
         (

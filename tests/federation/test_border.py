@@ -45,7 +45,7 @@ def why(update=GOOD, broadcast=BROADCAST, **change):
 
 
 def test_what_was_asked_for_passes():
-    assert why() is None and why(extra={}) is None and why(adapter_bytes=12) is None and why(metrics={}) is None
+    assert why() is None and why(adapter_bytes=12) is None and why(metrics={"score_received": 0.5}) is None
     pruned = {name: value[:1] if name.endswith("A") else value[:, :1] for name, value in BROADCAST.adapter.items()}
     smaller = {**GOOD.adapter, **pruned}  # a strategy may send less than the client's rank; the scaling follows
     controls = {"delta_c": {**GOOD.extra["delta_c"], **pruned}}
@@ -62,7 +62,9 @@ def test_what_was_asked_for_passes():
         ({"adapter": {**GOOD.adapter, "local.a.lora_A": MODEL["local.a.lora_A"]}}, "1 were not asked for (['local.a.lora_A'])"),
         ({"adapter": {"a.lora_A": GOOD.adapter["a.lora_A"]}}, "2 names are missing (['a.lora_B'])"),
         ({"adapter": None}, "sent NoneType for named arrays"),
-        ({"extra": {"c": {}}}, "extra trees ['c'] were not asked for"),
+        ({"extra": {"c": {}}}, "sent the extra trees ['c'], expected ['delta_c']"),
+        ({"extra": {}}, "sent the extra trees [], expected ['delta_c']"),
+        ({"metrics": {}}, "the score 'received' is missing"),
         ({"extra": {"delta_c": like(SENT)}}, "1 names are missing (['local.a.lora_A'])"),
         ({"num_examples": 10**9}, "says 1000000000 patients, expected 7"),
         ({"scaling": math.nan}, "says a scaling of nan, expected 1.5"),
@@ -79,6 +81,12 @@ def test_everything_else_is_refused_with_the_reason(change, said):
 def test_what_is_no_update_at_all():
     for thing in (None, {}, GOOD.adapter, "update"):
         assert refusal(thing, BROADCAST, CLIENT, MODEL) == f"sent {type(thing).__name__}, expected an update"
+
+
+def test_scores_of_others_are_missed_where_they_were_shown():
+    asked = replace(BROADCAST, task=replace(TASK, scores=("peer:Canon",)))
+    assert why(broadcast=asked, metrics={}) is None
+    assert why(broadcast=replace(asked, extra={"peer:Canon": {}}), metrics={}) == "the score 'peer:Canon' is missing"
 
 
 # ---- a thousand of them

@@ -165,6 +165,19 @@ def test_control_variates_follow_option_two(plan):
         np.testing.assert_allclose(outcome.update.extra["delta_c"][name], step - c[name], atol=1e-5)
 
 
+def test_control_variates_of_what_a_round_does_not_train_stay(plan):
+    """A method of one's own may go by stages, or use them in some rounds only."""
+    host = host_of(plan)
+    c_k = freeze({n: np.ones_like(v) for n, v in first_tree(host).items()})
+    host.restore({"GE": ClientState(trees={"c_k": c_k}, round=-1)})
+    (outcome,) = host.train(["GE"], [told(host)])
+    assert bits(outcome.state.trees["c_k"]) == bits(c_k) and not outcome.update.extra
+    some = {"phases": (Phase(trains=("*lora_A",), terms={"control": 1.0}),)}
+    (outcome,) = host.train(["GE"], [replace(told(host, 1, **some), extra={"c": freeze({})})])
+    kept = {n: v for n, v in outcome.state.trees["c_k"].items() if n.endswith("lora_B")}
+    assert kept and bits(kept) == bits({n: c_k[n] for n in kept})
+
+
 def test_a_model_that_is_not_finite_is_not_sent(plan):
     host = host_of(plan)
     tree = told(host)

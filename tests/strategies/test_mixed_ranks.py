@@ -96,7 +96,7 @@ def test_hetlora_does_not_prune_whose_tail_stood_still(alpha: float) -> None:
     game = toy.play(toy.start(strategy, 16, initial=toy.initial_tree(strategy, 16, 0, MODULES)), sites, toy.at_random)
     for _ in range(5):
         game = toy.play(game, sites, lambda seat: (seat.tree, {}))
-        assert game.state.values["ranks"] == {}
+        assert game.state.values["ranks"] == {site.id: site.rank for site in sites}
 
 
 def test_hetlora_keeps_rows_that_nobody_brought() -> None:
@@ -107,11 +107,30 @@ def test_hetlora_keeps_rows_that_nobody_brought() -> None:
     assert not np.array_equal(after[0][:4], before[0][:4])
 
 
+def test_what_every_client_of_hetlora_has_pruned_is_in_no_model() -> None:
+    """Neither in the server's, which newcomers get; a client that is away with its rank keeps the rows alive."""
+    strategy = create("hetlora", {"gamma": 0.5, "lam": 0.1})
+    game = toy.play(toy.start(strategy, 16, initial=toy.initial_tree(strategy, 16, 0, MODULES)), SITES, toy.at_random)
+
+    def shrink(seat: toy.Seat) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+        return {n: 0.5 * x if n.endswith("lora_B") else x for n, x in seat.tree.items()}, {}
+
+    def tail(rank: int) -> float:
+        return float(np.abs(lowrank.pairs(game.state.trees["adapter"])["q"][1][:, rank:]).max())
+
+    game = toy.play(game, SITES[:3], shrink)
+    assert game.state.values["ranks"] == {"2": 1, "4": 2, "8": 4, "16": 16} and tail(8) > 0
+    game = toy.play(game, SITES[3:], shrink)
+    assert game.state.values["ranks"]["16"] == 8 and tail(8) == 0 < tail(4)
+    newcomer = Client(id="new", num_examples=1, rank=16, scaling=1.0)
+    assert relative(*(toy.global_part(toy.seat(game, site))["q"] for site in (newcomer, SITES[3]))) < 1e-6
+
+
 def test_hetlora_prunes_a_client_whose_tail_shrinks() -> None:
     """gamma 1/2: a client that halves the columns beyond half of its rank goes on with that half; one that grows them does not."""
     strategy = create("hetlora", {"gamma": 0.5, "lam": 0.1})
     game = toy.play(toy.start(strategy, 16, initial=toy.initial_tree(strategy, 16, 0, MODULES)), SITES, toy.at_random)
-    assert game.state.values["ranks"] == {}
+    assert game.state.values["ranks"] == {site.id: site.rank for site in SITES}
     assert strategy.broadcast(game.state, SITES[0]).task.phases[0].terms == {"het_prune": 0.1, "het_gamma": 0.5, "het_least": 1}
 
     def shrink(seat: toy.Seat) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
@@ -123,7 +142,7 @@ def test_hetlora_prunes_a_client_whose_tail_shrinks() -> None:
         return tree, {}
 
     game = toy.play(game, SITES, shrink)
-    assert game.state.values["ranks"] == {"4": 2, "16": 8}
+    assert game.state.values["ranks"] == {"2": 2, "4": 2, "8": 8, "16": 8}
     sent = [lowrank.rank_of(strategy.broadcast(game.state, site).adapter) for site in SITES]
     assert sent == [2, 2, 8, 8]
 
