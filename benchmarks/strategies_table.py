@@ -12,7 +12,7 @@ from typing import Any
 
 from raylora.metrics.matrix import PRIMARY
 from raylora.report.groups import Group
-from raylora.report.pairs import Pair, pairs_of, self_test
+from raylora.report.pairs import Pair, SelfTest, pairs_of, self_test
 from raylora.report.runs import read_run
 from raylora.report.scores import Score, frozen_score, score_of
 from raylora.report.table import (
@@ -96,6 +96,8 @@ def write(tasks: Sequence[str], entries: Sequence[str], folder: Path, output: Pa
             "",
             to_markdown(brief(task, rows, frozen)),
             "",
+            how_to_read(a_a),
+            "",
             "</details>",
             "",
         ]
@@ -162,6 +164,15 @@ def brief(task: str, rows: Sequence[Row], frozen: Score) -> Table:
     total = size("Bytes")
     lines = tuple((*[line[i] for i in kept], None if line[7] is None else line[7] + line[8]) for line in full.rows)  # type: ignore[operator]
     return Table(full.title, (*[full.columns[i] for i in kept], total), lines, "")
+
+
+def how_to_read(a_a: SelfTest) -> str:
+    """What stands below a short table."""
+    limit = "n/a" if a_a.resolvable is None else f"{a_a.resolvable:.3f}"
+    return (
+        "*: the learning rate that validation patients chose is the smallest or the largest tried, so that another one might do better. Verdict: "
+        f"of paired tests after Holm over these rows; not resolvable: FedIT differs from itself by as much under other seeds ({limit})."
+    )
 
 
 def picture(made: dict[str, list[Row]], path: Path) -> None:

@@ -373,6 +373,8 @@ def main(arguments: list[str] | None = None) -> None:
     with contextlib.suppress(OSError):  # a folder that is gone
         if not {"", os.getcwd()} & set(sys.path):
             sys.path.append(os.getcwd())  # where a user's own strategy lies; last, so that nothing there hides an installed module
+    if sys.stdout is None:  # closed by whoever started this
+        sys.stdout = open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # closed, or another file by now
             if isinstance(stream, io.TextIOWrapper):  # a sign for letters that a terminal's encoding lacks

@@ -177,7 +177,7 @@ class StrategyConfig(BaseModel):
 class Training(Section):
     """Rounds and the local loop."""
 
-    rounds: Count = 10
+    rounds: Annotated[Count, Field(le=1_000_000)] = 10
     local_epochs: Count | None = None
     local_steps: Count | None = None
     batch_size: Batch = 4
@@ -317,7 +317,7 @@ class Privacy(Section):
     """Client-level differential privacy of what the server makes of the updates; off without a clip."""
 
     clip: Positive | None = None  # S: the norm that what a client moves in a round is cut to
-    sigma: NonNegative = 0.0  # z: the noise's standard deviation over S
+    sigma: Annotated[NonNegative, Field(le=1e6)] = 0.0  # z: the noise's standard deviation over S
     delta: Annotated[Number, Field(gt=0, lt=1)] = 1e-5  # of the epsilon that is logged; below 1 / clients
     accountant: Literal["rdp", "pld"] = "rdp"  # quick; or tighter, not for sampling.kind uniform
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from raylora import identity
 from raylora.config import Config, dump
+from raylora.core.errors import InputError
 from raylora.core.files import read_json_object
 from raylora.core.types import Tree
 from raylora.ending import Standing, end_early, finish, validate, validation_scores
@@ -29,7 +31,7 @@ from raylora.federation.spec import protocol_of
 from raylora.method import caveats, epsilon, expected_cohort, make_strategy
 from raylora.planned import Plan, opening
 from raylora.provenance import code
-from raylora.tracking.record import PATIENTS, Record, lines_before, write_json, write_text
+from raylora.tracking.record import BRING, PATIENTS, Record, lines_before, write_json, write_text
 
 Event = Mapping[str, Any]
 Events = Generator[Event, str | None, str | None]
@@ -62,12 +64,14 @@ def run_experiment(
     progress, rows = Progress(round=0, server=opening(strategy, plan.outline, plan.spec, clients)), 0
     before = read_json_object(out / PATIENTS) if resume and (out / PATIENTS).is_file() else {}
     if resume:
-        words = identity.require_same(out, plan, before)
-        found, torn = checkpoint.latest(out / CHECKPOINTS)
-        progress, rows = found or (progress, rows)
-        record.rewind(rows, progress.round)
-        done = lines_before(out, progress.round) if progress.round else []
-        started -= sum(line["seconds"] for line in done if line["kind"] == "round")
+        with _as_it_was_left(out):
+            words = identity.require_same(out, plan, before)
+            found, torn = checkpoint.latest(out / CHECKPOINTS)
+            progress, rows = found or (progress, rows)
+            record.rewind(rows, progress.round)
+            done = [line for line in (lines_before(out, progress.round) if progress.round else []) if line["kind"] == "round"]
+            record.require_cases(line["round"] for line in done if line["validation"])
+            started -= sum(line["seconds"] for line in done)
         checkpoint.discard_after(out / CHECKPOINTS, progress.round)  # torn ones: they must not count among those that are kept
         for word in (*words, *torn):
             yield {"event": "note", "text": word}
@@ -150,6 +154,26 @@ def _closing(standing: Standing, report: RoundReport, lap: Callable[[], float]) 
     last = done == config.training.rounds
     validated = last or (config.evaluation.every and done % config.evaluation.every == 0)
     return _close(standing, report, validate(standing) if validated else None, last, lap)
+
+
+@contextlib.contextmanager
+def _as_it_was_left(out: Path) -> Iterator[None]:
+    """Raise InputError for what only somebody else can have done to a run folder: files gone, altered or of another kind. A disk that is full
+    is none of it."""
+    try:
+        yield
+    except (
+        FileNotFoundError,
+        FileExistsError,
+        IsADirectoryError,
+        NotADirectoryError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{out}: not as the run left it ({type(error).__name__}: {said}): {BRING}") from None
 
 
 def _close(standing: Standing, report: RoundReport, scored: Rows | None, last: bool, lap: Callable[[], float]) -> Events:

@@ -156,6 +156,6 @@ def _ended(settings: Stress, listed: Sequence[Trial], ends: Mapping[int, Any], o
         for trial in listed
     ]
     found = campaign(settings.name, {key: tuple(levels) for key, levels in settings.dials.items()}, list(settings.strategies), done)
-    write_campaign(found, out / "stress.html")
+    write_campaign(found, out / "stress.html", configuration.dump(settings))
     write_json(out / "stress.json", plain(found.as_dict()))
     return found

@@ -35,11 +35,14 @@ class Planner:
         self.plan: Plan | None = None
         self.process = None
         if "torch" not in sys.modules:
-            command, paths = (
-                [sys.executable, "-m", "raylora.plan_apart"],
-                os.pathsep.join(sys.path),
-            )  # with it: where the user's modules are
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths})
+            # -P: what lies in the user's folder hides no installed module; with our own path, where the user's modules are, last.
+            command, paths = [sys.executable, "-P", "-m", "raylora.plan_apart"], os.pathsep.join(sys.path)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it would be a traceback until `main` has been reached
+            try:
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+                self.process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, **pipes)  # type: ignore[call-overload]
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def ask(self, config: Config, say: Say) -> None:
         """Raises InputError and RunError as `plan_to_run` does, if it is done here."""
@@ -90,6 +93,7 @@ class Planner:
 def main() -> None:
     """The other side."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, _ended)
     answers, questions = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
     os.dup2(2, 1)  # what anything prints is no answer

@@ -326,6 +326,20 @@ def test_a_file_of_the_other_kind_is_said_to_be_one(tmp_path):
         load_around(Sweep, tmp_path / "one.yaml")
 
 
+@pytest.mark.parametrize("text", ['!!float ""', "!!timestamp foo", "!!int ''"])
+def test_a_tag_before_nothing_is_not_yaml(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(f"seed: {text}")
+    with pytest.raises(InputError, match=r"c.yaml: not valid YAML"):
+        load(tmp_path / "c.yaml")
+    with pytest.raises(InputError, match=r"^override .*: the value is not valid YAML"):
+        override({}, [f"seed={text}"])
+
+
+def test_numbers_that_nothing_could_be_done_with_are_refused():
+    refused({"training": {"rounds": 10**11}}, "training.rounds", "less than or equal to 1000000")
+    refused({"privacy": {"clip": 1.0, "sigma": 1e200}}, "privacy.sigma", "less than or equal to 1000000")
+
+
 def test_nested_values_have_dotted_keys():
     """An empty section leaves none: it has no text for a table or a database."""
     assert flat({"z": 0, "a": {"y": 0, "b": {"c": 1}, "d": [1, 2]}, "e": {}}) == {"z": 0, "a.y": 0, "a.b.c": 1, "a.d": [1, 2]}

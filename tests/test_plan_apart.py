@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -63,6 +64,27 @@ def test_it_is_the_plan_that_would_be_made_here_and_its_maker_has_gone(prepared_
 
 
 @pytest.mark.slow
+def test_what_lies_in_the_user_s_folder_hides_no_module(prepared_folder, tmp_path):
+    """A file called queue.py, and the command was started by its name: the folder is not, or last, on its path."""
+    (tmp_path / "queue.py").write_text("raise SystemExit('mine')")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings(prepared_folder)))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-P", "-c", CODE], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["False"], done.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_the_planner_comes_up_is_no_traceback(tmp_path):
+    """Ctrl-C goes to the whole group of processes; whoever started the planner ends it."""
+    with subprocess.Popen([sys.executable, "-c", CODE], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        planner = int(running.stderr.readline())
+        os.kill(planner, signal.SIGINT)
+        running.kill()
+        assert running.stderr.read() == ""
+    psutil.wait_procs([psutil.Process(planner)] if psutil.pid_exists(planner) else [], timeout=30)
+
+
+@pytest.mark.slow
 def test_bad_input_and_a_lost_planner_are_one_line(prepared_folder, tmp_path):
     said, _ = apart(tmp_path, settings(prepared_folder, lora__rank=4000))
     assert said[0].startswith("InputError lora.rank: expected at most") and len(said) == 2
@@ -74,13 +96,31 @@ def test_bad_input_and_a_lost_planner_are_one_line(prepared_folder, tmp_path):
     running.communicate()
 
 
+ODD = """from dataclasses import replace
+
+from raylora.strategies.fedit import fedit
+
+
+class Odd(Exception):
+    pass
+
+
+def odd(tree):
+    raise Odd("oh")
+
+
+def mine():
+    return replace(fedit(), init=odd)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["BadInput", "Other"])
 def test_an_error_is_told_once_and_the_planner_ends_by_itself(prepared_folder, tmp_path, kind):
     """Nothing else is said, though whoever asked is still busy with something else and has not closed its side."""
     values = settings(prepared_folder, lora__rank=4000)
     if kind == "Other":  # a user's strategy with a bug
-        (tmp_path / "mine.py").write_text("class Odd(Exception):\n    pass\n\n\ndef mine():\n    raise Odd('oh')\n")
+        (tmp_path / "mine.py").write_text(ODD)
         values = settings(prepared_folder, strategy={"name": "mine:mine"})
     config = configuration.from_dict(values)
     command = [sys.executable, "-m", "raylora.plan_apart"]

@@ -12,6 +12,8 @@ import yaml
 
 from raylora.core.errors import InputError
 
+NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+"""What PyYAML raises for texts that are none; the last ones for an explicit tag before nothing (`!!float ""`)."""
 MOST_BYTES, MOST_VALUES = 1 << 20, 100_000  # of a configuration
 
 
@@ -44,7 +46,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is a folder (expected a YAML configuration)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+    except NOT_YAML as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         values = {}
@@ -73,7 +75,7 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
             raise InputError(f"override {item!r}: expected KEY=VALUE, for example lora.rank=8")
         try:
             value = yaml.load(text, _Loader)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
+        except NOT_YAML as error:
             why = f": {error.problem}" if isinstance(error, yaml.constructor.ConstructorError) else ""
             raise InputError(f"override {item!r}: the value is not valid YAML{why}") from None
         result = laid_over(result, {key.strip(): value}, f"override {item!r}")

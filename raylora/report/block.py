@@ -12,7 +12,7 @@ from raylora.report.marks import common_marks
 from raylora.report.pairs import Pair, SelfTest, pairs_of, self_test
 from raylora.report.runs import Run
 from raylora.report.scores import Score, frozen_score, score_of
-from raylora.report.words import inside
+from raylora.report.words import inside, listing
 
 OTHER_MODELS = ("model.name", "model.weights", "model.size")  # and model.sizes
 DIVISION = ("clients.", "data.fractions", "data.split", "data.protocol")  # who is in which part of which client
@@ -63,8 +63,12 @@ class Block:
             return [self.a_a.sentence, *(pair.sentence for pair in self.pairs)]
         score = self.chosen.score
         reached = "n/a" if score.in_client.value is None else f"{score.in_client.value:.3f}"
-        where = f"on validation patients ({score.validation.value:.3f}); on test patients it reaches {reached}."
+        patients = f"on validation patients ({score.validation.value:.3f}, n = {score.validation.n})"
+        where = f"{patients}; on test patients it reaches {reached}."
         first = f"Of {self.tried} configurations tried, {score.label} has the best {inside(self.metric)} {where}"
+        if same := [s.label for s in self.scores if s is not score and s.validation.value == score.validation.value]:
+            share = f"{listing((score.label, *same), 4)} share the best {inside(self.metric)} {patients}"
+            first = f"Of {self.tried} configurations tried, {share}; the first of them reaches {reached} on test patients."
         if self.tried == 1:
             first = f"{score.label} was scored {where}"
         pairs = sorted(self.pairs, key=lambda p: score.label not in (p.a, p.b))

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from raylora.data.manifest import CROPS
 from raylora.metrics.matrix import PRIMARY
 from raylora.models import files
 from raylora.report.marks import marks_of
@@ -86,7 +87,7 @@ def _data(config: Mapping[str, Any], sets: Sequence[str]) -> str:
     lines = [f"- {TERMS[name][0]}: {TERMS[name][1]}" for name in sets]
     spacing, size = (" x ".join(f"{v:g}" for v in data[key]) for key in ("spacing_mm", "size"))
     channels = "ED and ES as two channels" if config["task"] == "disease" else "one frame"
-    crop = f"cropped around the {data['crop']}, percentiles 0.95 to 99.5 scaled to 0-1"
+    crop = f"cropped around {CROPS[data['crop']]}, percentiles 0.95 to 99.5 scaled to 0-1"
     lines.append(f"- input: {channels}, {size} voxels of {spacing} mm, {crop}")
     return "\n".join(lines)
 

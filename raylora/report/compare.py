@@ -15,14 +15,13 @@ from raylora.core.files import read_json_object, replacing
 from raylora.metrics.bootstrap import REPLICATES
 from raylora.report.block import Block, Blocks, make_block
 from raylora.report.compare_plots import block_pictures
-from raylora.report.compare_tables import block_tables, terminal_tables
-from raylora.report.figures import listing
+from raylora.report.compare_tables import block_tables, common_settings, terminal_tables
 from raylora.report.groups import baseline_of, blocks_of, groups_of
 from raylora.report.html import render, save_pictures, table_context, write_page
 from raylora.report.runs import find_runs
 from raylora.report.sweep import values_text
 from raylora.report.table import Table, file_name, print_table, terminal, to_csv
-from raylora.report.words import inside, metric_words
+from raylora.report.words import inside, listing, metric_words
 
 MOST_SENTENCES = 8  # on a terminal; the page has all of them
 
@@ -80,6 +79,7 @@ class Comparison:
                     "remarks": block.remarks,
                     "tables": [table_context(table) for table in block_tables(block) if table.rows],
                     "pictures": save_pictures(block_pictures(block), None),
+                    "common": common_settings(block),
                 }
             )
         runs = sum(len(block.runs) for block in self.blocks)

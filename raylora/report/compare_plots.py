@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from raylora.report.block import Block
-from raylora.report.figures import Picture, Theme, colours, figure, legend_outside, listing, markers
+from raylora.report.figures import Picture, Theme, colours, figure, legend_outside, markers
 from raylora.report.groups import value_text
 from raylora.report.plots import heat_map
 from raylora.report.scores import Score, mean_estimate
 from raylora.report.table import Estimate, Table, bytes_text, decimal, estimate, seconds, seconds_text, size, whole, words
-from raylora.report.words import metric_words
+from raylora.report.words import listing, metric_words
 
 WIDE = 10.0  # an axis is logarithmic if its values span more than this factor
 MOST_SCORES = 40  # configurations in one picture
@@ -44,7 +44,8 @@ def scores_picture(block: Block) -> Picture | None:
         return None
     metric = metric_words(block.metric)
     most = f" (the {MOST_SCORES} best on validation patients of {len(scored)})" if len(scored) > MOST_SCORES else ""
-    title = f"{metric} on test patients, with 95 % intervals{most}"
+    bars = ", with 95 % intervals" if any(e.low is not None for s in shown for e in (s.in_client, s.cross_client)) else ""
+    title = f"{metric} on test patients{bars}{most}"
 
     def draw(theme: Theme) -> Figure:
         made, (axes,) = figure(theme, 7.6, 1.3 + 0.42 * len(shown))
@@ -189,7 +190,7 @@ def rank_by_blocks(block: Block, strategy: str) -> Picture | None:
 
     def draw(theme: Theme) -> Figure:
         made, (axes,) = figure(theme, 2.6 + 0.9 * len(blocks), 1.5 + 0.45 * len(ranks))
-        heat_map(axes, values, [value_text(r) for r in ranks], [value_text(b) for b in blocks], theme)
+        heat_map(axes, values, [value_text(r) for r in ranks], [value_text(b) for b in blocks], theme, metric)
         axes.set(xlabel="lora.blocks", ylabel="lora.rank")
         return made
 
@@ -201,9 +202,9 @@ def rank_by_blocks(block: Block, strategy: str) -> Picture | None:
 
 
 def _bars(estimates: Sequence[Estimate]) -> np.ndarray:
-    """Distances (2, n) from each value down and up to the ends of its interval; none where there is no interval."""
-    low = [e.value - e.low if e.low is not None else 0.0 for e in estimates]
-    high = [e.high - e.value if e.high is not None else 0.0 for e in estimates]
+    """Distances (2, n) from each value down and up to the ends of its interval; NaN where there is none: a width of zero would be one."""
+    low = [e.value - e.low if e.low is not None else math.nan for e in estimates]
+    high = [e.high - e.value if e.high is not None else math.nan for e in estimates]
     return np.clip(np.array([low, high]), 0, None)
 
 
@@ -214,6 +215,8 @@ def _scale(axes: Axes, values: Sequence[float], text: Callable[[float], str]) ->
         axes.xaxis.set_minor_formatter(NullFormatter())
     elif 0 < max(values) - min(values) < 0.1 * max(values):
         axes.set_xticks([min(values), max(values)])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))  # few digits: what `text` rounds would be even no more
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
 

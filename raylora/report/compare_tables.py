@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from raylora.core.values import flat
 from raylora.report.block import Block
 from raylora.report.groups import value_text
 from raylora.report.marks import stamped
 from raylora.report.scores import Score
 from raylora.report.table import (
+    LOWER,
     Cell,
     Estimate,
     Table,
@@ -66,15 +68,15 @@ def scores_table(block: Block) -> Table:
         estimate("Global part alone [95 %]", essential=False),
         *([estimate("Held-out sites [95 %]", brief="Held-out")] if held_out else []),
         whole("n"),
-        size("Up", essential=False),
-        size("Down", essential=False),
         size("Bytes"),
         seconds("Time"),
+        size("Up", essential=False),
+        size("Down", essential=False),
     ]
     rows: list[tuple[Cell, ...]] = []
     for s in _all(block):
         unseen = [s.held_out] if held_out else []
-        cost = (s.bytes_up, s.bytes_down, s.bytes_total, s.seconds)
+        cost = (s.bytes_total, s.seconds, s.bytes_up, s.bytes_down)
         scored = (s.validation.value, s.in_client, s.cross_client, s.shared)
         rows.append((s.label, len(s.seeds) or None, *scored, *unseen, s.in_client.n, *cost))
     note = (
@@ -119,7 +121,8 @@ def pairs_table(block: Block) -> Table:
         rows.append((p.a, p.b, difference, p.p_value, p.p_holm, p.effect, p.resolvable, p.verdict, p.n, p.test))
     note = (
         f"{metric_words(block.metric)} on the same test patients, averaged over seeds first; intervals draw patients within clients, then "
-        "seeds. Effect: matched-pairs rank-biserial correlation, -1 to 1. A/A limit: what the baseline differs by under other seeds."
+        "seeds. Effect: matched-pairs rank-biserial correlation, -1 to 1. A - B weighs clients alike, p (of Dice) and effect weigh patients alike: "
+        "they may point different ways. A/A limit: what the baseline differs by under other seeds."
     )
     return Table("Pairs", columns, tuple(rows), note)
 
@@ -144,9 +147,9 @@ def exploratory_table(block: Block) -> Table:
     names = sorted({name for s in _all(block) for name in s.exploratory}, key=lambda n: list(_all(block)[0].exploratory).index(n))
     columns = (words("Configuration"), *(estimate(metric_words(name, arrow=True)) for name in names))
     rows = tuple((s.label, *(s.exploratory.get(name) for name in names)) for s in _all(block))
-    note = "Exploratory: in-client on test patients, with 95 % intervals, not tested." + (
-        " ↓: lower is better." if any(lower_is_better(name) for name in names) else ""
-    )
+    note = "Exploratory: in-client on test patients, with 95 % intervals, not tested."
+    note += without_interval(cell for row in rows for cell in row)
+    note += f" {LOWER}" if any(lower_is_better(name) for name in names) else ""
     return Table("Other metrics", columns, rows, note)
 
 
@@ -166,6 +169,13 @@ def settings_table(block: Block) -> Table:
     for s in block.scores:
         rows.append((s.label, ", ".join(map(str, s.seeds)), *(value_text(s.settings.get(key)) for key in keys)))
     return Table("What differs", columns, tuple(rows))
+
+
+def common_settings(block: Block) -> str:
+    """What all finished runs were configured with alike, a key a line."""
+    finished = [flat(run.config) for run in block.runs if run.finished]
+    same = {key: value for key, value in finished[0].items() if all(key in other and other[key] == value for other in finished)}
+    return "".join(f"{key}: {value_text(value)}\n" for key, value in same.items())
 
 
 def runs_table(block: Block) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
 
@@ -93,14 +93,6 @@ def markers(count: int) -> list[str]:
 def legend_outside(axes: Axes, title: str | None = None) -> None:
     """A legend to the right of the axes."""
     axes.legend(title=title, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False, alignment="left")
-
-
-def listing(names: Iterable[str], most: int = 6) -> str:
-    """Names in a sentence: a, b and 3 more."""
-    all_names = list(names)
-    if len(all_names) <= most:
-        return ", ".join(all_names)
-    return f"{', '.join(all_names[: most - 1])} and {len(all_names) - most + 1} more"
 
 
 def _settings(theme: Theme) -> dict[str, object]:

@@ -28,7 +28,11 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(run_dir)
     final = run.final() if run.finished else run.summary.get("final") or {}
     pictures = run_pictures(run) + overlay_pictures(run)
-    scores = (final_table(final, run.task), client_table(final, run.task, run.clients), dataset_table(run.summary))
+    scores = (
+        final_table(final, run.task),
+        client_table(final, run.task, run.clients, run.summary.get("patients") or {}),
+        dataset_table(run.summary),
+    )
     marks = marks_of(run.summary)
     page = render(
         "run.html",

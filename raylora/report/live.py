@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from raylora.report.words import listing
+
 PLAIN_EVERY_S = 5.0
 WITHIN_EVERY_S = 30.0  # lines about one round, elsewhere than on a terminal
 
@@ -22,7 +24,8 @@ class Live:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, soft_wrap=True)
+        self.console = console or Console(stderr=True)
+        self.console.soft_wrap = not self.console.is_terminal  # a terminal would break lines inside words
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.text = ""
@@ -52,7 +55,7 @@ class Live:
         elif kind == "start":
             where = f", going on at round {event['round'] + 1}" if event["round"] else ""
             self.console.print(
-                f"{event['name']}: {len(event['clients'])} clients ({', '.join(event['clients'][:8])}), {event['rounds']} rounds{where}",
+                f"{event['name']}: {len(event['clients'])} clients ({listing(event['clients'], 8)}), {event['rounds']} rounds{where}",
                 highlight=False,
                 markup=False,
             )
@@ -99,5 +102,5 @@ def _round_text(event: Mapping[str, Any]) -> str:
     losses = "  ".join(f"{line['client']} {line['loss']:.3f}" for line in lines if line["kind"] == "client" and "loss" in line)
     scores = "  ".join(f"{name} {value:.3f}" for name, value in total["validation"].items())
     weights = total.get("weights")
-    rating = f"  weights {' '.join(f'{w:.2f}' for w in weights.values())}" if weights else ""
+    rating = f"  weights: {'  '.join(f'{client} {w:.2f}' for client, w in weights.items())}" if weights else ""
     return f"round {event['round'] + 1}/{event['rounds']}  {total['seconds']:.1f} s  loss: {losses}  validation: {scores}{rating}"

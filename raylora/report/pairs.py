@@ -163,6 +163,9 @@ def worded(pair: Pair, metric: str, family: int, baseline: str) -> Pair:
         here = "In these runs " if pair.resolvable is None else ""  # without A/A another seed might say otherwise
         said = f"{here}{a} is better than {b} by {d:.3f} in {inside(metric)} ({evidence})."
         return replace(pair, verdict="A better", sentence=said)
+    if d == 0:
+        said = f"No difference shown between {a} and {b} in {inside(metric)}: their means are the same ({evidence})."
+        return replace(pair, verdict="no difference shown", sentence=said)
     wanting = ", for want of an interval" if shown and pair.ci95 is None else ""
     said = f"No difference shown between {a} and {b} in {inside(metric)}{wanting}: {a} is ahead by {d:.3f} ({evidence})."
     return replace(pair, verdict="no difference shown", sentence=said)

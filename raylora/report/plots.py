@@ -12,10 +12,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from raylora.metrics.matrix import PRIMARY
-from raylora.report.figures import Picture, Theme, colours, figure, legend_outside, listing, markers
+from raylora.report.figures import Picture, Theme, colours, figure, legend_outside, markers
 from raylora.report.runs import Run
 from raylora.report.table import Column, Table, bytes_text, decimal, size, whole, words
-from raylora.report.words import metric_words
+from raylora.report.words import listing, metric_words
 
 MOST_LINES = 10  # beyond so many clients lines are grey and the mean speaks
 MOST_NUMBERS = 16  # beyond so many columns a heat map is colours only; its table has the numbers
@@ -68,7 +68,7 @@ def weights_by_round(run: Run) -> Picture | None:
         made, (axes,) = figure(theme, 7.0, 3.2)
         _lines(axes, series, theme, mean=False, among=sorted({*run.clients, *series}))
         axes.set(xlabel="Round", ylabel="Weight")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.06 * max(max(values.values()) for values in series.values()) or 1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend_outside(axes, "Client")
         return made
@@ -89,7 +89,7 @@ def cross_client_heat_map(run: Run) -> Picture | None:
         rows, columns = values.shape
         wide, high = (0.85, 0.42) if columns <= MOST_NUMBERS else (0.2, 0.16)  # inches a cell
         made, (axes,) = figure(theme, max(4.6, 1.6 + wide * columns), max(2.4, 1.3 + high * rows))
-        heat_map(axes, values, block["rows"], block["columns"], theme)
+        heat_map(axes, values, block["rows"], block["columns"], theme, metric_words(metric))
         axes.set(xlabel="Data of", ylabel="Model of")
         return made
 
@@ -115,9 +115,10 @@ def bytes_by_direction(run: Run) -> Picture | None:
 
     def draw(theme: Theme) -> Figure:
         made, (axes,) = figure(theme, 6.4, 3.0)
-        for (name, total), colour, marker in zip(sums.items(), (theme.lines[3], theme.lines[0]), ("^", "v"), strict=True):
+        looks = ((theme.lines[3], "^", "-"), (theme.lines[0], "v", "--"))  # where both are as large, the dashes show the line below
+        for (name, total), (colour, marker, dashes) in zip(sums.items(), looks, strict=True):
             way = "clients to server (up)" if name == "up" else "server to clients (down)"
-            axes.plot(rounds, total, color=colour, marker=marker, label=f"{way}: {bytes_text(total[-1])}")
+            axes.plot(rounds, total, color=colour, marker=marker, linestyle=dashes, label=f"{way}: {bytes_text(total[-1])}")
         axes.set(xlabel="Round", ylabel="Sent so far, all clients")
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
@@ -131,8 +132,10 @@ def bytes_by_direction(run: Run) -> Picture | None:
     return Picture("bytes", title, alt, draw, data)
 
 
-def heat_map(axes: Axes, values: np.ndarray, rows: Sequence[object], columns: Sequence[object], theme: Theme, digits: int = 3) -> None:
-    """Values (rows, columns) as coloured cells, with their numbers where there is room; NaN is hatched."""
+def heat_map(
+    axes: Axes, values: np.ndarray, rows: Sequence[object], columns: Sequence[object], theme: Theme, what: str, digits: int = 3
+) -> None:
+    """Values (rows, columns) of `what` as coloured cells, with their numbers where there is room; NaN is hatched."""
     shown = values[np.isfinite(values)]
     low, high = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 1.0)
     image = axes.imshow(values, cmap="cividis", vmin=low, vmax=max(high, low + 1e-9), aspect="auto")
@@ -149,7 +152,7 @@ def heat_map(axes: Axes, values: np.ndarray, rows: Sequence[object], columns: Se
     axes.set_xticks(range(len(columns)), [str(c) for c in columns], fontsize=size, **turned)
     axes.set_yticks(range(len(rows)), [str(r) for r in rows], fontsize=size)
     axes.grid(False)
-    axes.figure.colorbar(image, ax=axes, shrink=0.9)
+    axes.figure.colorbar(image, ax=axes, shrink=0.9, label=what)
 
 
 def _hatched(row: int, column: int, theme: Theme) -> Rectangle:

@@ -15,6 +15,7 @@ import yaml
 
 from raylora.core.errors import InputError
 from raylora.core.files import read_json_object
+from raylora.core.values import NOT_YAML
 from raylora.metrics.matrix import PRIMARY, cross_client, final
 from raylora.metrics.rows import CaseRow, CaseTable, case_table
 
@@ -107,7 +108,7 @@ class Run:
         seen = (self.summary.get("base") or {}).get("has_seen")
         if seen if seen is not None else data.get("allow_seen"):
             said.append("Some cases were seen when the base weights were made.")
-        return said
+        return said + [f"{note[0].upper()}{note[1:]}." for note in self.summary.get("notes") or ()]
 
 
 def read_run(folder: Path, name: str = "") -> Run:
@@ -149,7 +150,7 @@ def find_runs(folders: Sequence[Path], names: Mapping[Path, str] | None = None) 
 NUMBER = int | float
 NEEDED: Mapping[str, Any] = {"task": str, "strategy": str, "seed": int, "clients": list, "status": str}
 KNOWN: Mapping[str, Any] = {"name": str, "data_sha256": str, "config_sha256": str, "rounds": int, "final": dict, "cross_client": dict,
-    "by_dataset": dict, "protocol": dict, "base": dict, "adapter_sha256": dict, "patients": dict, "crop": list, "actors": list,
+    "by_dataset": dict, "protocol": dict, "base": dict, "adapter_sha256": dict, "patients": dict, "crop": list, "notes": list, "faults": dict, "actors": list,
     "numerics": dict, "versions": dict, "code": dict, "bytes_up": NUMBER, "bytes_down": NUMBER, "wall_seconds": NUMBER,
     "virtual_seconds": NUMBER, "epsilon": NUMBER}  # fmt: skip
 """The keys of a summary that reports read, and their kinds; all but the needed ones may be null or absent."""
@@ -183,10 +184,14 @@ def _check_summary(summary: Mapping[str, Any], path: Path) -> None:
         raise InputError(f"{path}: base.has_seen: expected a list of patients, found {str(summary['base']['has_seen'])[:40]!r}")
     if (matrix := summary.get("cross_client")) and not all(isinstance(matrix.get(key), list) for key in ("rows", "columns", "values")):
         raise InputError(f"{path}: cross_client: expected lists of rows, columns and values, found {str(matrix)[:40]!r}")
-    for key in ("patients", "by_dataset"):
+    for key in ("patients", "by_dataset", "faults"):
         for name, block in (summary.get(key) or {}).items():
             if not isinstance(block, dict) or (key == "by_dataset" and not all(isinstance(inner, dict) for inner in block.values())):
                 raise InputError(f"{path}: {key}.{name}: expected an object, found {str(block)[:40]!r}")
+            if key == "patients" and not _numbers_of(block, dict):
+                raise InputError(f"{path}: patients.{name}: expected a number a part, found {str(block)[:40]!r}")
+    if not all(isinstance(note, str) and note for note in summary.get("notes") or ()):
+        raise InputError(f"{path}: notes: expected sentences, found {str(summary['notes'])[:40]!r}")
     if not all(isinstance(actor, dict) for actor in summary.get("actors") or ()):
         raise InputError(f"{path}: actors: expected a list of objects, found {str(summary['actors'])[:40]!r}")
 
@@ -198,6 +203,8 @@ def _numbers_of(found: Any, kind: type) -> bool:
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:
     """Raise InputError unless it says of what data the run was, as far as reports read it."""
+    if not isinstance(strategy := config.get("strategy") or {}, dict):
+        raise InputError(f"{path}: strategy: expected the section of a run's configuration, found {str(strategy)[:40]!r}")
     data = config.get("data") or {}
     sources = data.get("dataset") if isinstance(data, dict) else None
     if not isinstance(data, dict) or not (
@@ -211,7 +218,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: not there (expected the run's resolved configuration)") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, *NOT_YAML) as error:
         raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a mapping of sections, found {type(value).__name__}")

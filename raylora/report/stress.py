@@ -47,6 +47,7 @@ class Point:
     worst: Estimate  # the client with the lowest mean, with the interval over its patients
     worst_client: str = ""
     virtual_s: float | None = None
+    faulty: str = ""  # clients whom something was drawn for once, under the first seed
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Curve:
     label: str
     held: Any  # level of the second dial
     points: tuple[Point, ...]
-    area: Estimate  # under the curve over its range: a mean height
-    worst_area: float | None
+    height: Estimate  # the mean one
+    worst_height: float | None
 
 
 @dataclass(frozen=True)
@@ -88,18 +89,18 @@ class Campaign:
         return "" if len(self.dials) < 2 else f"{list(self.dials)[1]} {value_text(held)}"
 
     def findings(self) -> list[str]:
-        """A sentence for each curve, best area first, then what the tests at the last level say."""
+        """A sentence for each curve, best mean first, then what the tests at the last level say."""
         said = []
-        for curve in sorted(self.curves, key=lambda c: (self.holds.index(c.held), -(c.area.value or -math.inf))):
+        for curve in sorted(self.curves, key=lambda c: (self.holds.index(c.held), -(c.height.value or -math.inf))):
             first, last = curve.points[0], curve.points[-1]
             where = f", {self.held_text(curve.held)}" if self.held_text(curve.held) else ""
-            if first.score is None or last.score is None or curve.area.value is None:
-                said.append(f"{curve.label}{where}: without a score at {self._missing(curve)}, so there is no area under its curve.")
+            if first.score is None or last.score is None or curve.height.value is None:
+                said.append(f"{curve.label}{where}: without a score at {self._missing(curve)}, so its curve has no mean height.")
                 continue
             said.append(
                 f"{curve.label}{where}: {inside(self.metric)} {_number(first.score.in_client.value)} at {self.dial} {value_text(first.level)} and "
                 f"{_number(last.score.in_client.value)} at {value_text(last.level)} (its worst client, {last.worst_client}: "
-                f"{_number(last.worst.value)}); mean height of its curve {curve.area.value:.3f}."
+                f"{_number(last.worst.value)}); mean height of its curve {curve.height.value:.3f}."
             )
         for held in self.holds:
             levels = (self.dials[self.dial][-1], *([held] if len(self.dials) > 1 else []))
@@ -127,19 +128,19 @@ class Campaign:
             *two,
             estimate(f"At {first} [95 %]", brief=f"At {first}"),
             estimate(f"At {last} [95 %]", brief=f"At {last}"),
-            estimate("Area under the curve [95 %]", brief="Area"),
+            estimate("Mean height of the curve [95 %]", brief="Mean height"),
             estimate(f"Worst client at {last} [95 %]", brief="Worst client"),
-            decimal("Area, worst client"),
+            decimal("Mean height, worst client"),
         )
         rows = []
         for c in self.curves:
             ends = [Estimate(None) if p.score is None else p.score.in_client for p in (c.points[0], c.points[-1])]
             held = [value_text(c.held)] if two else []
-            rows.append((c.label, *held, *ends, c.area, c.points[-1].worst, c.worst_area))
-        scale = "over the dial's values" if _numeric(self.dials[self.dial]) else "over the levels, each as far from the next"
+            rows.append((c.label, *held, *ends, c.height, c.points[-1].worst, c.worst_height))
         note = (
-            f"{metric_words(self.metric)} in-client on test patients, means over seeds and clients, byzantine clients included. Area: the mean "
-            f"height of the curve {scale} (trapezoids): what to expect if every level between is as likely. Intervals draw patients within clients, then seeds."
+            f"{metric_words(self.metric)} in-client on test patients, means over seeds and clients, byzantine clients included. The "
+            "curve is taken as it is drawn, each level as far from the next (trapezoids: the ends count half). Intervals draw patients within "
+            "clients, then seeds."
         )
         return Table(f"Robustness to {self.dial}", columns, tuple(rows), note)
 
@@ -152,6 +153,7 @@ class Campaign:
             estimate("Mean [95 %]"),
             estimate("Worst client [95 %]"),
             words("Which"),
+            words("Faulty"),
             estimate("Cross-client [95 %]"),
             size("Bytes"),
             seconds("Virtual time"),
@@ -162,13 +164,14 @@ class Campaign:
                 levels = [value_text(p.level), *([value_text(c.held)] if len(self.dials) > 1 else [])]
                 s = p.score
                 scored = (
-                    (None, None, None, "", None, None)
+                    (None, None, None, "", "", None, None)
                     if s is None
-                    else (len(s.seeds), s.in_client, p.worst, p.worst_client, s.cross_client, s.bytes_total)
+                    else (len(s.seeds), s.in_client, p.worst, p.worst_client, p.faulty, s.cross_client, s.bytes_total)
                 )
                 rows.append((c.label, *levels, *scored, p.virtual_s))
         note = (
-            "The worst client is chosen after looking at the test patients: its score is lower than another draw of patients would make it."
+            "The worst client is chosen after looking at the test patients: its score is lower than another draw of patients would make it. "
+            "Faulty: what was drawn for clients once (under the first seed); what is drawn in every round is not listed."
         )
         return Table("Every level", columns, tuple(rows), note)
 
@@ -183,11 +186,15 @@ class Campaign:
             words("Verdict"),
             whole("n"),
         )
-        rows = []
+        rows, first = [], self.curves[0].label
         for levels, pairs in self.pairs.items():
             for p in pairs:
-                low, high = p.ci95 or (None, None)
-                rows.append((*map(value_text, levels), p.a, p.b, Estimate(p.difference, low, high, p.n), p.p_holm, p.verdict, p.n))
+                a, difference, verdict = p.a, Estimate(p.difference, *(p.ci95 or (None, None)), p.n), p.verdict
+                if p.a == first:  # it is ahead: the first strategy stays in B, so that rows can be read down
+                    a, verdict = p.b, verdict.replace("A better", "B better")
+                    ends = (None, None) if p.ci95 is None else (-p.ci95[1], -p.ci95[0])
+                    difference = Estimate(None if p.difference is None else 0.0 - p.difference, *ends, p.n)
+                rows.append((*map(value_text, levels), a, first, difference, p.p_holm, verdict, p.n))
         note = "On the same test patients, averaged over seeds first; p values of one setting are corrected together (Holm)."
         return Table("Against the first strategy", columns, tuple(rows), note)
 
@@ -275,7 +282,14 @@ def _point(level: Any, group: Group | None, metric: str, replicates: int) -> Poi
     if group is None:
         return Point(level, None, Estimate(None))
     client, worst = worst_client(group.in_client(metric), replicates)
-    return Point(level, score_of(group, metric, 0, replicates), worst, client, group.mean("virtual_seconds"))
+    faulty = group.runs[0].summary.get("faults") or {}
+    said = [f"{client}: {_drawn(about)}" for client, about in faulty.items() if _drawn(about)]
+    return Point(level, score_of(group, metric, 0, replicates), worst, client, group.mean("virtual_seconds"), "; ".join(said))
+
+
+def _drawn(about: Mapping[str, Any]) -> str:
+    """What is wrong with a client; its line and its device are not."""
+    return ", ".join(f"{key} {value_text(value)}" for key, value in about.items() if key not in ("up_mbit", "down_mbit", "speed"))
 
 
 def worst_client(own: Panel, replicates: int = REPLICATES) -> tuple[str, Estimate]:
@@ -291,37 +305,30 @@ def worst_client(own: Panel, replicates: int = REPLICATES) -> tuple[str, Estimat
 
 def _measured(label: str, held: Any, points: Sequence[Point], levels: Sequence[Any]) -> Curve:
     heights = [None if p.score is None else p.score.in_client.value for p in points]
-    value, area = area_under(levels, heights), Estimate(None)
+    value, height = mean_height(heights), Estimate(None)
     if value is not None:
         scores = [p.score for p in points if p.score is not None]
-        drawn = np.sum([w * score.replicates for w, score in zip(trapezoids(levels), scores, strict=True)], axis=0)
+        drawn = np.sum([w * score.replicates for w, score in zip(trapezoids(len(levels)), scores, strict=True)], axis=0)
         low, high = interval(drawn, min(score.degrees for score in scores)) or (None, None)
-        area = Estimate(value, low, high)
-    return Curve(label, held, tuple(points), area, area_under(levels, [p.worst.value for p in points]))
+        height = Estimate(value, low, high)
+    return Curve(label, held, tuple(points), height, mean_height([p.worst.value for p in points]))
 
 
-def trapezoids(levels: Sequence[Any]) -> list[float]:
-    """The weight of each level's height in the mean height of the curve through them; they sum to 1. Levels that are not all finite
-    numbers, or of which two are equal, stand equally far apart."""
-    x = np.array(levels, dtype=np.float64) if _numeric(levels) else np.arange(len(levels), dtype=np.float64)
-    order = np.argsort(x)
-    steps = np.diff(x[order])
-    weights = np.zeros(len(x))
-    weights[order[:-1]] += steps / 2
-    weights[order[1:]] += steps / 2
+def trapezoids(levels: int) -> list[float]:
+    """The weight of each level's height in the mean height of the curve through them, each as far from the next; they sum to 1.
+
+    Over the dial's own values a curve over [100, 1, 0.5] would be its first two levels alone.
+    """
+    weights = np.ones(levels)
+    weights[[0, -1]] = 0.5
     return [float(w) for w in weights / weights.sum()]
 
 
-def area_under(levels: Sequence[Any], heights: Sequence[float | None]) -> float | None:
-    """The mean height of the curve; None where a level has none."""
+def mean_height(heights: Sequence[float | None]) -> float | None:
+    """Of the curve; None where a level has none."""
     if any(height is None for height in heights):
         return None
-    return float(np.dot(trapezoids(levels), np.array(heights, dtype=np.float64)))
-
-
-def _numeric(levels: Sequence[Any]) -> bool:
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in levels)
-    return numbers and len(set(levels)) == len(levels)
+    return float(np.dot(trapezoids(len(heights)), np.array(heights, dtype=np.float64)))
 
 
 def _number(value: float | None) -> str:
@@ -341,17 +348,24 @@ def _curve(curve: Curve) -> dict[str, Any]:
         }
         for p in curve.points
     ]
-    return {"strategy": curve.label, "held": curve.held, "area": said(curve.area), "worst_area": curve.worst_area, "points": points}
+    return {
+        "strategy": curve.label,
+        "held": curve.held,
+        "mean_height": said(curve.height),
+        "worst_mean_height": curve.worst_height,
+        "points": points,
+    }
 
 
-def write_campaign(found: Campaign, path: Path) -> Path:
-    """One self-contained page. Returns its path."""
+def write_campaign(found: Campaign, path: Path, settings: str) -> Path:
+    """One self-contained page. settings: the campaign's file, as resolved. Returns the page's path."""
     page = render(
         "stress.html",
         title=found.name,
         metric=metric_words(found.metric),
         dials=", ".join(found.dials),
         experiments=len(found.ended),
+        settings=settings,
         findings=found.findings(),
         remarks=found.remarks,
         tables=[table_context(table) for table in found.tables() if table.rows],

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from raylora.report.figures import Picture, Theme, colours, figure, legend_outside, listing, markers
+from raylora.report.figures import Picture, Theme, colours, figure, legend_outside, markers
 from raylora.report.groups import value_text
 from raylora.report.table import Estimate, Table, estimate, seconds, seconds_text, words
-from raylora.report.words import metric_words
+from raylora.report.words import listing, metric_words
 
 if TYPE_CHECKING:  # it draws itself with these
     from raylora.report.stress import Campaign, Curve

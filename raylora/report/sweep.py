@@ -14,6 +14,7 @@ from rich.text import Text
 
 from raylora.report.live import Live
 from raylora.report.table import Table, decimal, print_table, rich_table, seconds_text, short_key, terminal, whole, words
+from raylora.report.words import metric_words
 
 MOST_ROWS = 12
 
@@ -115,7 +116,7 @@ def trials_table(title: str, state: Mapping[str, Any], rows: list[Mapping[str, A
         whole("Seed"),
         words("Status"),
         whole("Rounds"),
-        decimal(f"Validation {state['objective']['metric']}", 3),
+        decimal(f"{metric_words(state['objective']['metric'])}, validation", 3),
         decimal("Test", 3),
     )
     cells = tuple(

@@ -109,6 +109,9 @@ def estimate_text(cell: Cell, form: str) -> str:
 NO_INTERVAL = "No interval where a client has one test patient (or one of a class): how much its patients vary is not known."
 
 
+LOWER = "↓: lower is better."
+
+
 def without_interval(cells: Iterable[Cell]) -> str:
     """For a table's note: " " and `NO_INTERVAL` if one of the estimates has none, or nothing."""
     return f" {NO_INTERVAL}" if any(isinstance(c, Estimate) and c.value is not None and c.low is None for c in cells) else ""
@@ -147,8 +150,9 @@ def short_key(key: str, keys: Iterable[str]) -> str:
 
 
 def rich_table(table: Table) -> RichTable:
-    """For a terminal: the essential columns, the first sentence of the note, and the marks."""
-    caption = "\n".join(text for text in (table.note.split(". ")[0], table.marks) if text)
+    """For a terminal: the essential columns, of the note the first sentence and what explains a gap or an arrow, and the marks."""
+    explained = [text for text in (NO_INTERVAL, LOWER) if text in table.note]
+    caption = "\n".join(text for text in (table.note.split(". ")[0], *explained, table.marks) if text)
     shown = RichTable(title=escape(table.title), caption=escape(caption) or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown.title_justify = shown.caption_justify = "left"
     keep = [i for i, column in enumerate(table.columns) if column.essential]

@@ -9,9 +9,11 @@ from typing import Any
 from rich.console import Console
 
 from raylora.metrics.matrix import PRIMARY, metric_names
+from raylora.report.groups import value_text
 from raylora.report.marks import marks_of, stamped
 from raylora.report.runs import Run
 from raylora.report.table import (
+    LOWER,
     Table,
     bytes_text,
     decimal,
@@ -46,7 +48,10 @@ def final_table(final: Final, task: str) -> Table:
         if block:
             mean, frozen = block.get("mean"), block.get("frozen")
             change = None if mean is None or frozen is None else mean - frozen
-            rows.append((metric_words(metric, arrow=True), estimate_of(block), frozen, change, block.get("pooled"), block.get("n")))
+            own = (block.get("per_client") or {}).values()
+            lacking = sum(value is None for value in own)  # a client may lack a class, or what a threshold is tuned on
+            name = metric_words(metric, arrow=True) + (f" ({len(own) - lacking} of {len(own)} clients)" if lacking else "")
+            rows.append((name, estimate_of(block), frozen, change, block.get("pooled"), block.get("n")))
     columns = (
         words("Metric"),
         estimate("Mean [95 %]"),
@@ -60,15 +65,20 @@ def final_table(final: Final, task: str) -> Table:
     note += "; frozen: before training. Pooled: over all patients."
     note += without_interval(row[1] for row in rows)
     if any(lower_is_better(metric) for metric in reported_metrics(task)):
-        note += " ↓: lower is better."
+        note += f" {LOWER}"
     return Table("Test scores, in-client", columns, tuple(rows), note, marked=frozenset({0} if rows else ()))
 
 
-def client_table(final: Final, task: str, clients: Sequence[str]) -> Table:
-    """The main scores of each client."""
+def client_table(final: Final, task: str, clients: Sequence[str], patients: Mapping[str, Mapping[str, int]]) -> Table:
+    """The main scores of each client, beside its patients ({client: {part: how many}}; empty: not known)."""
     shown = [m for m in reported_metrics(task) if m in final and not m.startswith(("hd95_mm_", "volume"))]
-    rows = tuple((client, *((final[m].get("per_client") or {}).get(client) for m in shown)) for client in clients if shown)
-    return Table("Test scores by client", (words("Client"), *(decimal(metric_words(m, arrow=True)) for m in shown)), rows)
+    parts = {"train": "Trained on", "validation": "Validation", "test": "Test patients"} if patients else {}
+    rows = []
+    for client in clients if shown else ():
+        counts = [patients.get(client, {}).get(part) for part in parts]
+        rows.append((client, *counts, *((final[m].get("per_client") or {}).get(client) for m in shown)))
+    columns = (words("Client"), *map(whole, parts.values()), *(decimal(metric_words(m, arrow=True)) for m in shown))
+    return Table("Test scores by client", columns, tuple(rows))
 
 
 def dataset_table(summary: Mapping[str, Any]) -> Table:
@@ -106,7 +116,9 @@ def record_table(summary: Mapping[str, Any]) -> Table:
 def facts(run: Run) -> list[tuple[str, str]]:
     """What a reader looks for first."""
     s = run.summary
-    found = [("Task", run.task), ("Strategy", run.strategy), ("Seed", str(run.seed)), ("Clients", str(len(run.clients)))]
+    options = ", ".join(f"{key} {value_text(v)}" for key, v in (run.config.get("strategy") or {}).items() if key != "name")
+    found = [("Folder", run.folder.name), ("Task", run.task), ("Strategy", f"{run.strategy} ({options})" if options else run.strategy)]
+    found += [("Seed", str(run.seed)), ("Clients", str(len(run.clients)))]
     found += [("Protocol", f"{s['protocol']['name']} {s['protocol']['sha256'][:16]}")] if s.get("protocol") else []
     found += [("Rounds", str(s["rounds"]))] if s.get("rounds") is not None else []
     found += [(name, bytes_text(s[key])) for name, key in (("Sent up", "bytes_up"), ("Sent down", "bytes_down")) if s.get(key) is not None]

@@ -1,4 +1,6 @@
-"""Names of metrics for people."""
+"""Names of metrics, and lists of names, for people."""
+
+from collections.abc import Iterable
 
 _WORDS = {
     "dice": "Dice",
@@ -35,3 +37,11 @@ def inside(metric: str) -> str:
 
 def lower_is_better(metric: str) -> bool:
     return metric.startswith(("hd95_mm", "lv_ef_error", "volume_error_ml"))
+
+
+def listing(names: Iterable[str], most: int = 6) -> str:
+    """Names in a sentence: a, b and 3 more."""
+    all_names = list(names)
+    if len(all_names) <= most:
+        return ", ".join(all_names)
+    return f"{', '.join(all_names[: most - 1])} and {len(all_names) - most + 1} more"

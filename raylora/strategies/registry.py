@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from raylora.core.errors import InputError
 from raylora.core.reduce import REDUCTIONS, Reduce, Seeded, Weighing
@@ -19,7 +20,10 @@ Factory = Callable[..., Strategy]
 def create_from(registry: Mapping[str, Factory], name: str, options: Mapping[str, object], context: Mapping[str, object]) -> Strategy:
     """`strategies.create` over any registry. context: values that a factory gets if it has parameters of these names."""
     factory = imported(name) if ":" in name else known(registry, name)
-    parameters = inspect.signature(factory).parameters
+    try:
+        parameters = inspect.signature(factory).parameters
+    except ValueError:
+        raise InputError(f"strategy.name {name}: expected a function of Python, found {factory!r}") from None
     require_known(name, options, parameters, hidden=tuple(context))
     given = {**{key: value for key, value in context.items() if key in parameters}, **options}
     if "reduce" in given:
@@ -28,7 +32,7 @@ def create_from(registry: Mapping[str, Factory], name: str, options: Mapping[str
     missing = [key for key, p in parameters.items() if p.default is p.empty and p.kind in NAMED and key not in given]
     if missing:
         raise InputError(f"strategy.{missing[0]}: {name} needs this option, found none")
-    strategy = factory(**given)
+    strategy = factory(**given) if ":" not in name else guarded(name, lambda: factory(**given))
     if not isinstance(strategy, Strategy):
         raise InputError(f"strategy.name {name}: expected a factory that returns a Strategy, found {type(strategy).__name__}")
     strategy = replace(strategy, name=strategy.name or name)
@@ -87,15 +91,32 @@ def known(registry: Mapping[str, Factory], name: str) -> Factory:
 def imported(name: str) -> Factory:
     """The factory of `package.module:factory`. Raises InputError if there is none."""
     module_name, _, attribute = name.partition(":")
+    if not module_name or module_name.startswith("."):
+        why = "a relative name" if module_name else "Empty module name"
+        raise InputError(f"strategy.name {name}: cannot import {module_name} ({why})")
     try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError, TypeError) as error:  # no name at all, or a relative one
+        module = guarded(name, lambda: importlib.import_module(module_name))
+    except ImportError as error:
         raise InputError(f"strategy.name {name}: cannot import {module_name} ({error})") from None
     factory = getattr(module, attribute, None)
     if not callable(factory):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise InputError(f"strategy.name {name}: {module_name} has no function {attribute}{nearest(attribute, functions)}")
     return cast(Factory, factory)
+
+
+def guarded(name: str, theirs: Callable[[], Any]) -> Any:
+    """What code of the user's gives. Raises InputError with its place for whatever goes wrong in it."""
+    try:
+        return theirs()
+    except (InputError, ImportError):
+        raise
+    except (Exception, SystemExit) as error:
+        inside = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")][-1]
+        line = error.lineno if isinstance(error, SyntaxError) else inside.lineno
+        path = error.filename if isinstance(error, SyntaxError) else inside.filename
+        said = " ".join(str(error).split())
+        raise InputError(f"strategy.name {name}: {type(error).__name__}: {said} ({path}:{line})") from None
 
 
 def reduction(value: object) -> Reduce:

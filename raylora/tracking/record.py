@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from raylora.core.errors import InputError
 
 PATIENTS = "patients.json"  # in the run's folder: who was in which part, the hashes of data and base weights, and the values and code it began with
 CASES = pa.schema(
@@ -37,6 +40,8 @@ def finite(value: Any) -> Any:
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+PART = re.compile(r"\d{6}(-\d{6})?")  # the name of such a file
+BRING = "bring the run's files back, or start a new run"
 MERGED = 64  # rounds whose case rows share a file, once they are over: a long run leaves few files
 
 
@@ -65,8 +70,11 @@ class Record:
 
     def rewind(self, rows: int, round: int) -> None:
         """Forget what came after a checkpoint: lines beyond `rows`, case rows of rounds from `round` on."""
-        if self.path.exists():
-            kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        if len(lines) < rows or any(not line.endswith("\n") for line in lines[:rows]):
+            raise InputError(f"{self.path}: has {len(lines)} lines, {rows} were there after round {round}: {BRING}")
+        if lines:
+            kept = lines[:rows]
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text("".join(kept), encoding="utf-8")
             os.replace(temporary, self.path)
@@ -78,6 +86,13 @@ class Record:
             if last >= round:
                 part.unlink()
 
+    def require_cases(self, rounds: Iterable[int]) -> None:
+        """Raise InputError if the rows of one of these rounds are not there."""
+        held = [_rounds(part) for part in self._parts()]
+        for round in rounds:
+            if not any(first <= round <= last for first, last in held):
+                raise InputError(f"{self.parts}: the scores of round {round + 1} are not there: {BRING}")
+
     def keep_cases(self, round: int, rows: Sequence[tuple[Any, ...]]) -> None:
         """Validation rows of a round, kept aside until `write_cases`."""
         if len(singles := self._singles()) >= MERGED:
@@ -87,7 +102,7 @@ class Record:
         _write(self.parts / f"{round:06d}.parquet", rows)
 
     def _parts(self) -> list[Path]:
-        return sorted(self.parts.glob("*.parquet"))
+        return sorted(part for part in self.parts.glob("*.parquet") if PART.fullmatch(part.stem) and part.is_file())
 
     def _singles(self) -> list[Path]:
         """The files of one round."""

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -201,6 +202,18 @@ def test_winners_are_chosen_on_validation_and_say_how_many_were_tried(tmp_path):
     assert any("pruned" in remark for remark in block.remarks)
 
 
+def test_equals_on_validation_patients_are_named(tmp_path):
+    same = [make_run(tmp_path / str(rank), spread=0, patients=2, config={"lora.rank": rank}) for rank in (2, 4)]
+    for file in ("cases.parquet", "summary.json"):
+        (same[1] / file).write_bytes((same[0] / file).read_bytes())
+    (block,) = compare(same, replicates=200).blocks
+    first, *_, pair = block.findings()
+    assert re.match(
+        r"Of 2 configurations tried, \S+ .*, .* share the best Dice on validation patients \(0.\d+, n = 16\); the first", first
+    ), first
+    assert "their means are the same" in pair
+
+
 def test_a_configuration_whose_worse_seeds_were_stopped_is_not_chosen(tmp_path):
     def made(name, rank, seed, quality, status="finished"):
         return make_run(tmp_path / name, config={"lora.rank": rank}, seed=seed, quality=quality, rounds=1, status=status)
@@ -342,6 +355,7 @@ def test_the_page_is_whole_and_alone(both, tmp_path):
     assert_self_contained(page)
     for sentence in both.blocks[0].findings():
         assert " ".join(sentence.split()) in page.text
+    assert "What all of these runs have in common" in page.text and "model.name: unet" in page.text
     assert "AUC and decisions" in page.text and "exploratory" in page.text.lower()
     assert len(page.all("img")) == 6  # for each task: scores, against bytes, against seconds
 

@@ -3,7 +3,7 @@ import pytest
 from make_run import make_run
 
 from raylora.report.compare import compare
-from raylora.report.compare_plots import block_pictures, pareto, swept_keys
+from raylora.report.compare_plots import block_pictures, pareto, scores_picture, swept_keys
 from raylora.report.figures import LIGHT
 
 
@@ -78,3 +78,15 @@ def test_the_heat_map_holds_every_cell(swept):
     scores = {(s.settings["lora.rank"], s.settings["lora.blocks"]): s.in_client.value for s in swept.scores}
     assert picture.data.rows == (("2", scores[2, 1], scores[2, "all"]), ("8", scores[8, 1], scores[8, "all"]))
     assert "Highest: " in picture.alt and "rank 8, blocks all" in picture.alt
+
+
+def test_a_score_without_an_interval_has_no_bar_and_no_promise_of_one(tmp_path):
+    """A bar of no width would say that no patient was on the other side."""
+    runs = [make_run(tmp_path / str(n), patients=n, strategy=s, rounds=1) for n, s in ((1, "fedit"), (3, "local"))]
+    for run in runs:
+        block = compare([run], replicates=200).blocks[0]
+        picture = scores_picture(block)
+        has = block.scores[0].in_client.low is not None
+        assert ("with 95 % intervals" in picture.title) == has
+        bars = picture.draw(LIGHT).axes[0].containers[0].lines[2][0].get_segments()
+        assert (bars[-1].size > 0 and bool(np.isfinite(bars[-1]).all())) == has

@@ -44,3 +44,19 @@ def test_in_a_file_a_round_of_minutes_has_a_line_now_and_then(monkeypatch):
 @pytest.mark.parametrize("part", ["round 1: 2/3 clients", "rounds", "round 2: 1/3 clients"])
 def test_on_a_terminal_the_bar_says_it(part):
     assert part in shown(force_terminal=True)
+
+
+def test_many_clients_are_counted_and_weights_have_their_owners():
+    console = Console(file=io.StringIO(), width=100)
+    progress = live.Live(console)
+    progress({**EVENTS[0], "clients": [f"c{i}" for i in range(10)]})
+    line = {"kind": "round", "seconds": 1.0, "validation": {}, "weights": {"GE": 0.94, "Canon": 1.0}}
+    progress({**ROUND, "lines": [line]})
+    first, second = console.file.getvalue().splitlines()
+    assert "10 clients (c0, c1, c2, c3, c4, c5, c6 and 3 more)" in first and second.endswith("weights: GE 0.94  Canon 1.00")
+
+
+def test_a_terminal_breaks_lines_between_words():
+    console = Console(file=io.StringIO(), width=30, force_terminal=True)
+    live.Live(console)({"event": "note", "text": "a sentence that is longer than the terminal is wide"})
+    assert [line.strip() for line in console.file.getvalue().splitlines()] == ["a sentence that is longer than", "the terminal is wide"]

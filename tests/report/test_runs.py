@@ -35,6 +35,13 @@ def test_final_and_matrix_from_rows_equal_those_of_the_summary(folder):
         assert bare.final()["dice"][part] == run.summary["final"]["dice"][part]
 
 
+def test_what_the_terminal_said_of_the_patients_is_on_every_page(tmp_path):
+    folder = make_run(tmp_path / "run", patients=1)
+    summary = json.loads((folder / "summary.json").read_text()) | {"notes": ["2 studies left out: no centre is known"]}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert read_run(folder).remarks()[-1] == "2 studies left out: no centre is known."
+
+
 def test_remarks_of_an_oracle_crop_and_of_seen_cases(tmp_path):
     data = {"data.dataset": [{"dataset": "acdc"}], "data.crop": "label", "data.allow_seen": True}
     said = read_run(make_run(tmp_path / "run", patients=1, config=data)).remarks()
@@ -99,6 +106,15 @@ def test_what_is_no_run_is_refused_in_one_line(folder, tmp_path, name, content, 
     assert "\n" not in str(caught.value) and str(broken) in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["seed: !!timestamp foo", "a: " + "[" * 3000, "strategy: fedit"])
+def test_a_configuration_that_is_none_is_refused(folder, tmp_path, text):
+    for kept in ("summary.json", "rounds.jsonl"):
+        (tmp_path / kept).write_bytes((folder / kept).read_bytes())
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"config.yaml: (cannot be read|strategy: expected the section)"):
+        read_run(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -116,6 +132,9 @@ def test_what_is_no_run_is_refused_in_one_line(folder, tmp_path, name, content, 
         ("base", {"has_seen": 3}, "base.has_seen: expected a list of patients, found '3'"),
         ("cross_client", {"metric": "dice"}, "cross_client: expected lists of rows, columns and values"),
         ("patients", {"GE": 3}, "patients.GE: expected an object, found '3'"),
+        ("patients", {"GE": {"test": "x"}}, "patients.GE: expected a number a part"),
+        ("notes", [3], r"notes: expected sentences, found '\[3\]'"),
+        ("faults", {"GE": 3}, "faults.GE: expected an object"),
         ("by_dataset", {"dice": {"x": 3}}, "by_dataset.dice: expected an object"),
         ("actors", [3], "actors: expected a list of objects"),
         ("final", {"dice": {"per_client": {"GE": "x"}}}, "final.dice.per_client: expected a number a client"),

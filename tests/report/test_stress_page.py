@@ -1,25 +1,21 @@
 """The figures of a stress page, by hand and against the runs that they are made of."""
 
+import json
+
 import numpy as np
 import pytest
 from make_run import make_run
 
 from raylora.report.figures import LIGHT
-from raylora.report.stress import Ended, area_under, campaign, trapezoids, worst_client, write_campaign
+from raylora.report.stress import Ended, campaign, mean_height, trapezoids, worst_client, write_campaign
 from raylora.report.stress_plots import campaign_pictures
 
 
-def test_the_area_is_the_mean_height_of_the_curve():
-    assert trapezoids([0.0, 0.1, 0.3]) == pytest.approx([1 / 6, 1 / 2, 1 / 3])
-    assert area_under([0.0, 0.1, 0.3], [0.9, 0.9, 0.9]) == pytest.approx(0.9)
-    assert area_under([0, 10], [1.0, 0.0]) == 0.5 and area_under([10, 0], [0.0, 1.0]) == 0.5, "the order of the levels changes nothing"
-    assert area_under([0.0, 1.0, 3.0], [1.0, 0.5, 0.0]) == pytest.approx((0.75 * 1 + 0.25 * 2) / 3)
-
-
-def test_levels_that_are_no_numbers_stand_equally_far_apart():
-    for levels in ([float("inf"), 1.0, 0.3], ["negate", "gaussian", "stale"], [1, 1, 2]):
-        assert trapezoids(levels) == [0.25, 0.5, 0.25]
-    assert area_under([0, 1], [0.5, None]) is None
+def test_the_mean_height_is_that_of_the_curve_as_it_is_drawn():
+    """Each level as far from the next: the dial's own values would let two of [100, 1, 0.5] count alone."""
+    assert trapezoids(2) == [0.5, 0.5] and trapezoids(3) == [0.25, 0.5, 0.25]
+    assert mean_height([0.9, 0.9, 0.9]) == pytest.approx(0.9) and mean_height([1.0, 0.5, 0.3]) == pytest.approx(0.25 + 0.25 + 0.075)
+    assert mean_height([0.5, None]) is None
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +36,13 @@ def found(tmp_path_factory):
     return campaign("dropouts", {"faults.dropout": (0.0, 0.1, 0.3)}, ["mean", "median"], ended, replicates=200)
 
 
-def test_points_are_the_runs_and_areas_are_the_points(found):
+def test_points_are_the_runs_and_heights_are_the_points(found):
     mean, median = found.curves
     heights = [p.score.in_client.value for p in mean.points]
     assert heights[0] > heights[1] > heights[2] and [p.score.seeds for p in mean.points] == [(0, 1)] * 3
-    assert mean.area.value == pytest.approx(heights[0] / 6 + heights[1] / 2 + heights[2] / 3)
-    assert mean.area.low < mean.area.value < mean.area.high
-    assert median.area.value is None and median.points[-1].score is None
+    assert mean.height.value == pytest.approx(heights[0] / 4 + heights[1] / 2 + heights[2] / 4)
+    assert mean.height.low < mean.height.value < mean.height.high
+    assert median.height.value is None and median.points[-1].score is None
     for point in mean.points:
         scores = point.score.per_client
         assert point.worst.value == min(scores.values()) and scores[point.worst_client] == point.worst.value
@@ -58,6 +54,22 @@ def test_every_strategy_is_tested_against_the_first_at_each_level(found):
         (0.0,): [("mean", "median")],
         (0.1,): [("median", "mean")],
     }
+    rows = {row[0]: row for row in found.pairs_table().rows}
+    assert [row[1:3] for row in rows.values()] == [("median", "mean")] * 2, "the first strategy stands in B"
+    ahead = found.pairs[(0.0,)][0]
+    turned = rows["0"][3]
+    assert (turned.value, turned.low, turned.high) == (-ahead.difference, -ahead.ci95[1], -ahead.ci95[0]) and turned.value < 0
+    assert rows["0.1"][3].value > 0
+
+
+def test_who_lies_is_said(tmp_path):
+    (one,) = one_level_each(tmp_path, (0.5,))
+    summary = json.loads((tmp_path / "0" / "summary.json").read_text())
+    summary["faults"] = {"ge": {"attack": "negate", "speed": 1.0}, "canon": {"speed": 2.0}}
+    (tmp_path / "0" / "summary.json").write_text(json.dumps(summary))
+    found = campaign("liars", {"faults.byzantine": (0.5,)}, ["mean"], [one], replicates=200)
+    (row,) = found.levels_table().rows
+    assert row[6] == "ge: attack negate"
 
 
 def one_level_each(folder, levels, **options):
@@ -71,7 +83,7 @@ def test_a_level_may_be_given_client_by_client(tmp_path):
     found = campaign("lines", {"network.up_mbit": levels}, ["mean"], list(one_level_each(tmp_path, levels)), replicates=200)
     assert [point.level for point in found.curves[0].points] == [10.0, "{ge:1,canon:2.5}"]
     assert all(point.score is not None for point in found.curves[0].points)
-    assert "{ge:1,canon:2.5}" in write_campaign(found, tmp_path / "stress.html").read_text()
+    assert "{ge:1,canon:2.5}" in write_campaign(found, tmp_path / "stress.html", "").read_text()
 
 
 def test_a_level_without_a_score_is_a_gap_in_the_line(tmp_path):
@@ -87,11 +99,12 @@ def test_no_interval_of_points_that_have_none(tmp_path):
     ended = list(one_level_each(tmp_path, (10.0, 1.0), patients=1))
     found = campaign("lines", {"network.up_mbit": (10.0, 1.0)}, ["mean"], ended, replicates=200)
     (curve,) = found.curves
-    assert curve.points[0].score.in_client.low is None and curve.area.value is not None and curve.area.low is None
+    assert curve.points[0].score.in_client.low is None and curve.height.value is not None and curve.height.low is None
 
 
 def test_the_page_says_what_is_missing_and_why(found, tmp_path):
-    page = write_campaign(found, tmp_path / "page.html").read_text()
+    page = write_campaign(found, tmp_path / "page.html", "strategies: {mean: {}, median: {}}").read_text()
+    assert "strategies: {mean: {}, median: {}}" in page, "what was tested"
     assert "the loss is nan" in page and "median: without a score at 0.3" in page and "phantoms" in page
     assert page.count("<img") == 1 and "Virtual time of a run" not in page, "no clock ran"
     assert found.tables()[0].title == "Robustness to faults.dropout"

@@ -21,7 +21,7 @@ from raylora.report.table import (
     whole,
     words,
 )
-from raylora.report.tables import final_table
+from raylora.report.tables import client_table, final_table
 
 TABLE = Table(
     "Scores & more",
@@ -116,5 +116,16 @@ def test_markdown_reads_as_the_table_does():
 def test_a_score_without_an_interval_says_why():
     block = {"mean": 0.8, "pooled": 0.8, "ci95": None, "n": 4, "frozen": 0.5, "per_client": {}}
     said = {ci: final_table({"dice": {**block, "ci95": ci and list(ci)}}, "segmentation") for ci in (None, (0.7, 0.9))}
+    assert NO_INTERVAL in rich_table(said[None]).caption and NO_INTERVAL not in rich_table(said[0.7, 0.9]).caption
     assert NO_INTERVAL in said[None].note and next(said[None].texts())[1] == "0.800"
     assert NO_INTERVAL not in said[0.7, 0.9].note and next(said[0.7, 0.9].texts())[1] == "0.800 [0.700, 0.900]"
+
+
+def test_clients_behind_a_score_are_counted_where_some_lack_it_and_each_ones_patients_stand_beside_its_scores():
+    block = {"mean": 0.8, "pooled": 0.8, "ci95": None, "n": 4, "frozen": 0.5, "per_client": {"a": 0.8, "b": None}}
+    final = {"balanced_accuracy": {**block, "per_client": {"a": 0.8, "b": 0.7}}, "balanced_accuracy_tuned": block}
+    names = [row[0] for row in final_table(final, "disease").rows]
+    assert names == ["Balanced accuracy", "Balanced accuracy, tuned (1 of 2 clients)"]
+    table = client_table(final, "disease", ["a", "b"], {"a": {"train": 9, "validation": 1, "test": 3}})
+    assert [row[:4] for row in table.rows] == [("a", 9, 1, 3), ("b", None, None, None)] and table.columns[3].name == "Test patients"
+    assert len(client_table(final, "disease", ["a"], {}).columns) == 3

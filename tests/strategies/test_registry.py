@@ -90,6 +90,7 @@ REFUSED: list[tuple[str, dict[str, object], str]] = [
     (".x:y", {}, "strategy.name .x:y: cannot import .x"),
     ("raylora.strategies.fedit:fedti", {}, "raylora.strategies.fedit has no function fedti, did you mean fedit?"),
     ("builtins:print", {}, "expected a factory that returns a Strategy, found NoneType"),
+    ("builtins:dict", {}, "expected a function of Python, found <class 'dict'>"),
 ]
 
 
@@ -147,3 +148,20 @@ def test_a_round_without_updates_changes_nothing_but_its_number(name: str) -> No
     assert after.round == game.state.round + 1 and after.trees == game.state.trees
     before, later = (strategy.broadcast(state, site) for state in (game.state, after))
     assert later.base_version == before.base_version and later.task.round == before.task.round + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def f(:", r"SyntaxError: invalid syntax \(theirs_0.py, line 1\) \(\S+theirs_0.py:1\)$"),
+        ("def f():\n    raise KeyError('x\\ny')", r"KeyError: 'x\\ny' \(\S+theirs_1.py:2\)$"),
+        ("def f():\n    raise SystemExit(3)", r"SystemExit: 3 \(\S+theirs_2.py:2\)$"),
+        ("import sys\nsys.exit('bye')", r"SystemExit: bye \(\S+theirs_3.py:2\)$"),
+    ],
+)
+def test_what_goes_wrong_in_a_user_s_module_is_said_with_its_place(tmp_path, monkeypatch, request, text, said):
+    number = request.node.callspec.indices["text"]
+    (tmp_path / f"theirs_{number}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match=rf"^strategy.name theirs_{number}:f: {said}"):
+        create(f"theirs_{number}:f", {})
