@@ -1,5 +1,6 @@
 """A plan from another process: the same, the same errors, and nothing left of whoever makes it."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -78,7 +79,10 @@ def test_an_interrupt_while_the_planner_comes_up_is_no_traceback(tmp_path):
     """Ctrl-C goes to the whole group of processes; whoever started the planner ends it."""
     with subprocess.Popen([sys.executable, "-c", CODE], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         planner = int(running.stderr.readline())
-        os.kill(planner, signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError):
+            for _ in range(20):  # the first one after Python has come up
+                time.sleep(0.05)
+                os.kill(planner, signal.SIGINT)
         running.kill()
         assert running.stderr.read() == ""
     psutil.wait_procs([psutil.Process(planner)] if psutil.pid_exists(planner) else [], timeout=30)
