@@ -177,7 +177,7 @@ class StrategyConfig(BaseModel):
 class Training(Section):
     """Rounds and the local loop."""
 
-    rounds: Annotated[Count, Field(le=1_000_000)] = 10
+    rounds: Annotated[Count, Field(le=100_000)] = 10
     local_epochs: Count | None = None
     local_steps: Count | None = None
     batch_size: Batch = 4

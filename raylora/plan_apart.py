@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from raylora.planned import Plan
 
 Say = Callable[[str, int, int], None]
-CLEANING_S = 5.0  # for a process that is to end
+CLEANING_S = 15.0  # for a process that is to end; a busy machine needs more than five to remove phantoms that are half made
 
 
 class Planner:

@@ -65,19 +65,19 @@ def scores_table(block: Block) -> Table:
         decimal("Validation", essential=False),
         estimate("In-client [95 %]"),
         estimate("Cross-client [95 %]", brief="Cross-client"),
-        estimate("Global part alone [95 %]", essential=False),
         *([estimate("Held-out sites [95 %]", brief="Held-out")] if held_out else []),
         whole("n"),
         size("Bytes"),
         seconds("Time"),
+        estimate("Global part alone [95 %]", essential=False),
         size("Up", essential=False),
         size("Down", essential=False),
     ]
     rows: list[tuple[Cell, ...]] = []
     for s in _all(block):
         unseen = [s.held_out] if held_out else []
-        cost = (s.bytes_total, s.seconds, s.bytes_up, s.bytes_down)
-        scored = (s.validation.value, s.in_client, s.cross_client, s.shared)
+        cost = (s.bytes_total, s.seconds, s.shared, s.bytes_up, s.bytes_down)
+        scored = (s.validation.value, s.in_client, s.cross_client)
         rows.append((s.label, len(s.seeds) or None, *scored, *unseen, s.in_client.n, *cost))
     note = (
         f"{metric} is the primary metric: means over seeds, clients and a client's test patients (n in all). In-client: each client's own "

@@ -128,7 +128,7 @@ class Campaign:
             *two,
             estimate(f"At {first} [95 %]", brief=f"At {first}"),
             estimate(f"At {last} [95 %]", brief=f"At {last}"),
-            estimate("Mean height of the curve [95 %]", brief="Mean height"),
+            estimate("Mean height [95 %]", brief="Mean height"),
             estimate(f"Worst client at {last} [95 %]", brief="Worst client"),
             decimal("Mean height, worst client"),
         )
@@ -138,8 +138,8 @@ class Campaign:
             held = [value_text(c.held)] if two else []
             rows.append((c.label, *held, *ends, c.height, c.points[-1].worst, c.worst_height))
         note = (
-            f"{metric_words(self.metric)} in-client on test patients, means over seeds and clients, byzantine clients included. The "
-            "curve is taken as it is drawn, each level as far from the next (trapezoids: the ends count half). Intervals draw patients within "
+            f"{metric_words(self.metric)} in-client on test patients, means over seeds and clients, byzantine clients included. Mean "
+            "height: of the curve as it is drawn, each level as far from the next (trapezoids: the ends count half). Intervals draw patients within "
             "clients, then seeds."
         )
         return Table(f"Robustness to {self.dial}", columns, tuple(rows), note)

@@ -55,7 +55,7 @@ def test_a_campaign_from_the_command_line_to_its_page(prepared_folder, tmp_path,
     assert [e["status"] for e in found["experiments"]] == ["finished", "refused"] * 4, found["experiments"]
     assert all("at least 5 clients in every round" in e["why"] for e in found["experiments"] if e["status"] == "refused")
     by = {(c["strategy"], c["held"]): c for c in found["curves"]}
-    assert by["Krum", 0.0]["area"]["value"] is None and all(p["mean"] is None for p in by["Krum", 0.0]["points"])
+    assert by["Krum", 0.0]["mean_height"]["value"] is None and all(p["mean"] is None for p in by["Krum", 0.0]["points"])
     for trial in find_runs([tmp_path / "out"]):
         point = by["median", trial.config["faults"]["dropout"]]["points"][trial.config["faults"]["byzantine"] > 0]
         own = trial.summary["final"]["dice"]
@@ -64,7 +64,7 @@ def test_a_campaign_from_the_command_line_to_its_page(prepared_folder, tmp_path,
         assert point["virtual_seconds"] == trial.summary["virtual_seconds"] == 2.0
     for curve in found["curves"]:
         ends = [p["mean"] and p["mean"]["value"] for p in curve["points"]]
-        assert curve["area"]["value"] == (None if None in ends else pytest.approx(sum(ends) / 2))
+        assert curve["mean_height"]["value"] == (None if None in ends else pytest.approx(sum(ends) / 2))
     page = (tmp_path / "out" / "stress.html").read_text()
     assert "Robustness to faults.byzantine" in page and "at least 5 clients" in page and "https:" not in page
     assert call("stress", tmp_path / "stress.yaml", "--output", tmp_path / "out") == 0

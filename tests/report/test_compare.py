@@ -2,6 +2,8 @@ import csv
 import io
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -379,6 +381,14 @@ def test_the_command_writes_page_and_tables(folders, tmp_path, capsys, monkeypat
     assert found["blocks"][0]["a_a"]["baseline"].startswith("rate_my_lora")
     files = sorted(path.name for path in (tmp_path / "tables").glob("*.csv"))
     assert any("pairs" in name for name in files) and f"({len(files)} files)" in said and (tmp_path / "page.html").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_nobody_has_to_listen(folders):
+    """Standard output is closed: there is none at all."""
+    command = [sys.executable, "-m", "raylora", "compare", *map(str, list(folders.values())[:2])]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_strategies_of_which_nothing_finished_count_as_tried(tmp_path):
