@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -153,7 +152,7 @@ def session(address: str | None, *, environments: bool = False) -> Iterator[None
     except Exception as error:  # Ray says a plain Exception where a node does not come up in time
         said = " ".join(str(error).split())[:300]
         if address is None:
-            where = f" (it keeps its files in {tempfile.gettempdir()}: TMPDIR)" if isinstance(error, OSError) else ""
+            where = " (RAY_TMPDIR or TMPDIR says where it keeps its files)" if isinstance(error, OSError) else ""
             raise RunError(f"Ray does not start: {said}{where}") from None
         if os.environ.get("RAY_AUTH_MODE") != "token":  # Ray says no more than that it cannot connect
             said += "; one that `ray start` made may ask for its token: export RAY_AUTH_MODE=token (docs/cluster.md)"
