@@ -1,6 +1,7 @@
 """Progress of a run, on a terminal and in a file."""
 
 import io
+import sys
 
 import pytest
 from rich.console import Console
@@ -56,7 +57,14 @@ def test_many_clients_are_counted_and_weights_have_their_owners():
     assert "10 clients (c0, c1, c2, c3, c4, c5, c6 and 3 more)" in first and second.endswith("weights: GE 0.94  Canon 1.00")
 
 
-def test_a_terminal_breaks_lines_between_words():
-    console = Console(file=io.StringIO(), width=30, force_terminal=True)
-    live.Live(console)({"event": "note", "text": "a sentence that is longer than the terminal is wide"})
-    assert [line.strip() for line in console.file.getvalue().splitlines()] == ["a sentence that is longer than", "the terminal is wide"]
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_breaks_lines_between_words(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("TERM", "xterm")
+    live.Live()({"event": "note", "text": "a sentence that is longer than the terminal is wide"})
+    assert [line.strip() for line in sys.stderr.getvalue().splitlines()] == ["a sentence that is longer than", "the terminal is wide"]
