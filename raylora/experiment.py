@@ -156,26 +156,6 @@ def _closing(standing: Standing, report: RoundReport, lap: Callable[[], float]) 
     return _close(standing, report, validate(standing) if validated else None, last, lap)
 
 
-@contextlib.contextmanager
-def _as_it_was_left(out: Path) -> Iterator[None]:
-    """Raise InputError for what only somebody else can have done to a run folder: files gone, altered or of another kind. A disk that is full
-    is none of it."""
-    try:
-        yield
-    except (
-        FileNotFoundError,
-        FileExistsError,
-        IsADirectoryError,
-        NotADirectoryError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"{out}: not as the run left it ({type(error).__name__}: {said}): {BRING}") from None
-
-
 def _close(standing: Standing, report: RoundReport, scored: Rows | None, last: bool, lap: Callable[[], float]) -> Events:
     plan, progress, record = standing.plan, standing.progress, standing.record
     config, t = plan.config, report.round
@@ -228,6 +208,19 @@ def _shapes(plan: Plan) -> dict[str, Tree]:
     of_rank = {rank: initial_tree(plan.outline, protocol, plan.clients[0].id, rank) for rank in {client.rank for client in plan.clients}}
     hollow = {rank: {n: np.broadcast_to(np.float32(0), v.shape) for n, v in tree.items()} for rank, tree in of_rank.items()}
     return {client.id: hollow[client.rank] for client in plan.clients}
+
+
+ALTERED = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, LookupError, ValueError, TypeError, AttributeError)
+"""What files raise that are gone, altered or of another kind. A disk that is full is none of it."""
+
+
+@contextlib.contextmanager
+def _as_it_was_left(out: Path) -> Iterator[None]:
+    """Raise InputError for what only somebody else can have done to a run folder."""
+    try:
+        yield
+    except ALTERED as error:
+        raise InputError(f"{out}: not as the run left it ({type(error).__name__}: {' '.join(str(error).split())}): {BRING}") from None
 
 
 def _measured(config: Config, executor: Executor, clients: int) -> tuple[Config, str]:

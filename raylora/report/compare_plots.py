@@ -216,7 +216,7 @@ def _scale(axes: Axes, values: Sequence[float], text: Callable[[float], str]) ->
     elif 0 < max(values) - min(values) < 0.1 * max(values):
         axes.set_xticks([min(values), max(values)])
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))  # few digits: what `text` rounds would be even no more
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))  # few digits: rounded by `text`, others would not be even
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
 

@@ -8,7 +8,7 @@ import inspect
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from raylora.core.errors import InputError
 from raylora.core.reduce import REDUCTIONS, Reduce, Seeded, Weighing
@@ -32,7 +32,12 @@ def create_from(registry: Mapping[str, Factory], name: str, options: Mapping[str
     missing = [key for key, p in parameters.items() if p.default is p.empty and p.kind in NAMED and key not in given]
     if missing:
         raise InputError(f"strategy.{missing[0]}: {name} needs this option, found none")
-    strategy = factory(**given) if ":" not in name else guarded(name, lambda: factory(**given))
+    try:
+        strategy = factory(**given)
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise (theirs(name, error) if ":" in name else error) from None
     if not isinstance(strategy, Strategy):
         raise InputError(f"strategy.name {name}: expected a factory that returns a Strategy, found {type(strategy).__name__}")
     strategy = replace(strategy, name=strategy.name or name)
@@ -95,9 +100,11 @@ def imported(name: str) -> Factory:
         why = "a relative name" if module_name else "Empty module name"
         raise InputError(f"strategy.name {name}: cannot import {module_name} ({why})")
     try:
-        module = guarded(name, lambda: importlib.import_module(module_name))
+        module = importlib.import_module(module_name)
     except ImportError as error:
         raise InputError(f"strategy.name {name}: cannot import {module_name} ({error})") from None
+    except (Exception, SystemExit) as error:
+        raise theirs(name, error) from None
     factory = getattr(module, attribute, None)
     if not callable(factory):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -105,18 +112,11 @@ def imported(name: str) -> Factory:
     return cast(Factory, factory)
 
 
-def guarded(name: str, theirs: Callable[[], Any]) -> Any:
-    """What code of the user's gives. Raises InputError with its place for whatever goes wrong in it."""
-    try:
-        return theirs()
-    except (InputError, ImportError):
-        raise
-    except (Exception, SystemExit) as error:
-        inside = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")][-1]
-        line = error.lineno if isinstance(error, SyntaxError) else inside.lineno
-        path = error.filename if isinstance(error, SyntaxError) else inside.filename
-        said = " ".join(str(error).split())
-        raise InputError(f"strategy.name {name}: {type(error).__name__}: {said} ({path}:{line})") from None
+def theirs(name: str, error: BaseException) -> InputError:
+    """What went wrong in the user's code, with its place there."""
+    inside = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")][-1]
+    file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (inside.filename, inside.lineno)
+    return InputError(f"strategy.name {name}: {type(error).__name__}: {' '.join(str(error).split())} ({file}:{line})")
 
 
 def reduction(value: object) -> Reduce:
