@@ -4,7 +4,7 @@
     python -m benchmarks.demo_gpu --compare [--output benchmarks/results/demo_gpu.json]
 
 Says how far apart the two devices are. They add up in different orders, so the frozen model's scores and the first round's losses must agree to
-rounding (FROZEN, FIRST). From there 22 or 40 rounds of AdamW carry a difference in the last bit on, as they do between two kinds of CPU: the
+rounding (FROZEN, FIRST). From there tens of rounds of AdamW carry a difference in the last bit on, as they do between two kinds of CPU: the
 ends are compared by their means over clients (MEANS), of 47 test patients. The last run again with all its clients in one actor, if it is there,
 must have the same hash. The CPU's runs may be made on another machine, from the same data (`data_sha256`).
 """
@@ -24,7 +24,7 @@ from benchmarks.demo import CONFIGS, RUNS
 from raylora import config as configuration
 from raylora import launch
 from raylora.cli import guarded
-from raylora.cluster import driver
+from raylora.cluster import session
 
 FROZEN, FIRST = 1e-5, 1e-3  # of a score; of a client's mean loss, relative: eight steps of AdamW are between
 MEANS = {"dice": 0.01, "balanced_accuracy": 0.08, "auc": 0.08}
@@ -62,7 +62,7 @@ def main() -> int:
 
 def compute(folder: Path, places: Sequence[str], runs: Sequence[tuple[str, str, tuple[str, ...]]], options: Sequence[str]) -> None:
     """Runs of the demo in some places, and on a GPU its last one again, the clients in one actor."""
-    with driver.session(None):
+    with session.opened(None):
         for place in places:
             for name, strategy, own in runs:
                 run(folder, name, strategy, place, [*own, *PLACES[place], *options])

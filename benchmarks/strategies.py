@@ -5,7 +5,7 @@
 
 One file of configs/strategies/ a row, laid over configs/strategies/tasks/<task>.yaml. For each row three learning rates are tried on seed 0
 and one is chosen on validation patients; then seeds 0, 1, 2 run to their end, and only these are scored on test patients. Run folders stay
-in runs/strategies/. Writes benchmarks/results/strategies/<task>.{json,csv,md}, docs/strategies.png and the table in README.md.
+in runs/strategies/. Writes benchmarks/results/strategies/<task>.{json,csv,md}, docs/strategies.png and the table in docs/strategies.md.
 What to expect: that training alone is hard to beat in-client on these phantoms; most federated methods within each other's A/A limit.
 """
 

@@ -52,7 +52,7 @@ class Row:
 
 
 def write(tasks: Sequence[str], entries: Sequence[str], folder: Path, output: Path, *, public: bool) -> None:
-    """Tables of all tasks into `output`; with `public` the picture and the README's short form as well."""
+    """Tables of all tasks into `output`; with `public` the picture and the short form in docs/strategies.md as well."""
     output.mkdir(parents=True, exist_ok=True)
     short: list[str] = []
     made: dict[str, list[Row]] = {}
@@ -103,10 +103,10 @@ def write(tasks: Sequence[str], entries: Sequence[str], folder: Path, output: Pa
         ]
     picture(made, (ROOT / "docs" if public else output) / "strategies.png")
     if public:
-        readme = ROOT / "README.md"
-        text = readme.read_text(encoding="utf-8")
+        page = ROOT / "docs" / "strategies.md"
+        text = page.read_text(encoding="utf-8")
         before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-        readme.write_text(before + "\n".join([MARKS[0], *short, MARKS[1]]) + after, encoding="utf-8")
+        page.write_text(before + "\n".join([MARKS[0], *short, MARKS[1]]) + after, encoding="utf-8")
 
 
 def plain(score: Score) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def difference(row: Row) -> tuple[Cell, Cell, str]:
 
 
 def brief(task: str, rows: Sequence[Row], frozen: Score) -> Table:
-    """Four columns of the table, for the README."""
+    """Five columns of the table, for docs/strategies.md."""
     full = table(task, rows, frozen, "")
     kept = [0, 2, 4, 6]
     total = size("Bytes")

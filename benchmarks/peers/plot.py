@@ -1,4 +1,6 @@
-"""The README's table and docs/peers.png from what `python -m benchmarks.peers all` wrote: `python -m benchmarks.peers.plot [FOLDER]`.
+"""The tables and docs/peers.png from what `python -m benchmarks.peers all` wrote: `python -m benchmarks.peers.plot [FOLDER]`.
+
+All columns and what they are stand in FOLDER/peers.md, a short table and the marks in the README.
 
 Nothing is copied by hand. Ratios are of medians; above 1 raylora is faster.
 """
@@ -20,7 +22,15 @@ from raylora.report.table import Cell, Column, Table, decimal, to_markdown, word
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "peers"
 MARKS = ("<!-- peers: begin -->", "<!-- peers: end -->")
-COMMAND = "`make peers` builds their pinned environments, `python -m benchmarks.peers all` measures:"
+COMMAND = "`make peers` builds their pinned environments, `python -m benchmarks.peers all` measures seconds a round, all systems at the same losses:"
+WORK = {
+    "idle": "clients return at once",
+    "W0": "almost nothing to compute",
+    "W1": "all blocks adapted, batch 8",
+    "W1s": "all blocks adapted, batch 2",
+    "W2": "all 12 blocks, 289 tokens",
+    "W3": "the last 2 of 12 blocks",
+}
 
 
 def percent(name: str) -> Column:
@@ -82,8 +92,8 @@ def table(several: Sequence[dict[str, Any]]) -> Table:
     columns = (
         words("Workload, clients"),
         *(Column(NAMES[name]) for name in shown),
-        decimal("to the bare loop", 2), decimal("one client at a time", 2), decimal("to pfl", 2), decimal("to Flower", 2),
-        decimal("first round, to Flower", 2), decimal("peak PSS, to Flower", 2),
+        decimal("times the bare loop's speed", 2), decimal("one client at a time", 2), decimal("times pfl's", 2), decimal("times Flower's", 2),
+        decimal("first round, of Flower's", 2), decimal("peak PSS, of Flower's", 2),
     )  # fmt: skip
     rows: list[tuple[Cell, ...]] = []
     for found in several:
@@ -101,6 +111,16 @@ def table(several: Sequence[dict[str, Any]]) -> Table:
             )
         )
     return Table("Against other simulators", columns, tuple(rows))
+
+
+def brief(several: Sequence[dict[str, Any]]) -> Table:
+    """For the README: what a workload asks, seconds a round, and the ratios that decide."""
+    full = table(several)
+    dropped = ("one client at a time", "times pfl's")
+    kept = [i for i, column in enumerate(full.columns) if column.name not in dropped]
+    first, *others = (full.columns[i] for i in kept)
+    rows = [(row[0], WORK[found["workload"]], *(row[i] for i in kept[1:])) for found, row in zip(several, full.rows, strict=True)]
+    return Table("Seconds a round", (first, words("What"), *others), tuple(rows))
 
 
 def note(several: Sequence[dict[str, Any]]) -> str:
@@ -151,24 +171,42 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def write(folder: Path, *, public: bool = True) -> None:
-    """The table into the folder (`public`: and into the README, between its marks), the picture into docs or the folder."""
+    """The tables into the folder (`public`: the short one into the README as well, between its marks), the picture into docs or the folder."""
     several = read(folder)
     held = marks.table(several)
-    text = f"{to_markdown(table(several))}\n\n{note(several)}\n"
-    if held.rows:
-        text += f"\nThe marks that raylora is held to, raised where they were beaten by far:\n\n{to_markdown(held)}\n"
+    reached = f"The marks that raylora is held to, raised where they were beaten by far:\n\n{to_markdown(held)}\n" if held.rows else ""
+    text = f"{to_markdown(table(several))}\n\n{note(several)}\n\n{reached}"
     if public and memory.STORED.is_file():
         grown = json.loads(memory.STORED.read_text())
         text += f"\nMemory as the number of clients grows ({memory.COMMAND}, all processes, medians of {grown['repeats']} runs):\n\n"
         text += f"{to_markdown(memory.table(grown))}\n"
     (folder / "peers.md").write_text(text, encoding="utf-8")
-    shown = f"{COMMAND}\n\n{text}\n![Speed, time to the first round and memory beside the bare loop, pfl and Flower](docs/peers.png)\n"
     picture(several, (ROOT / "docs" if public else folder) / "peers.png")
     readme = ROOT / "README.md"
     page = readme.read_text(encoding="utf-8")
     if public and MARKS[0] in page:
         before, after = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
-        readme.write_text(f"{before}{MARKS[0]}\n{shown}{MARKS[1]}{after}", encoding="utf-8")
+        readme.write_text(f"{before}{MARKS[0]}\n{shown(several, reached)}{MARKS[1]}{after}", encoding="utf-8")
+
+
+def shown(several: Sequence[dict[str, Any]], reached: str) -> str:
+    """What stands in the README."""
+    return (
+        f"{COMMAND}\n\n{to_markdown(brief(several))}\n\n{how_to_read(several)}\n\n"
+        "![Speed, time to the first round and memory beside the bare loop, pfl and Flower](docs/peers.png)\n\n"
+        f"<details><summary>Marks</summary>\n\n{reached}\n</details>\n"
+    )
+
+
+def how_to_read(several: Sequence[dict[str, Any]]) -> str:
+    """What stands below the short table."""
+    some = several[0]
+    return (
+        "In brackets: what the round's arithmetic comes to, as a share of the machine's own matrix rate (above 100 % where raylora keeps features "
+        "that the others compute again). First round: time from the start of the process to its end. Medians of at least "
+        f"{min(found['repeats'] for found in several)} interleaved runs, {some['workers']} cores ({_processors(several)}); every column and "
+        "what the workloads are: [benchmarks/results/peers/peers.md](benchmarks/results/peers/peers.md)."
+    )
 
 
 def picture(several: Sequence[dict[str, Any]], path: Path) -> None:
