@@ -12,7 +12,7 @@ from pathlib import Path
 from raylora import config as configuration
 from raylora import launch, run_folder
 from raylora.cli import guarded
-from raylora.cluster import driver
+from raylora.cluster import session
 from raylora.report import compare, tables
 from raylora.report.live import Live
 
@@ -30,7 +30,7 @@ def main() -> None:
     """Run, compare, and say where everything is."""
     out, started = run_folder.free("demo"), time.perf_counter()
     folders = []
-    with driver.session(None):
+    with session.opened(None):
         for name, strategy, options in RUNS:
             overrides = [f"name={name}_{strategy}", f"strategy.name={strategy}", *options, *sys.argv[1:]]
             config = configuration.load(CONFIGS / f"{name}.yaml", overrides)

@@ -33,7 +33,7 @@ import ray
 import torch
 
 from benchmarks.processes import heap_in_use, pss
-from raylora.cluster import driver, resources
+from raylora.cluster import resources, session
 from raylora.cluster.client_actor import ClientActor, Place, RayExecutor
 from raylora.core.types import Broadcast, Client, ClientState, ClientUpdate, State, Strategy, Tree
 from raylora.federation import checkpoint
@@ -339,7 +339,7 @@ def fresh(work: Work, count: int) -> dict[str, list[float]]:
 
 def connected(function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function returns between the start and the end of a Ray of its own."""
-    with driver.session(None):
+    with session.opened(None):
         return function(*arguments)
 
 

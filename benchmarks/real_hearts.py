@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from raylora import config as configuration
 from raylora import launch
 from raylora.cli import guarded
-from raylora.cluster import driver
+from raylora.cluster import session
 from raylora.report.live import Live
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -50,7 +50,7 @@ def main() -> None:
     data = [f"data.dataset={json.dumps(sources)}", f"clients.unseen={'[mnms]' if given.mnms else '[]'}", "tracking.uri=null"]
     kept = given.runs or Path(tempfile.mkdtemp(prefix="raylora-real-"))
     folders: dict[str, Path] = {}
-    with driver.session(None):
+    with session.opened(None):
         for name, options in RUNS.items():
             folders[name] = (kept / name.split(" ")[0].lower()).resolve()
             config = configuration.load(CONFIGS / "acdc_segmentation.yaml", [*data, *options, *overrides])

@@ -23,7 +23,7 @@ import yaml
 
 from raylora import launch, launch_sweep
 from raylora.cli import guarded
-from raylora.cluster import driver
+from raylora.cluster import session
 from raylora.provenance import versions
 from raylora.sweep import space
 
@@ -52,7 +52,7 @@ def measure(trials: int, folder: Path) -> dict[str, Any]:
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump(sweep))
     settings = space.load(path, ["placement.clients_per_actor=4"])  # one actor: the same places both ways
-    with driver.session(None, environments=True):
+    with session.opened(None, environments=True):
         warm = settings.config({"lora.rank": 2}, trials, trials)
         launch.run(warm, folder / "warm")  # data, database, Ray's first workers
         began = time.perf_counter()

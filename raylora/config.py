@@ -392,7 +392,7 @@ class Pretrain(Section):
 
 
 def load_pretrain(path: Path, overrides: Sequence[str] = ()) -> Pretrain:
-    """As `load`, for `raylora pretrain`."""
+    """Read a YAML file of `raylora pretrain`, apply ``KEY=VALUE`` overrides and check every key (it has no `base`). Raises InputError."""
     return validated(Pretrain, override(read_yaml(path), overrides), str(path))
 
 

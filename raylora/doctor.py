@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from raylora.cluster import probe
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, one_line
 from raylora.data.features import FOLDER, cache_report
 from raylora.data.obtain import cache_folder
 from raylora.federation import checkpoint
@@ -226,7 +226,7 @@ def files_of(folder: Path) -> list[Finding]:
             checkpoint.load(path)
         except Exception as error:  # whatever it is: resume would pass over it
             do = "`raylora resume` passes over it and goes on from the one before"
-            text = f"torn or altered ({' '.join(str(error).split())[:120]})"
+            text = f"torn or altered ({one_line(error)})"
             found.append(Finding(what=str(path), found=text, wrong=True, do=do))
     return found or [Finding(what=str(folder), found=f"{len(paths)} files, no pickle, no torn checkpoint")]
 

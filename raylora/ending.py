@@ -22,7 +22,7 @@ from raylora.metrics.classification import choose_threshold
 from raylora.metrics.rows import CaseRow
 from raylora.models import peft
 from raylora.models.arrays import write_arrays
-from raylora.planned import Plan
+from raylora.plan import Plan
 from raylora.provenance import code, environment, versions
 from raylora.tracking.record import Record, finite, write_json
 

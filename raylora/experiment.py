@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from raylora import identity
 from raylora.config import Config, dump
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, named
 from raylora.core.files import read_json_object
 from raylora.core.types import Tree
 from raylora.ending import Standing, end_early, finish, validate, validation_scores
@@ -29,7 +29,7 @@ from raylora.federation.protocol import initial_tree
 from raylora.federation.rounds import Executor, Progress, RoundReport, Rows, begin_round, end_round, receive
 from raylora.federation.spec import protocol_of
 from raylora.method import caveats, epsilon, expected_cohort, make_strategy
-from raylora.planned import Plan, opening
+from raylora.plan import Plan, opening
 from raylora.provenance import code
 from raylora.tracking.record import BRING, PATIENTS, Record, lines_before, write_json, write_text
 
@@ -61,19 +61,12 @@ def run_experiment(
     config, clients = plan.config, plan.clients
     strategy = make_strategy(config, len(clients))
     record = Record(out)
-    progress, rows = Progress(round=0, server=opening(strategy, plan.outline, plan.spec, clients)), 0
+    progress = Progress(round=0, server=opening(strategy, plan.outline, plan.spec, clients))
     before = read_json_object(out / PATIENTS) if resume and (out / PATIENTS).is_file() else {}
     if resume:
-        with _as_it_was_left(out):
-            words = identity.require_same(out, plan, before)
-            found, torn = checkpoint.latest(out / CHECKPOINTS)
-            progress, rows = found or (progress, rows)
-            record.rewind(rows, progress.round)
-            done = [line for line in (lines_before(out, progress.round) if progress.round else []) if line["kind"] == "round"]
-            record.require_cases(line["round"] for line in done if line["validation"])
-            started -= sum(line["seconds"] for line in done)
-        checkpoint.discard_after(out / CHECKPOINTS, progress.round)  # torn ones: they must not count among those that are kept
-        for word in (*words, *torn):
+        progress, seconds, words = _gone_on_with(plan, record, before, progress)
+        started -= seconds
+        for word in words:
             yield {"event": "note", "text": word}
     began = before.get("began") or identity.began(plan)
     about = {"patients": plan.cohort.patients(), "left_out": dict(plan.left_out), **identity.hashes(plan), "began": began}
@@ -85,17 +78,10 @@ def run_experiment(
         "round": progress.round,
         "name": config.name,
     }
-    for word in [*plan.cohort.notes(), *caveats(config, len(clients))]:
+    for word in [*plan.cohort.notes(), *caveats(config, strategy, len(clients)), *_of_features(plan)]:
         yield {"event": "note", "text": word}
     s = config.sampling
     end = end_round if s.buffer is None else partial(end_buffered, size=s.buffer, exponent=s.staleness)
-    if (cache := plan.spec.cache) is not None:
-        views = "" if cache.views is None else f", {cache.views} views of each sample"
-        yield {"event": "note", "text": f"computed once for each image: up to {cache.stage} ({cache.dtype}{views}; in {cache.folder})"}
-    elif config.training.cached_views is not None:
-        yield {"event": "note", "text": f"training.cached_views: nothing is kept ({plan.no_cache}), so every step draws a view of its own"}
-    elif config.training.augment and config.training.cache != "off":
-        yield {"event": "note", "text": f"no features are kept: {plan.no_cache}"}
     executor = Checked(make_executor(plan), clients, _shapes(plan), config.faults.malformed)
     try:
         if config.training.stack == "auto":  # once: what was chosen is part of the run from now on
@@ -146,6 +132,33 @@ def run_experiment(
         executor.close()
     yield {"event": "done", "summary": summary}
     return None
+
+
+def _gone_on_with(plan: Plan, record: Record, before: Mapping[str, Any], anew: Progress) -> tuple[Progress, float, list[str]]:
+    """(the last whole checkpoint, or `anew` without any; the seconds that its rounds took; what the user is told). What the folder holds of
+    later rounds goes. `before`: what the run began with. Raises InputError for another experiment, and for a folder that somebody altered."""
+    out = record.folder
+    with _as_it_was_left(out):
+        words = identity.require_same(out, plan, before)
+        found, torn = checkpoint.latest(out / CHECKPOINTS)
+        progress, rows = found or (anew, 0)
+        record.rewind(rows, progress.round)
+        done = [line for line in (lines_before(out, progress.round) if progress.round else []) if line["kind"] == "round"]
+        record.require_cases(line["round"] for line in done if line["validation"])
+        seconds = sum(line["seconds"] for line in done)
+    checkpoint.discard_after(out / CHECKPOINTS, progress.round)  # torn ones: they must not count among those that are kept
+    return progress, seconds, [*words, *torn]
+
+
+def _of_features(plan: Plan) -> list[str]:
+    """What is computed once for each image, or why nothing is where one might think so."""
+    training, cache = plan.config.training, plan.spec.cache
+    if cache is not None:
+        views = "" if cache.views is None else f", {cache.views} views of each sample"
+        return [f"computed once for each image: up to {cache.stage} ({cache.dtype}{views}; in {cache.folder})"]
+    if training.cached_views is not None:
+        return [f"training.cached_views: nothing is kept ({plan.no_cache}), so every step draws a view of its own"]
+    return [f"no features are kept: {plan.no_cache}"] if training.augment and training.cache != "off" else []
 
 
 def _closing(standing: Standing, report: RoundReport, lap: Callable[[], float]) -> Events:
@@ -220,7 +233,7 @@ def _as_it_was_left(out: Path) -> Iterator[None]:
     try:
         yield
     except ALTERED as error:
-        raise InputError(f"{out}: not as the run left it ({type(error).__name__}: {' '.join(str(error).split())}): {BRING}") from None
+        raise InputError(f"{out}: not as the run left it ({named(error)}): {BRING}") from None
 
 
 def _measured(config: Config, executor: Executor, clients: int) -> tuple[Config, str]:

@@ -11,7 +11,7 @@ from raylora.config import Config, StrategyConfig, decisive
 from raylora.core.errors import InputError
 from raylora.core.values import flat
 from raylora.models import peft
-from raylora.planned import Plan
+from raylora.plan import Plan
 from raylora.provenance import code_sha256
 from raylora.strategies import default_options
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from raylora import config as configuration
 from raylora import run_folder
 from raylora.config import Config
-from raylora.core.errors import InputError, MachineError, RunError
+from raylora.core.errors import InputError, MachineError, RunError, named
 from raylora.core.files import absolute_path, read_json_object
 from raylora.core.loading import uncollected
 from raylora.data import obtain
 from raylora.data.manifest import Manifest, PrepareOptions, read_manifest
 from raylora.method import make_strategy
-from raylora.plan_apart import Planner
+from raylora.planner import Planner
 
 if TYPE_CHECKING:
     from raylora.tracking.mlflow import Finished, Uploaded
@@ -63,20 +63,20 @@ def run(
             ending.enter_context(run_folder.alone(out))
         planner = ending.enter_context(contextlib.closing(Planner()))
         with uncollected():
-            from raylora.cluster import driver, resources  # while torch is loaded over there
+            from raylora.cluster import resources, session  # while torch is loaded over there
 
         planner.ask(config, _told(on_event))  # what is not prepared yet is prepared here: other machines need not see the files
-        own = address is None and not driver.connected()
+        own = address is None and not session.connected()
         try:
-            ending.enter_context(driver.session(address))  # Ray starts beside the planning
+            ending.enter_context(session.opened(address))  # Ray starts beside the planning
         except RunError:
             planner.result(_told(on_event))  # what is wrong with what was asked for is said first
             raise
         plan = planner.result(_told(on_event))
         if own:
-            driver.request_of(plan, resources.local(), resume)  # says "this machine" where it has too little
-        request = driver.request_of(plan, driver.available(), resume)
-        if address is not None and (taken := driver.taken_by_others(request)):
+            resources.request_of(plan, resources.local(), resume)  # says "this machine" where it has too little
+        request = resources.request_of(plan, session.available(), resume)
+        if address is not None and (taken := session.taken_by_others(request)):
             on_event({"event": "note", "text": taken})
         made: list[Path] = []
         if not resume:
@@ -110,7 +110,7 @@ def _run(
     status = "FAILED"
     try:
         summary: dict[str, Any] | None = None
-        for event in driver.run(plan, out, address=address, resume=resume, notes={}, request=request):
+        for event in driver.run(plan, out, address=address, resume=resume, request=request):
             if tracker is not None and event["event"] == "start" and event["round"]:  # what was told before may never have arrived
                 tracker.rounds(lines_before(out, event["round"]))
             if tracker is not None and event["event"] == "round":
@@ -154,7 +154,7 @@ def _report(out: Path) -> None:
 def plan(config: Config, *, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, Any]:
     """What a run of this configuration would do and need. Ray is not started. Raises InputError for what `run` would refuse."""
     make_strategy(config)
-    from raylora.plan import describe
+    from raylora.forecast import describe
 
     return describe(absolute(config, Path.cwd()), _told(on_event))
 
@@ -189,9 +189,9 @@ def prepare(
     with contextlib.ExitStack() as ending:
 
         def mapper(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
-            from raylora.cluster import driver, mapper  # Ray is not even imported where there is nothing to do
+            from raylora.cluster import mapper, session  # Ray is not even imported where there is nothing to do
 
-            return mapper.ray_map(lambda: ending.enter_context(driver.session(address)))(function, items)
+            return mapper.ray_map(lambda: ending.enter_context(session.opened(address)))(function, items)
 
         return obtain.prepare_download(dataset, source.resolve(), out.resolve(), options, skip_bad, _told(on_event), mapper)
 
@@ -308,7 +308,7 @@ def upload(folder: Path, uri: str | None = None) -> Uploaded:
         trials = {int(path.name): run for path, (_, run) in ended.items() if path.name.isdigit()}
         return mlflow.upload_sweep(folder, sweep, trials, where, config.tracking.experiment)
     except Exception as error:
-        raise RunError(f"MLflow at {where}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+        raise RunError(f"MLflow at {where}: {named(error)}") from None
 
 
 def fetch(experiment: str, uri: str | None, into: Path, *, on_event: Callable[[Event], None] = lambda event: None) -> dict[Path, str]:
@@ -324,7 +324,7 @@ def fetch(experiment: str, uri: str | None, into: Path, *, on_event: Callable[[E
     except InputError:
         raise
     except Exception as error:
-        raise RunError(f"MLflow at {where}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+        raise RunError(f"MLflow at {where}: {named(error)}") from None
 
 
 def _ended(folder: Path, source: str) -> tuple[Config, Finished]:

@@ -36,7 +36,7 @@ def stress(
     An experiment that is refused (a strategy that cannot work so) or that fails is a result, with its reason on the page. Raises InputError
     for a file that is wrong, if nothing fits the machine, or if every experiment is refused.
     """
-    from raylora.cluster import driver, resources
+    from raylora.cluster import resources, session
     from raylora.cluster import sweep as tune
 
     settings = space.load(path, overrides)
@@ -54,8 +54,8 @@ def stress(
         left = [trial for trial in listed if ledger is None or not ledger.ended(trial.number)]
         if left:
             if address is not None:
-                ending.enter_context(driver.session(address, environments=True))
-            has = driver.available() if driver.connected() else resources.local()
+                ending.enter_context(session.opened(address, environments=True))
+            has = session.available() if session.connected() else resources.local()
             needs = Needs(lambda trial: launch.absolute(settings.config(trial), here), has)
             requests, refused = _planned(needs, left, on_event)
             if len(refused) == len(listed):
@@ -68,7 +68,7 @@ def stress(
                 if ledger.of("end").get(number, {}).get("why") != why:
                     ledger.append({"kind": "end", "number": number, "status": "refused", "why": why})
             if possible := [trial for trial in left if trial.number in requests]:
-                ending.enter_context(driver.session(address, environments=True))
+                ending.enter_context(session.opened(address, environments=True))
                 _conduct(settings, listed, possible, ledger, out, needs, concurrent, on_event)
         assert ledger is not None
         ends = ledger.of("end")

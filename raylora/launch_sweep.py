@@ -24,7 +24,7 @@ from raylora.tracking.record import write_json
 
 if TYPE_CHECKING:
     from raylora.cluster.resources import Request
-    from raylora.planned import Plan
+    from raylora.plan import Plan
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 SHOW_S = 0.5  # between two looks at the whole sweep while trials report
@@ -39,7 +39,7 @@ def sweep(
     on_event: OnEvent = lambda event: None,
 ) -> tuple[Path, dict[str, Any]]:
     """Run a sweep, or go on with it; its folder and what `sweep.json` says. Raises InputError before anything is started, RunError afterwards."""
-    from raylora.cluster import driver, resources
+    from raylora.cluster import resources, session
     from raylora.cluster import sweep as tune
 
     settings = space.load(path, overrides)
@@ -54,8 +54,8 @@ def sweep(
             run_folder.refuse_used(out)
             ledger = None
         if address is not None:
-            ending.enter_context(driver.session(address, environments=True))
-        has = driver.available() if driver.connected() else resources.local()
+            ending.enter_context(session.opened(address, environments=True))
+        has = session.available() if session.connected() else resources.local()
 
         def configured(trial: Trial) -> Config:
             return launch.absolute(settings.config(trial.values, trial.seed, trial.number), here)
@@ -74,7 +74,7 @@ def sweep(
         concurrent = tune.at_once(requests, needs.has, settings.limits.concurrent)
         if ledger is None:
             ledger = ending.enter_context(contextlib.closing(Ledger(out, settings.sha256())))
-        ending.enter_context(driver.session(address, environments=True))
+        ending.enter_context(session.opened(address, environments=True))
         return out, _run(settings, ledger, out, needs, concurrent, listed, on_event)
 
 

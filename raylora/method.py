@@ -6,7 +6,7 @@ What does not fit together is refused with its reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from raylora.config import Config
 from raylora.core import privacy
@@ -25,7 +25,7 @@ def make_strategy(config: Config, clients: int | None = None) -> Strategy:
     """
     name, options = config.strategy.name, config.strategy.options
     if clients is not None:
-        require_cohort(config, 1 if config.sampling.kind == "poisson" else expected_cohort(config, clients))
+        require_cohort(config, lambda: 1 if config.sampling.kind == "poisson" else expected_cohort(config, clients))
     if config.privacy.clip is None:
         return create(name, options, seed=config.seed, clients=clients)
     _require_accountable(config)
@@ -65,28 +65,28 @@ def expected_cohort(config: Config, clients: int) -> float:
     return clients if kind == "all" else math.ceil(fraction * clients - 1e-9)
 
 
-def require_cohort(config: Config, fewest: float) -> None:
-    """Raise InputError if a round may have fewer clients than the reduction needs."""
+def require_cohort(config: Config, fewest: Callable[[], float]) -> None:
+    """Raise InputError if a round may have fewer clients than the reduction needs. `fewest`: how many at least, which may take long to know."""
     found = config.strategy.options.get("reduce")
     rule = reduction(found) if found is not None else None
-    if isinstance(rule, Weighing) and rule.needs > fewest:
+    if isinstance(rule, Weighing) and rule.needs > (least := fewest()):
         raise InputError(
-            f"strategy.reduce: expected at least {rule.needs} clients in every round, found {fewest:g} (see sampling and faults)"
+            f"strategy.reduce: expected at least {rule.needs} clients in every round, found {least:g} (see sampling and faults)"
         )
 
 
-def caveats(config: Config, clients: int) -> list[str]:
+def caveats(config: Config, strategy: Strategy, clients: int) -> list[str]:
     """What runs, but is not what its name promises, in words for the user."""
-    found, sampling = [], config.sampling
+    found, sampling, rounds = [], config.sampling, config.training.rounds
     answers = sampling.buffer or math.ceil(expected_cohort(config, clients) * sampling.wait_for - 1e-9)
-    if config.strategy.name == "scaffold" and config.training.optimiser != "sgd":
+    if strategy.optimiser not in ("", config.training.optimiser):
         found.append(
-            f"strategy.name: scaffold is derived for SGD: after steps of {config.training.optimiser} its control variates are no gradients "
-            "(training.optimiser=sgd)"
+            f"strategy.name: {strategy.name} is derived for {strategy.optimiser}, found {config.training.optimiser} "
+            f"(training.optimiser={strategy.optimiser})"
         )
-    if _one_stage(config):
+    if rounds <= strategy.stage_rounds:
         found.append(
-            f"strategy.stage_rounds: all {config.training.rounds} rounds train the global adapter, the private one stays as it starts "
+            f"strategy.stage_rounds: all {rounds} rounds train the global adapter, the private one stays as it starts "
             "(more training.rounds, or fewer stage_rounds)"
         )
     if config.sampling.kind == "size" and _weights(config) == "size":
@@ -96,16 +96,16 @@ def caveats(config: Config, clients: int) -> list[str]:
         )
     if config.data.split == "official" and config.data.turned(["fractions"]):
         found.append("data.fractions: data.split: official names the test patients, the last share changes nothing")
-    found += [f"{key} changes nothing here: {why}" for key, why in _without_effect(config).items()]
+    found += [f"{key} changes nothing here: {why}" for key, why in _without_effect(config, strategy).items()]
     rule = config.strategy.options.get("reduce")
     trim = rule.get("trim") if isinstance(rule, Mapping) and rule.get("name") == "trimmed_mean" else None
-    several = answers - 1 if config.strategy.name == "fedalt" else answers  # its mean is that of the others
+    several = answers - 1 if strategy.leaves_self_out else answers
     if trim and trimmed(trim, several) == 0:
         found.append(f"strategy.reduce: of {several} clients trimmed_mean with trim {trim:g} leaves none out: it is the plain mean")
     return found
 
 
-def _without_effect(config: Config) -> dict[str, str]:
+def _without_effect(config: Config, strategy: Strategy) -> dict[str, str]:
     """Dials that are turned, and why no client notices."""
     f, n, p, c, options, found = config.faults, config.network, config.privacy, config.compress, config.strategy.options, {}
     if not n.step_s:  # computing takes no virtual time
@@ -115,7 +115,7 @@ def _without_effect(config: Config) -> dict[str, str]:
         found["network.spread"] = "lines are infinitely fast (network.up_mbit, down_mbit)"
     if config.sampling.deadline_s != math.inf and not config.clock_runs:
         found["sampling.deadline_s"] = "nothing takes virtual time (network, faults.late_s)"
-    if f.byzantine and f.attack != "label_flip" and config.strategy.name == "centralised":
+    if f.byzantine and f.attack != "label_flip" and strategy.pools_data:
         found["faults.byzantine"] = "where all data are in one place nobody sends an update"
     if not f.byzantine:
         found |= {f"faults.{key}": "no client is byzantine (faults.byzantine)" for key in f.turned(["attack", "strength"])}
@@ -128,16 +128,7 @@ def _without_effect(config: Config) -> dict[str, str]:
             found[f"compress.{key}"] = f"it is of compress.kind: {kind}, found {c.kind}"
     if config.model.head == "frozen" and "head" in options:
         found["strategy.head"] = "nobody trains the head (model.head: frozen)"
-    if config.strategy.name == "hetlora" and options.get("gamma", 1.0) == 1.0:
-        found |= {f"strategy.{key}": "no rank is pruned (strategy.gamma below 1)" for key in ("lam", "rank_min") if key in options}
-    return found
-
-
-def _one_stage(config: Config) -> bool:
-    """Whether a method of two stages ends before its second."""
-    name, options = config.strategy.name, config.strategy.options
-    staged = (name == "feddpa" and options.get("schedule") == "F") or (name == "med_duallora" and options.get("mode") == "staged")
-    return staged and config.training.rounds <= options.get("stage_rounds", 1)
+    return found | {f"strategy.{key}": why for key, why in strategy.idle.items() if key in options}
 
 
 def _weights(config: Config) -> object:

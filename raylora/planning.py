@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from raylora.cohort import gather
+from raylora.cohort import Cohort, gather
 from raylora.config import Config
 from raylora.core import sampling
 from raylora.core.errors import InputError
@@ -32,7 +32,7 @@ from raylora.models.files import is_pretraining
 from raylora.models.outline import Outline
 from raylora.models.seen import Seen
 from raylora.models.stacked import StackedModel
-from raylora.planned import Plan, opening
+from raylora.plan import Plan, opening
 from raylora.training import features
 from raylora.training.local import phase_ends
 from raylora.training.settings import CacheSpec, Settings
@@ -67,44 +67,15 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None) 
     cohort = gather(config, folders)
     splits, held_out, labels = cohort.splits, cohort.held_out, cohort.diseased
     homes = tuple(client for client in splits if client not in held_out)
-    rank_of = ranks(config, _ranks(config, homes))
-    damaged, liars = damages(config, homes), attacks(config, homes)
-    extra = config.data.rating_to_training
-    sites = [
-        SiteSpec(
-            id=client,
-            rank=rank_of.get(client, max(rank_of.values())),
-            training=tuple(split.train) + (tuple(split.rating) if extra else ()),
-            validation=tuple(split.validation),
-            rating=() if extra else tuple(split.rating),
-            test=tuple(split.test),
-        )
-        for client, split in splits.items()
-    ]
-    sites = [replace(s, damage=_harmful(s.training, damaged[s.id]), attack=liars.get(s.id)) if s.id in homes else s for s in sites]
-    training = homes
+    rank_of, damaged = ranks(config, _ranks(config, homes)), damages(config, homes)
+    sites, training = _sites(config, splits, homes, rank_of, damaged), homes
     if strategy.pools_data and len(homes) > 1:  # one client is a pool already
-        together = {part: tuple(i for site in sites for i in getattr(site, part)) for part in ("training", "rating")}
-        harm = {study: damage for site in sites for study, damage in site.damage.items()}
-        sites = [replace(site, training=(), rating=(), damage={}) for site in sites]
-        sites.append(SiteSpec(id=POOL, rank=max(rank_of.values()), training=together["training"], rating=together["rating"], damage=harm))
-        training = (POOL,)
+        sites, training = _pooled(sites, max(rank_of.values())), (POOL,)
     seen = Seen() if weights_file is None else zoo.load_weights(model.weights, model.backbone.head_names, weights_file)
     weights = {name: value.detach().numpy().copy() for name, value in model.weights.items()}
     for array in weights.values():
         array.flags.writeable = False
-    refused = cohort.seen_by(seen)
-    if again := sorted(seen.phantom_seeds.intersection(config.data.phantom_seeds)):
-        refused = cohort.scored
-        if not config.data.allow_seen:
-            raise InputError(
-                f"data.phantom.seed: {config.model.weights} was made from the phantoms of seed {again[0]}, whose hearts are the same under every "
-                "scanner: expected another seed; data.allow_seen=true overrides"
-            )
-    if refused and not config.data.allow_seen:
-        raise InputError(
-            f"model.weights: {config.model.weights} has seen {len(refused)} validation or test cases ({refused[0]}, ...); data.allow_seen=true overrides"
-        )
+    seen_cases = _seen_cases(config, cohort, seen, folders)
     spec = HostSpec(
         model=backbone,
         sets=tuple(str(folder) for folder in folders),
@@ -142,7 +113,7 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None) 
         held_out=held_out,
         weights=weights,
         outline=outline,
-        seen_cases=tuple(refused),
+        seen_cases=tuple(seen_cases),
         data_sha256=obtain.digest(folders),
         splits={client: {part: getattr(split, part) for part in partition.PARTS} for client, split in splits.items()},
         left_out=cohort.left_out,
@@ -150,6 +121,51 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None) 
         dials=dials,
         no_cache=no_cache,
     )
+
+
+def _sites(
+    config: Config, splits: Mapping[str, partition.Split], homes: Sequence[str], rank_of: Mapping[str, int], damaged: Mapping[str, Damage]
+) -> list[SiteSpec]:
+    """Every client with its patients; those that train (`homes`) with what is wrong with their data, and how they lie."""
+    extra, liars = config.data.rating_to_training, attacks(config, homes)
+    sites = [
+        SiteSpec(
+            id=client,
+            rank=rank_of.get(client, max(rank_of.values())),
+            training=tuple(split.train) + (tuple(split.rating) if extra else ()),
+            validation=tuple(split.validation),
+            rating=() if extra else tuple(split.rating),
+            test=tuple(split.test),
+        )
+        for client, split in splits.items()
+    ]
+    return [replace(s, damage=_harmful(s.training, damaged[s.id]), attack=liars.get(s.id)) if s.id in homes else s for s in sites]
+
+
+def _pooled(sites: Sequence[SiteSpec], rank: int) -> list[SiteSpec]:
+    """The sites without data to train on, and one that has everybody's."""
+    training, rating = (tuple(i for site in sites for i in getattr(site, part)) for part in ("training", "rating"))
+    harm = {study: damage for site in sites for study, damage in site.damage.items()}
+    pool = SiteSpec(id=POOL, rank=rank, training=training, rating=rating, damage=harm)
+    return [*(replace(site, training=(), rating=(), damage={}) for site in sites), pool]
+
+
+def _seen_cases(config: Config, cohort: Cohort, seen: Seen, folders: Sequence[Path]) -> list[str]:
+    """The patients who are scored though the base weights have seen them. Raises InputError for any unless `data.allow_seen`."""
+    found, weights = cohort.seen_by(seen), config.model.weights
+    if again := sorted(seen.phantom_seeds.intersection(config.data.phantom_seeds)):
+        if not config.data.allow_seen:
+            raise InputError(
+                f"data.phantom.seed: {weights} was made from the phantoms of seed {again[0]}, whose hearts are the same under every scanner: "
+                "expected another seed; data.allow_seen=true overrides"
+            )
+        synthetic = {row.id for row in obtain.studies(obtain.of_phantoms(config.data, folders, seen.phantom_seeds))}
+        found = [id for id in cohort.scored if id in synthetic or id in found]
+    if found and not config.data.allow_seen:
+        raise InputError(
+            f"model.weights: {weights} has seen {len(found)} validation or test cases ({found[0]}, ...); data.allow_seen=true overrides"
+        )
+    return found
 
 
 def _harmful(studies: Sequence[str], damage: Damage) -> dict[str, Damage]:
@@ -164,7 +180,7 @@ def _rehearse(config: Config, outline: Outline, spec: HostSpec, clients: Sequenc
     strategy = make_strategy(config, len(clients))
     epsilon(config, 1, len(clients))
     sampling.cohort(clients, config.sampling.kind, config.sampling.fraction, config.seed, 0)
-    require_cohort(config, dials.fewest(clients))
+    require_cohort(config, lambda: dials.fewest(clients))
     server = opening(strategy, outline, spec, clients)
     if config.sampling.buffer is not None:
         require_asynchronous(

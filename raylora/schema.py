@@ -88,7 +88,7 @@ class Section(BaseModel):
 
 
 def validated(schema: type[Checked], values: Mapping[str, Any], origin: str) -> Checked:
-    """As `from_dict`, for any schema."""
+    """The values as an object of the schema. Raises InputError with the key that is wrong, behind `origin`, the file that it stands in."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:

@@ -12,9 +12,9 @@ from small_runs import InProcess, build_host
 
 from raylora import config as configuration
 from raylora import experiment
-from raylora.cluster import driver, mapper, resources, sweep
+from raylora.cluster import driver, mapper, resources, session, sweep
 from raylora.data import obtain
-from raylora.planned import Plan
+from raylora.plan import Plan
 from raylora.report import html
 from raylora.report.html import write_report
 from raylora.sweep.trial import RunningTrial
@@ -29,8 +29,8 @@ def blank() -> bytes:
 
 def without_ray(patch: Callable[[Any, str, Any], None]) -> None:
     """Put this in the place of Ray, with `setattr` or monkeypatch's."""
-    patch(driver, "session", lambda address, **options: contextlib.nullcontext())
-    patch(driver, "available", resources.local)
+    patch(session, "opened", lambda address, **options: contextlib.nullcontext())
+    patch(session, "available", resources.local)
     patch(driver, "run", run)
     patch(sweep, "run", trials)
     patch(mapper, "ray_map", lambda connect: map)
@@ -42,9 +42,9 @@ def executor(plan: Plan) -> InProcess:
     return InProcess(build_host(plan.spec, plan.weights))
 
 
-def run(plan, out, *, address, resume, notes, request):
+def run(plan, out, *, address, resume, request):
     """`driver.run` without actors."""
-    yield from experiment.run_experiment(plan, out, executor, resume=resume, notes=notes)
+    yield from experiment.run_experiment(plan, out, executor, resume=resume)
 
 
 def trials(ledger, search, unfinished, folder: Path, prepare, *, metric: str, told, **options: Any) -> None:

@@ -40,7 +40,7 @@ PARTS = {  # how the names of a part's tests begin, after tests/; all others are
         "models/test_slices.py",
         "models/test_stacked.py",
         "test_gpu.py",
-        "test_plan_apart.py",
+        "test_planner.py",
         "training/test_features.py",
     ),
     "stress": (  # and survival

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import nibabel
 import numpy as np
 import pytest
+import typer
 import yaml
 from small_runs import settings
 from small_studies import cohort
@@ -22,18 +23,33 @@ from raylora.core.errors import InputError, RunError
 from raylora.models import zoo
 from raylora.models.seen import Seen
 
-COMMANDS = [
-    ["run"],
-    ["resume"],
-    ["stress"],
-    ["compare"],
-    ["pretrain"],
-    ["upload"],
-    ["doctor"],
-    ["data"],
-    ["data", "phantom"],
-    ["data", "prepare"],
-    ["data", "check"],
+
+def commands(group, words=()):
+    """The words of every command, and of every group of commands."""
+    for name, command in group.commands.items():
+        yield [*words, name]
+        if hasattr(command, "commands"):
+            yield from commands(command, (*words, name))
+
+
+COMMANDS = list(commands(typer.main.get_command(cli.app)))
+MISTAKES = [
+    (["rnu"], "rnu"),
+    (["run"], "CONFIG"),
+    (["run", "c.yaml", "--ouput", "x"], "--ouput"),
+    (["run", "nowhere.yaml"], "nowhere.yaml: no such file"),
+    (["resume", "nowhere"], "nowhere: no run to resume"),
+    (["sweep", "nowhere.yaml"], "nowhere.yaml: no such file"),
+    (["stress", "nowhere.yaml"], "nowhere.yaml: no such file"),
+    (["compare"], "run folders"),
+    (["pretrain", "nowhere.yaml"], "nowhere.yaml: no such file"),
+    (["export", "nowhere", "out"], "nowhere"),
+    (["upload", "nowhere"], "nowhere: no finished run"),
+    (["doctor", "--adress", "x"], "--adress"),
+    (["data", "phantom", "out", "--patients", "0"], "--patients"),
+    (["data", "phantom", "out", "--seed", "x"], "--seed"),
+    (["data", "prepare", "acdc", "nowhere", "out"], "nowhere"),
+    (["data", "check", "nowhere"], "nowhere"),
 ]
 
 
@@ -106,23 +122,14 @@ def test_the_console_script_is_the_module():
     assert commands[0] == commands[1]
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["rnu"], "rnu"),
-        (["run"], "CONFIG"),
-        (["run", "c.yaml", "--ouput", "x"], "--ouput"),
-        (["data", "phantom", "out", "--patients", "0"], "--patients"),
-        (["data", "phantom", "out", "--seed", "x"], "--seed"),
-        (["compare"], "run folders"),
-        (["resume", "nowhere"], "nowhere: no run to resume"),
-        (["upload", "nowhere"], "nowhere: no finished run"),
-        (["run", "nowhere.yaml"], "nowhere.yaml: no such file"),
-        (["data", "prepare", "acdc", "nowhere", "out"], "nowhere"),
-    ],
-)
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_usage_mistakes(here, capsys, words, said):
     refused(here, capsys, words, said)
+
+
+def test_every_command_has_a_mistake_among_them():
+    told = [words for words, _ in MISTAKES]
+    assert [words for words in COMMANDS if words != ["data"] and not any(one[: len(words)] == words for one in told)] == []
 
 
 @pytest.mark.parametrize(

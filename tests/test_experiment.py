@@ -3,19 +3,24 @@
 import gc
 import json
 import math
+import shutil
+import zlib
 from dataclasses import replace
 
+import nibabel
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import threadpoolctl
-from small_runs import Watched, run, tiny
+from small_runs import GRID, Watched, run, tiny
 from small_studies import COHORT
 
 from raylora import cohort, experiment, planning
 from raylora import config as configuration
 from raylora.core.errors import InputError, RunError
-from raylora.data import obtain
-from raylora.data.manifest import read_manifest
+from raylora.data import acdc, mnms, obtain
+from raylora.data.manifest import PrepareOptions, read_manifest
+from raylora.data.prepare import prepare
 from raylora.federation.answers import Outcome
 from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
@@ -24,6 +29,7 @@ from raylora.models.seen import Seen
 from raylora.tracking.record import CASES
 
 VENDORS = sorted(COHORT)
+PREPARED = PrepareOptions(spacing_mm=tuple(GRID["spacing_mm"]), size=tuple(GRID["size"]))
 
 
 def rows(run) -> list[dict]:
@@ -106,6 +112,8 @@ def test_case_rows_are_validation_of_every_round_and_the_test_of_the_last(runs):
         for client in VENDORS:
             own = {row["patient"] for row in test if row["model_of"] == model and row["data_of"] == client and row["metric"] == "dice"}
             assert own == patients[client], (model, client)
+    for client, split in found.plan.splits.items():
+        assert {row["patient"] for row in table if row["split"] == "validation" and row["data_of"] == client} == set(split["validation"])
     validation = {(row["model_of"], row["data_of"]) for row in table if row["split"] == "validation"}
     assert {(client, client) for client in VENDORS} <= validation and not any(m != d for m, d in validation if m in VENDORS)
 
@@ -122,6 +130,33 @@ def test_disease_models_have_a_threshold_from_validation_if_it_has_both_classes(
     assert {client for client, value in tuned.items() if value is not None} <= both, "0.5 would be a threshold that nobody chose"
     labels = {row["patient"]: row["value"] for row in table if row["metric"] == "label"}
     assert set(labels.values()) == {0.0, 1.0} and all((row["metric"] in ("probability", "label", "threshold")) for row in table)
+
+
+def test_thresholds_and_validation_scores_follow_from_the_validation_rows(runs):
+    found = runs("disease", strategy={"name": "med_duallora"})
+    last = [row for row in rows(found) if row["split"] == "validation" and row["round"] == 1]
+    of = {(row["model_of"], row["patient"], row["metric"]): row["value"] for row in last}
+    thresholds = {row["model_of"]: row["value"] for row in last if row["metric"] == "threshold"}
+    for model, threshold in thresholds.items():
+        patients = sorted({patient for name, patient, metric in of if name == model and metric == "label"})
+        label, p = (np.array([of[model, patient, metric] for patient in patients]) for metric in ("label", "probability"))
+        reached = [np.mean([(p >= t)[label == 1].mean(), (p < t)[label == 0].mean()]) for t in (threshold, *p)]
+        assert len(patients) >= 2 and reached[0] == max(reached), "no cut does better on validation patients"
+    for client in VENDORS:
+        own = [row for row in last if row["model_of"] == row["data_of"] == client]
+        label, p = ({row["patient"]: row["value"] for row in own if row["metric"] == m} for m in ("label", "probability"))
+        (line,) = [line for line in found.lines if line["kind"] == "client" and line["round"] == 1 and line["client"] == client]
+        right = {
+            "accuracy": np.mean([(p[k] >= 0.5) == label[k] for k in p]),
+            "likelihood": np.mean([p[k] if label[k] else 1 - p[k] for k in p]),
+        }
+        assert line["validation"] == pytest.approx(right)
+    found = runs()
+    dice = [row for row in rows(found) if row["split"] == "validation" and row["round"] == 1 and row["structure"] == "all"]
+    for line in found.lines:
+        if line["kind"] == "client" and line["round"] == 1:
+            own = [row["value"] for row in dice if row["model_of"] == row["data_of"] == line["client"]]
+            assert line["validation"] == {"dice": pytest.approx(np.mean(own))}
 
 
 def test_overlays_are_the_best_the_median_and_the_worst(prepared_folder, tmp_path):
@@ -144,6 +179,14 @@ def test_overlays_are_the_best_the_median_and_the_worst(prepared_folder, tmp_pat
     assert {tuple(key.split("/")[:2]) for key in one} == {scores[round((len(scores) - 1) / 2)][1:]}, "of one it is the median"
 
 
+def test_training_learns(runs):
+    """On patients that it has never seen a model is better after training than before, at every client."""
+    found = runs(strategy={"name": "centralised"}, training__rounds=12, training__local_steps=8)
+    scores = found.summary["final"]["dice"]
+    losses = [line["loss"] for line in found.lines if line["kind"] == "client"]
+    assert losses[-1] < losses[0] / 2 and scores["mean"] > scores["frozen"] + 0.3
+
+
 # ---- what a run must not touch
 
 
@@ -162,6 +205,39 @@ def test_test_cases_are_not_touched_before_the_last_round(prepared_folder, tmp_p
     plan = planning.make_plan(tiny(prepared_folder, "disease", strategy={"name": "med_duallora"}))
     list(experiment.run_experiment(plan, tmp_path, lambda p: Told(build_host(p.spec, p.weights))))
     assert told == ["train 0", "validation", "train 1", "validation", "test", "test", "validation"]  # the frozen model comes last
+
+
+@pytest.mark.parametrize(
+    ("task", "strategy"),
+    [("segmentation", {"name": "rate_my_lora"}), ("disease", {"name": "med_duallora"})],
+    ids=["segmentation", "disease"],
+)
+def test_what_is_seen_in_test_patients_decides_nothing(cohort_folder, runs, tmp_path, task, strategy):
+    """The cohort once more, with noise for their images and other labels: the same adapters, thresholds, ratings and validation scores."""
+    before = runs(task, strategy=strategy)
+    tested = {patient for split in before.plan.splits.values() for patient in split["test"]}
+    shutil.copytree(cohort_folder, tmp_path / "cohort")
+    changed = 0
+    for path in (tmp_path / "cohort").rglob("*_sa*.nii.gz"):
+        if any(patient.endswith(path.parent.name) for patient in tested):
+            image = nibabel.load(path)
+            voxels = np.asanyarray(image.dataobj)
+            noise = np.random.default_rng(zlib.crc32(path.name.encode())).integers(0, 2000, voxels.shape).astype(voxels.dtype)
+            nibabel.save(nibabel.Nifti1Image(np.roll(voxels, 3, axis=0) if "_gt" in path.name else noise, image.affine), path)
+            changed += 1
+    assert changed == 2 * len(tested)
+    prepare(mnms.scan(tmp_path / "cohort"), tmp_path / "prepared", PREPARED)
+    after = run(tiny(tmp_path / "prepared", task, strategy=strategy), tmp_path / "run")
+    assert after.plan.splits == before.plan.splits and after.hashes == before.hashes
+
+    def values(found, split):
+        return {tuple(row[key] for key in list(row)[:-1]): row["value"] for row in rows(found) if row["split"] == split}
+
+    assert values(after, "validation") == values(before, "validation")
+    old, new = values(before, "test"), values(after, "test")
+    assert old.keys() == new.keys() and sum(old[key] != new[key] for key in old) > len(old) / 3, "a change that could have been seen"
+    told = [[line.get("weights"), line.get("validation")] for line in before.lines if line["kind"] == "round"]
+    assert told == [[line.get("weights"), line.get("validation")] for line in after.lines if line["kind"] == "round"]
 
 
 @pytest.mark.parametrize("judged", [False, True])
@@ -228,6 +304,18 @@ def test_the_hearts_that_shipped_weights_were_made_from_are_refused_under_any_lo
     }
     shipped["data"] = {**shipped["data"], "phantom": {**phantoms["phantom"], "seed": 2000}}
     assert not planning.make_plan(tiny(prepared_folder, **shipped)).seen_cases, "that is the other network's"
+
+
+def test_a_base_that_has_seen_phantoms_has_seen_no_patient_of_another_set(prepared_folder, write, tmp_path, monkeypatch):
+    for number in range(10):
+        write.acdc(tmp_path / "acdc", number, group=("NOR", "DCM")[number % 2])
+    prepare(acdc.scan(tmp_path / "acdc"), tmp_path / "prepared", PREPARED)
+    monkeypatch.setattr(planning.obtain, "prepared", lambda *args: [prepared_folder, tmp_path / "prepared"])
+    sets = [{"dataset": "phantom", "phantom": {"seed": 1000}}, {"dataset": "acdc", "root": "acdc"}]
+    data = {**tiny(prepared_folder).as_dict()["data"], "root": None, "dataset": sets, "allow_seen": True}
+    plan = planning.make_plan(tiny(prepared_folder, data=data, model={"name": "unet", "weights": "phantom_unet"}))
+    scored = {id: plan.cohort.rows[id].dataset for id in plan.cohort.scored}
+    assert set(scored.values()) == {"acdc", "mnms"} and set(plan.seen_cases) == {id for id, of in scored.items() if of == "mnms"}
 
 
 def test_within_a_long_round_one_is_told_how_many_clients_have_answered(prepared_folder, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from small_runs import settings, tiny
 
 from raylora import cli, experiment, launch, run_folder
 from raylora import config as configuration
-from raylora.cluster import driver
+from raylora.cluster import driver, resources, session
 from raylora.core.errors import InputError, MachineError, RunError
 from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
@@ -30,15 +30,15 @@ def no_ray(request, monkeypatch):
     """Drive in this process. `stop` is called with every event and may raise."""
     hooks = {"stop": lambda event: None}
 
-    def drive(plan, out, *, address, resume, notes, request):
-        for event in experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes):
+    def drive(plan, out, *, address, resume, request):
+        for event in experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume):
             hooks["stop"](event)
             yield event
 
     monkeypatch.setattr(driver, "run", drive)
-    monkeypatch.setattr(driver, "session", lambda address, **options: contextlib.nullcontext())
-    monkeypatch.setattr(driver, "request_of", lambda plan, has, resume: None)
-    monkeypatch.setattr(driver, "available", lambda: None)
+    monkeypatch.setattr(session, "opened", lambda address, **options: contextlib.nullcontext())
+    monkeypatch.setattr(resources, "request_of", lambda plan, has, resume: None)
+    monkeypatch.setattr(session, "available", lambda: None)
     if "to_its_page" not in request.node.name:  # a page takes seconds
         monkeypatch.setattr(html, "write_report", lambda folder: (folder / "report.html").write_text("page"))
     before = signal.getsignal(signal.SIGTERM)
@@ -141,7 +141,7 @@ def test_ray_starts_beside_the_planning_unless_the_plan_is_made_here(prepared_fo
     said = []
 
     @contextlib.contextmanager
-    def session(address):
+    def opened(address):
         said.append("Ray")
         try:
             yield
@@ -162,7 +162,7 @@ def test_ray_starts_beside_the_planning_unless_the_plan_is_made_here(prepared_fo
         def close(self):
             said.append("end of planner")
 
-    monkeypatch.setattr(driver, "session", session)
+    monkeypatch.setattr(session, "opened", opened)
     with pytest.raises(InputError, match="lora.rank"):  # torch is loaded here
         launch.run(tiny(prepared_folder, lora__rank=4000), tmp_path / "here")
     assert said == []
@@ -182,10 +182,10 @@ def test_what_is_wrong_with_the_input_is_said_before_what_is_wrong_with_ray(prep
         def result(self, say):
             raise InputError("wrong")
 
-    def session(address):
+    def opened(address):
         raise RunError("Ray does not start")
 
-    monkeypatch.setattr(driver, "session", session)
+    monkeypatch.setattr(session, "opened", opened)
     with pytest.raises(RunError, match="Ray does not start"):
         launch.run(tiny(prepared_folder), tmp_path / "out")
     monkeypatch.setattr(launch, "Planner", Elsewhere)

@@ -13,11 +13,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from needed import absent
 from small_runs import tiny
 
 from raylora import cli, experiment, launch, run_folder
 from raylora import config as configuration
-from raylora.cluster import driver
+from raylora.cluster import driver, resources, session
 from raylora.core.errors import InputError, MachineError, RunError
 from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
@@ -31,21 +32,22 @@ LONG = {"training__rounds": 18, "training__local_steps": 1, "evaluation__every":
 def without_ray() -> None:
     """Drive in this process."""
 
-    def drive(plan, out, *, address, resume, notes, request):
-        yield from experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume, notes=notes)
+    def drive(plan, out, *, address, resume, request):
+        yield from experiment.run_experiment(plan, out, lambda p: InProcess(build_host(p.spec, p.weights)), resume=resume)
 
     driver.run = drive
-    driver.session = lambda address, **options: contextlib.nullcontext()
-    driver.request_of = lambda plan, has, resume: None
-    driver.available = lambda: None
+    session.opened = lambda address, **options: contextlib.nullcontext()
+    resources.request_of = lambda plan, has, resume: None
+    session.available = lambda: None
     html.write_report = lambda folder: (folder / "report.html").write_text("page")
 
 
 @pytest.fixture
 def no_ray(monkeypatch):
-    for module, names in ((driver, ("run", "session", "request_of", "available")), (html, ("write_report",))):
-        for name in names:
-            monkeypatch.setattr(module, name, getattr(module, name))  # what is restored afterwards
+    for module, name in (
+        (driver, "run"), (session, "opened"), (session, "available"), (resources, "request_of"), (html, "write_report"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, getattr(module, name))  # what is restored afterwards
     without_ray()
 
 
@@ -80,7 +82,7 @@ def filling(values: dict, disk: Path, kept: Path, size: int, limit: int) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tmpfs", "limit"])
+@pytest.mark.parametrize("kind", [pytest.param("tmpfs", marks=pytest.mark.system), "limit"])
 def test_a_full_disk_ends_the_run_and_what_was_whole_is_kept(no_ray, runs, prepared_folder, tmp_path, kind):
     whole = runs("disease", **LONG)
     limit = (whole.folder / "patients.json").stat().st_size + 300  # the record of so many rounds outgrows it
@@ -93,7 +95,7 @@ def test_a_full_disk_ends_the_run_and_what_was_whole_is_kept(no_ray, runs, prepa
     process.start()
     process.join()
     if process.exitcode == 77:
-        pytest.skip("a tmpfs cannot be mounted here")
+        absent("a tmpfs cannot be mounted here (needs root)")
     said = (kept / "said").read_text()
     assert process.exitcode == 1 and len([line for line in said.splitlines() if line.startswith("raylora: ")]) == 1, said
     last = said.splitlines()[-1]
@@ -109,9 +111,10 @@ def test_a_full_disk_ends_the_run_and_what_was_whole_is_kept(no_ray, runs, prepa
 # ---- folders
 
 
+@pytest.mark.system
 def test_a_folder_that_cannot_be_written(no_ray, prepared_folder):
     if os.geteuid():
-        pytest.skip("needs root, to become somebody else")
+        absent("needs root, to become somebody else")
     folder = Path(tempfile.mkdtemp(prefix="raylora-test-"))
     folder.chmod(0o755)
     try:

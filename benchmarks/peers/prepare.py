@@ -22,7 +22,7 @@ from raylora.data.grid import Geometry
 from raylora.data.manifest import Manifest, PrepareOptions, Row, Source
 from raylora.data.preprocess import PreparedFrame
 from raylora.method import make_strategy
-from raylora.planned import opening
+from raylora.plan import opening
 
 
 def write(path: Path, workload: str, clients: int, rounds: int, workers: int) -> None:

@@ -16,10 +16,10 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
-from raylora.cluster.driver import available
 from raylora.cluster.resources import Request, calls, fitting
+from raylora.cluster.session import available
 from raylora.cluster.wire import Packed, pack, repeated, unpack
-from raylora.core.errors import InputError, MachineError, RunError
+from raylora.core.errors import InputError, MachineError, RunError, named
 from raylora.core.loading import uncollected
 from raylora.core.types import ClientState
 from raylora.data import obtain, travel
@@ -397,4 +397,4 @@ def _told(cause: BaseException, who: str) -> Exception:
     """An error as one of ours, if it is none yet: then it says who had it."""
     if isinstance(cause, InputError | RunError):
         return type(cause)(str(cause))
-    return RunError(f"{who}: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}")
+    return RunError(f"{who}: {named(cause)}")

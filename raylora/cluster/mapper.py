@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
-from raylora.core.errors import RunError
+from raylora.core.errors import RunError, named
 
 AHEAD = 2  # tasks under way for each CPU: bounds the memory
 
@@ -46,7 +46,7 @@ def _spread(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[An
         cause = error.cause
         if isinstance(cause, RunError):
             raise RunError(str(cause)) from None
-        raise RunError(f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}") from error
+        raise RunError(named(cause)) from error
     finally:
         for reference in pending:
             ray.cancel(reference)

@@ -14,7 +14,7 @@ from raylora.sweep.space import Trial
 
 if TYPE_CHECKING:
     from raylora.cluster.resources import Request
-    from raylora.planned import Plan
+    from raylora.plan import Plan
 
 
 class Needs:
@@ -29,14 +29,14 @@ class Needs:
     def __call__(self, trial: Trial) -> tuple[Plan, Request]:
         """Plan and actors of a trial. Raises InputError."""
         from raylora import planning
-        from raylora.cluster import driver, sweep
+        from raylora.cluster import resources, sweep
         from raylora.models.peft import hash_of
 
         config = self.configured(trial)
         key = configuration.dump(config.model_copy(update={"name": "trial"}))
         if key not in self._known:
             plan = planning.plan_to_run(config)
-            request = driver.request_of(plan, sweep.share(config, self.has, self.concurrent))
+            request = resources.request_of(plan, sweep.share(config, self.has, self.concurrent))
             self._known[key] = plan.with_weights(self._backbones.setdefault(hash_of(plan.weights), plan.weights)), request
         plan, request = self._known[key]
         return replace(plan, config=config), request

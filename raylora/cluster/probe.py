@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shutil
@@ -12,6 +11,7 @@ from typing import Any
 
 from raylora.cluster import resources
 from raylora.core.machine import free_bytes
+from raylora.provenance import code_sha256
 
 COMPUTES = ("ray", "torch", "numpy", "pyarrow", "safetensors")  # what must be the same on all nodes
 WAIT_S = 60.0
@@ -27,7 +27,7 @@ def here() -> dict[str, Any]:
         "memory_bytes": _memory(),
         "shm_bytes": _free("/dev/shm"),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in COMPUTES}},
-        "code": code_hash(),
+        "code": code_sha256(),
     }
 
 
@@ -35,9 +35,9 @@ def nodes(address: str) -> list[dict[str, Any]]:
     """`here` on every node that is alive; {"node", "error"} for one that does not answer. Raises InputError if nothing is at the address."""
     import ray
 
-    from raylora.cluster import driver
+    from raylora.cluster import session
 
-    with driver.session(address):
+    with session.opened(address):
         asked = {}
         for node in ray.nodes():
             if node["Alive"]:
@@ -51,15 +51,6 @@ def nodes(address: str) -> list[dict[str, Any]]:
             except Exception as error:  # whatever it is, this node is of no use
                 found.append({"node": f"{where} ({id})", "error": f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}"})
         return found
-
-
-def code_hash() -> str:
-    """Of raylora's own source files."""
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _version(name: str) -> str | None:

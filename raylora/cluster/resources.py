@@ -6,8 +6,14 @@ import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from raylora.core.errors import InputError
+
+if TYPE_CHECKING:
+    from raylora.config import Training
+    from raylora.federation.spec import SiteSpec
+    from raylora.plan import Plan
 
 PATIENCE = 0.5  # of a stack's own cost: how much longer than the least busy actor its home may be busy before it goes elsewhere
 
@@ -171,3 +177,48 @@ def units(clients: Sequence[str], passive: Collection[str], stack: int) -> list[
     training = [client for client in clients if client not in passive]
     stacks = [tuple(training[i : i + stack]) for i in range(0, len(training), stack)]
     return [*stacks, *((client,) for client in clients if client in passive)]
+
+
+def request_of(plan: Plan, has: Available, resume: bool = False) -> Request:
+    """The actors of a plan. A run that goes on may find a smaller machine: then more clients share an actor than it asked for.
+
+    Raises InputError for what does not fit, and for a GPU that is asked for without a share: Ray would not know that it is taken.
+    """
+    place = plan.config.placement
+    require_share(place.gpus_per_client, plan.config.training.device)
+    frames = 2 if plan.config.task == "segmentation" else 1
+    weights = {site.id: round_cost(site, plan.config.training, frames) for site in plan.spec.sites}
+    try:
+        return _request(plan, weights, place.clients_per_actor, has)
+    except InputError:
+        if not resume:
+            raise
+        return _request(plan, weights, "auto", has)
+
+
+def _request(plan: Plan, weights: Mapping[str, float], clients_per_actor: int | str, has: Available) -> Request:
+    place, stack = plan.config.placement, plan.config.training.stack
+    return request(
+        weights,
+        cpus_per_client=place.cpus_per_client,
+        gpus_per_client=place.gpus_per_client,
+        clients_per_actor=clients_per_actor,
+        available=has,
+        stack=1 if stack == "auto" else stack,
+        together=stack != 1,
+        passive=[site.id for site in plan.spec.sites if not site.training],
+    )
+
+
+def round_cost(site: SiteSpec, training: Training, frames: int) -> float:
+    """What a site computes in a round, about, in training samples: those it trains on, and a third of each one it scores.
+
+    Its rating cases are scored twice, the test patients once in the whole run.
+    """
+    if not site.training:
+        trained = 0.0
+    elif training.local_steps is not None:
+        trained = float(training.local_steps * training.batch_size)
+    else:
+        trained = float((training.local_epochs or 1) * frames * len(site.training))
+    return trained + frames * (2 * len(site.rating) + len(site.test) / training.rounds) / 3

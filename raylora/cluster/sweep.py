@@ -22,8 +22,8 @@ from ray.tune.search import Searcher
 from raylora.cluster.resources import Available, Request, fitting, on_nodes
 from raylora.cluster.trial import DriverActor, Place
 from raylora.config import Config
-from raylora.core.errors import InputError, MachineError, RunError
-from raylora.planned import Plan
+from raylora.core.errors import InputError, MachineError, RunError, named
+from raylora.plan import Plan
 from raylora.sweep.ledger import Ledger
 from raylora.sweep.search import Search
 from raylora.sweep.space import Sweep, Trial
@@ -44,7 +44,7 @@ QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 Told = Callable[[str, Trial, Mapping[str, Any]], None]
-"""(what, trial, result): "started", "report", "finished", "pruned", "failed"."""
+"""(what, trial, result): "started", "report", "finished", "pruned", "failed"; "stopped" where a full disk ended it for now."""
 
 
 class Trouble(tune.Stopper):
@@ -108,15 +108,18 @@ class Remembered(Unwritten, FIFOScheduler):
         self.reported: dict[
             tuple[int, int], str
         ] = {}  # (trial, round) -> what was decided: a trial that goes on reports its last round again
-        ended = ledger.of("end")
+        self.complete: set[int] = set()
         for number in ledger.of("trial"):
             self._add(number)
         for line in ledger.lines:  # as it happened
-            if line["kind"] == "report":
+            if line["kind"] == "report" and line.get("last"):
+                self.reported[line["number"], line["round"]] = TrialScheduler.CONTINUE
+                self._complete(line["number"], line["round"], line["objective"])
+            elif line["kind"] == "report":
                 decision = self._judge(line["number"], {"round": line["round"], "objective": line["objective"]})
                 self.reported[line["number"], line["round"]] = decision
-        for number in ended:
-            self._complete(number, ledger.reports(number))
+            elif line["kind"] == "pruned":
+                self._complete(line["number"], *ledger.reports(line["number"])[-1])
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if _number(trial) not in self.known:
@@ -135,12 +138,17 @@ class Remembered(Unwritten, FIFOScheduler):
         return self.reported[key]
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Its last report is compared with by those still running."""
+        """Of a trial that has done all its rounds Tune asks no decision about the last: those still running are compared with it."""
         number, value = _number(trial), result.get("objective")
-        if value is not None and (number, result["round"]) not in self.reported:
-            self.ledger.append({"kind": "report", "number": number, "round": result["round"], "objective": value})
+        if value is None:  # it has failed, or a full disk has stopped it
+            return
+        whole = result.get("status") != "running"  # else it was pruned, or the time limit has stopped it, and it may go on
+        if (number, result["round"]) not in self.reported:
+            last = {"last": True} if whole else {}
+            self.ledger.append({"kind": "report", "number": number, "round": result["round"], "objective": value, **last})
             self.reported[number, result["round"]] = TrialScheduler.CONTINUE
-        self._complete(number, self.ledger.reports(number))
+        if whole or number in self.ledger.of("pruned"):
+            self._complete(number, result["round"], value)
 
     def _add(self, number: int) -> None:
         self.known.add(number)
@@ -150,9 +158,11 @@ class Remembered(Unwritten, FIFOScheduler):
     def _judge(self, number: int, result: dict[str, Any]) -> str:
         return TrialScheduler.CONTINUE if self.inner is None else str(self.inner.on_trial_result(None, Seat(str(number)), result))
 
-    def _complete(self, number: int, reports: Sequence[tuple[int, float]]) -> None:
-        if self.inner is not None and reports:
-            self.inner.on_trial_complete(None, Seat(str(number)), {"round": reports[-1][0], "objective": reports[-1][1]})
+    def _complete(self, number: int, round: int, objective: float) -> None:
+        """Once, though a trial that goes on after an interruption ends again."""
+        if self.inner is not None and number not in self.complete:
+            self.inner.on_trial_complete(None, Seat(str(number)), {"round": round, "objective": objective})
+        self.complete.add(number)
 
 
 def scheduler(sweep: Sweep, max_rounds: int) -> Any:
@@ -412,6 +422,6 @@ def run(
     except Exception as error:
         if isinstance(trouble.error, InputError | RunError):
             raise trouble.error from None
-        raise RunError(f"Ray Tune: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise RunError(f"Ray Tune: {named(error)}") from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)

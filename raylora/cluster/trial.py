@@ -14,7 +14,7 @@ from ray import tune
 from raylora import config as configuration
 from raylora.cluster.resources import Request
 from raylora.core.loading import uncollected
-from raylora.planned import Plan
+from raylora.plan import Plan
 from raylora.sweep.ledger import pruned_after
 from raylora.tracking.record import write_text
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, one_line
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"{path}: not JSON: {one_line(error)}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected one JSON object, found {type(value).__name__}")
     return value

@@ -24,7 +24,7 @@ def pairs(tree: Tree, adapter: str = "") -> dict[str, Pair]:
     """{module: (A, B)} of one adapter of a tree ("" is the global one); names that belong to no pair are left out.
     Raises RunError if a module has one factor only or the ranks of its factors differ."""
     prefix = f"{adapter}." if adapter else ""
-    others = ("local.", "rest.", "router.")
+    others = (*(f"{other}." for other in trees.ADAPTERS[1:]), "router.")
     found: dict[str, Pair] = {}
     for name in tree:
         if not name.endswith((".lora_A", ".lora_B")) or not name.startswith(prefix) or (not adapter and name.startswith(others)):
@@ -112,7 +112,7 @@ def norm(pair: Pair) -> float:
 
 def rank_of(tree: Tree) -> int:
     """The largest rank of the global factors of a tree; 0 without any."""
-    names = trees.match(tree, (trees.LORA, "!" + trees.LOCAL, "!rest.*"))
+    names = trees.match(tree, trees.GLOBAL)
     return max((tree[name].shape[0 if name.endswith("A") else 1] for name in names), default=0)
 
 

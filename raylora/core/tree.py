@@ -14,10 +14,15 @@ import numpy as np
 from raylora.core.errors import RunError
 from raylora.core.types import Tree
 
+ADAPTERS = ("", "local", "rest")
+"""The adapters that a model may have: the global one, a private one, and the mean of the others' (FedALT). Its name stands before the names
+of its factors; the global one's stand alone."""
 LORA = "*.lora_[AB]"
 """Every factor of every adapter."""
 LOCAL = "local.*"
 """Factors of the private adapter."""
+GLOBAL = (LORA, *(f"!{adapter}.*" for adapter in ADAPTERS[1:]))
+"""Factors of the global adapter."""
 HEAD = ("*", "!" + LORA, "!router.*")
 """Plain names: heads, decoders."""
 
@@ -124,7 +129,7 @@ def size(tree: Tree) -> int:
 
 def shared_names(head: str, factors: str = LORA) -> tuple[str, ...]:
     """Patterns of what a client shares: the factors of the global adapter, and the plain names if the head is shared, not private."""
-    return ((*HEAD,) if head == "shared" else ()) + (factors, "!" + LOCAL, "!rest.*")
+    return ((*HEAD,) if head == "shared" else ()) + (factors, *GLOBAL[1:])
 
 
 def private_names(head: str) -> tuple[str, ...]:

@@ -90,7 +90,8 @@ class ClientState:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a server keeps between rounds: named trees plus JSON values, so that a checkpoint needs no pickle."""
+    """What a server keeps between rounds: named trees plus JSON values, so that a checkpoint needs no pickle. Of the values `round` counts
+    the rounds, and `weights` ({client: weight}), where a method has them, goes into the record."""
 
     trees: Mapping[str, Tree] = field(default_factory=dict)
     values: Mapping[str, object] = field(default_factory=dict)
@@ -123,7 +124,8 @@ class Strategy:
     name: str = ""
     trains: str = "adapters"  # "adapters", or "all": every weight of the model is in the tree (fedavg_full)
     adapters: Mapping[str, int | None] = field(default_factory=lambda: {"": None})
-    """The adapters a client's model has: "" (global) and "local"; the value is the rank, None for the client's own `lora.rank`."""
+    """The adapters a client's model has, of `core.tree.ADAPTERS`: "" (global), "local" (private), "rest" (the others', FedALT); the value is
+    the rank, None for the client's own `lora.rank`."""
     router: bool = False  # outputs of the adapters are mixed by a trained softmax(W_r x) instead of summed (FedALT)
     pools_data: bool = False  # one client holds everybody's training data (the bound `centralised`)
     mixed_ranks: bool = True  # clients may differ in rank
@@ -133,3 +135,7 @@ class Strategy:
     """What a round is claimed to make of the clients' products: "exact" (sum p_k scaling_k B_k A_k), "best" (its best approximation of the
     rank that is sent), "inexact", or "" (no claim). The contract matrix holds a strategy to it."""
     exempt: Mapping[str, str] = field(default_factory=dict)  # property of the contract matrix -> why this method's definition exempts it
+    optimiser: str = ""  # of the clients, if the method is derived for one: with another the user is told so
+    stage_rounds: int = 0  # rounds of its first stage: a run that ends in it is told that the second never comes
+    leaves_self_out: bool = False  # each client is sent the mean of the others
+    idle: Mapping[str, str] = field(default_factory=dict)  # option -> why it changes nothing beside the others

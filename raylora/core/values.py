@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, one_line
 
 NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, TypeError, IndexError, KeyError, AttributeError)
 """What PyYAML raises for texts that are none; the last ones for an explicit tag before nothing (`!!float ""`)."""
@@ -47,7 +47,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     except NOT_YAML as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not valid YAML: {one_line(error)}") from None
     if values is None:
         values = {}
     if not isinstance(values, dict):

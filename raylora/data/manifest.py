@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, one_line
 from raylora.core.files import replacing
 from raylora.data.cases import safe_id
 from raylora.data.grid import Geometry
@@ -210,7 +210,7 @@ def _parse(lines: Iterable[str], source: Path, see: Callable[[Row], None]) -> tu
             raise InputError(f"{source}: its contents do not match its data_sha256: prepare again")
         return options, tuple((id, reason) for id, reason in found["skipped"]), data_sha256
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = one_line(error)
         raise InputError(f"{source}: not a manifest: {type(error).__name__}: {said}") from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,12 @@ def prepared(data: Data, say: Say = lambda what, done, total: None) -> list[Path
     Raises InputError for what is missing or wrong.
     """
     return [_one(source, data, say) for source in data.sources]
+
+
+def of_phantoms(data: Data, folders: Sequence[Path], seeds: Collection[int]) -> list[Path]:
+    """Those of the prepared folders that hold the synthetic cohort of one of the seeds."""
+    pairs = zip(data.sources, folders, strict=True)
+    return [folder for source, folder in pairs if source.dataset == "phantom" and (source.phantom or data.phantom).seed in seeds]
 
 
 def _one(source: Source, data: Data, say: Say) -> Path:

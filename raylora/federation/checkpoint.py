@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from raylora.core.errors import one_line
 from raylora.core.types import ClientState, State, Tree
 from raylora.federation.rounds import Progress
 
@@ -111,7 +112,7 @@ def latest(folder: Path) -> tuple[tuple[Progress, int] | None, list[str]]:
         try:
             return load(path), words
         except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-            words.append(f"{path}: torn or altered ({' '.join(str(error).split())}): passed over")
+            words.append(f"{path}: torn or altered ({one_line(error)}): passed over")
     return None, words
 
 

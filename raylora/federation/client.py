@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -150,14 +151,16 @@ def parted(
 
 
 def _shown(model: StackedModel, protocol: Protocol, site: Site, other: Tree) -> float:
-    """The score of what this client was shown: the base with another client's pairs of unit scale, and its plain parts."""
+    """The score of what this client was shown: the base with another client's pairs of unit scale, and its plain parts. A model that predicts
+    nothing finite is as bad as can be: 0 (a client must not be blamed for what another one sent)."""
     rank = next(len(value) for name, value in other.items() if name.endswith(".lora_A"))
     tree = initial_tree(model.outline, protocol, site.id, min(rank, protocol.max_rank))
     own_scale = np.float32(rank / protocol.alpha)  # the model multiplies by alpha / rank
     tree |= {name: value * own_scale if name.endswith(".lora_B") else value for name, value in other.items()}
     model.load([tree], [protocol.alpha])
     model.gate({})
-    return rating_scores(model, [site.shard.rating], protocol.task, protocol.depth, protocol.eval_batch)[0]
+    score = rating_scores(model, [site.shard.rating], protocol.task, protocol.depth, protocol.eval_batch)[0]
+    return score if math.isfinite(score) else 0.0
 
 
 def _score(

@@ -39,15 +39,20 @@ class Executor(Protocol):
     def evaluate(self, requests: Sequence[Scored], split: str, *, full: bool) -> Rows:
         """Asked for now; nobody waits for it before the rows are wanted."""
 
-    def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]: ...
+    def predictions(self, request: Scored, client: str, patient: str) -> dict[str, np.ndarray]:
+        """{"ED/pred", "ED/image", "ED/truth", ...: (x, y, z)} of one of the client's test patients."""
 
-    def set_base(self, weights: Mapping[str, np.ndarray]) -> None: ...
+    def set_base(self, weights: Mapping[str, np.ndarray]) -> None:
+        """The backbone is its original self but for these weights, by parameter name ({}: the original)."""
 
-    def restore(self, states: Mapping[str, ClientState]) -> None: ...
+    def restore(self, states: Mapping[str, ClientState]) -> None:
+        """What these clients keep, from now on."""
 
-    def describe(self) -> list[dict[str, object]]: ...
+    def describe(self) -> list[dict[str, object]]:
+        """One {clients, node, pid, device, cpus, gpus, restarts} a process: `actors` of the summary."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give back what was taken of the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +203,8 @@ def end_round(
     used, seconds = close({c: s for c, s in arrivals.items() if c not in refused}, len(order), conditions.waiting, turns)
     updates = [outcomes[client].update for client in used]
     if strategy.review is not None and updates:
-        updates, more_down, more_up = _review(progress, strategy, [known[client] for client in used], updates, executor)
+        updates, more_down, more_up, failed = _review(progress, strategy, [known[client] for client in used], updates, executor)
+        refused |= failed
         down = {client: value + more_down.get(client, 0) for client, value in down.items()}
         up = {client: value + more_up.get(client, 0) for client, value in up.items()}
         seconds += max((exchange_s(conditions.trip(c).line, more_down[c], more_up[c]) for c in more_up), default=0.0)
@@ -266,20 +272,23 @@ def _uncounted(
 
 def _review(
     progress: Progress, strategy: Strategy, clients: Sequence[Client], updates: Sequence[ClientUpdate], executor: Executor
-) -> tuple[list[ClientUpdate], dict[str, int], dict[str, int]]:
-    """The second exchange: what each client says of what it was shown goes into its update's metrics."""
+) -> tuple[list[ClientUpdate], dict[str, int], dict[str, int], dict[str, str]]:
+    """The second exchange: what each client says of what it was shown goes into its update's metrics. (the updates of those who said it as
+    asked, bytes down, bytes up, why the others are left out)."""
     assert strategy.review is not None
     asked = {client.id: strategy.review(progress.server, updates, client) for client in clients}
     stacks = [[(client, broadcast)] for client, broadcast in sorted(asked.items()) if broadcast is not None]
     down = {client: payload.bytes_of(broadcast) for client, broadcast in asked.items() if broadcast is not None}
-    replies = {outcome.update.client_id: outcome.update for outcome in executor.train(stacks) if outcome.refused is None}
+    answers = [(outcome.update, outcome.refused) for outcome in executor.train(stacks)]
+    replies = {reply.client_id: reply for reply, why in answers if why is None}
+    refused = {reply.client_id: f"of what it was shown: {why}" for reply, why in answers if why is not None}
     up = {client: payload.bytes_of(reply) for client, reply in replies.items()}
     merged = [
         replace(update, metrics={**update.metrics, **replies[update.client_id].metrics}) if update.client_id in replies else update
         for update in updates
         if update.client_id in replies or asked[update.client_id] is None
     ]
-    return merged, down, up
+    return merged, down, up, refused
 
 
 def bytes_down(progress: Progress, client: str, broadcast: Broadcast) -> int:

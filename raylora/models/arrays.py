@@ -7,7 +7,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, one_line
 from raylora.core.files import replacing
 
 
@@ -28,7 +28,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         return dict(safetensors.numpy.load_file(path))
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path}: expected a safetensors file ({' '.join(str(error).split())})") from None
+        raise InputError(f"{path}: expected a safetensors file ({one_line(error)})") from None
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:

@@ -1,8 +1,11 @@
-"""MONAI's own network with the weights of one of ours: the proof of compatibility, and a way out to MONAI's ecosystem.
+"""MONAI's own network with the weights of one of ours: the proof of compatibility, and a way out to MONAI's ecosystem; and the way in.
 
 Importing MONAI takes seconds, so nothing on the way of a run imports this module.
 """
 
+from pathlib import Path
+
+from safetensors.torch import save_file
 from torch import nn
 
 from raylora.models.unet import UNet
@@ -22,7 +25,7 @@ def monai_unet(model: UNet) -> nn.Module:
         upsample_kernel_size=model.arguments["strides"][1:],
         filters=model.arguments["channels"],
     )
-    return _load(twin, model, alias=lambda name: name.startswith("skip_layers."))
+    return _load(twin, model)
 
 
 def monai_vit(model: ViTClassifier) -> nn.Module:
@@ -48,13 +51,23 @@ def monai_vit(model: ViTClassifier) -> nn.Module:
         post_activation=None,
         qkv_bias=block.attn.qkv.bias is not None,
     )
-    return _load(twin, model, alias=lambda name: ".norm_cross_attn." in name)
+    return _load(twin, model)
 
 
-def _load(twin: nn.Module, model: nn.Module, alias) -> nn.Module:
+def save_monai(network: nn.Module, path: str | Path) -> None:
+    """Write the weights of MONAI's `DynUNet` or `ViT` as a file that `model.weights` takes, if `model.sizes` describes the same network."""
+    save_file({name: value.detach().clone() for name, value in network.state_dict().items() if not _alias(name)}, path)
+
+
+def _alias(name: str) -> bool:
+    """What DynUNet has under another name as well, and what a ViT of MONAI's never uses."""
+    return name.startswith("skip_layers.") or ".norm_cross_attn." in name
+
+
+def _load(twin: nn.Module, model: nn.Module) -> nn.Module:
     """Copy the weights; every name must be on both sides, except the twin's aliases and unused parameters."""
     missing, unexpected = twin.load_state_dict(model.state_dict(), strict=False)
-    missing = [name for name in missing if not alias(name)]
+    missing = [name for name in missing if not _alias(name)]
     if missing or unexpected:
         raise ValueError(f"MONAI's network differs: missing {missing}, unexpected {unexpected}")
     return twin.train(model.training)

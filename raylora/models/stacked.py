@@ -54,7 +54,7 @@ def adapted_modules(backbone: nn.Module, targets: Sequence[str] | None, blocks: 
     for path, module in backbone.named_modules():
         in_block = any(path == prefix or path.startswith(prefix + ".") for prefix in inside)
         if any(re.fullmatch(known[target], path) for target in chosen) and (in_block or not _numbered(path, numbered)):
-            if type(module) not in (nn.Linear, *CONVOLUTIONS) and not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+            if not isinstance(module, (nn.Linear, *CONVOLUTIONS)):
                 raise InputError(
                     f"lora.targets: {path} is a {type(module).__name__}; only linear and (not transposed) convolution layers take LoRA"
                 )

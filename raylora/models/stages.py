@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from raylora.core.tree import ADAPTERS
+
 Tensors = tuple[Tensor, ...]
 """What passes between two stages: the image before the first, the logits after the last, features and skips in between."""
 
-_ADAPTER_PREFIX = re.compile(r"^(local\.|rest\.|router\.)")  # names in a Tree that stand before the module path
+_ADAPTER_PREFIX = re.compile(rf"^({'|'.join(ADAPTERS[1:])}|router)\.")  # names in a Tree that stand before the module path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, one_line
 from raylora.core.files import read_json_object
 from raylora.core.values import NOT_YAML
 from raylora.metrics.matrix import PRIMARY, cross_client, final
@@ -71,7 +71,7 @@ class Run:
         except FileNotFoundError:
             raise InputError(f"{path}: not there (expected the cases of a finished run)") from None
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise InputError(f"{path}: not the cases of a run: {' '.join(str(error).split())[:200]}") from None
+            raise InputError(f"{path}: not the cases of a run: {one_line(error)}") from None
         return [CaseRow(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
 
     @cached_property
@@ -219,7 +219,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: not there (expected the run's resolved configuration)") from None
     except (OSError, *NOT_YAML) as error:
-        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a mapping of sections, found {type(value).__name__}")
     return value

@@ -12,8 +12,6 @@ from raylora.core.reduce import Reduce, Seeded, Weighing, by_client, mean, movem
 from raylora.core.types import Broadcast, Client, ClientUpdate, Phase, State, Strategy, Task, Tree
 from raylora.strategies import options
 
-OWN = (trees.LORA, "!local.*", "!rest.*")
-
 
 def fedalt(
     *, router: str = "local", weights: str = "size", head: str = "shared", reduce: Reduce = mean, clients: int | None = None
@@ -35,15 +33,17 @@ def fedalt(
             f"strategy.reduce: fedalt reduces the other clients' pairs: expected at least {needs + 1} clients, found {clients}"
         )
     heads = ((*trees.HEAD,) if head == "shared" else ()) + (("router.*",) if router == "shared" else ())
-    uploads, phases = (*heads, *OWN), (Phase(trains=("*", "!rest.*")),)
+    uploads, phases = (*heads, *trees.GLOBAL), (Phase(trains=("*", "!rest.*")),)
 
     def init(tree: Tree) -> State:
         start = trees.freeze(trees.select(tree, uploads))
-        return State(trees={"head": trees.select(start, heads), "start": trees.select(start, OWN)}, values={"round": 0, "sizes": {}})
+        return State(
+            trees={"head": trees.select(start, heads), "start": trees.select(start, trees.GLOBAL)}, values={"round": 0, "sizes": {}}
+        )
 
     def broadcast(state: State, client: Client) -> Broadcast:
         lowrank.require_rank(state.trees["start"], client.id, client.rank, "fedalt")
-        task = Task(round=state.round, phases=phases, uploads=uploads, keeps=OWN)
+        task = Task(round=state.round, phases=phases, uploads=uploads, keeps=trees.GLOBAL)
         others = sorted(key for key in state.trees if key.startswith("of:") and key != f"of:{client.id}")
         rest = trees.zeros(state.trees["start"])
         if len(others) >= needs:
@@ -60,15 +60,16 @@ def fedalt(
             trees.require_same(expected, update.adapter, f"round {state.round + 1}, client {update.client_id}")
         before, p = state.trees["head"], shares(updates, weights)
         head_tree = trees.add(before, movement(before, [trees.select(u.adapter, heads) for u in updates], p, reduce, state.round))
-        owns = {f"of:{u.client_id}": trees.freeze(trees.select(u.adapter, OWN)) for u in updates}
+        owns = {f"of:{u.client_id}": trees.freeze(trees.select(u.adapter, trees.GLOBAL)) for u in updates}
         counts = {f"of:{u.client_id}": u.num_examples if weights == "size" else 1 for u in updates}
         values = {**state.values, "round": state.round + 1, "sizes": {**sizes(state), **counts}}
         return State(trees={**state.trees, "head": trees.freeze(head_tree), **owns}, values=values)
 
     adapters = {"": None, "rest": None}
     return Strategy(
-        init=init, broadcast=broadcast, aggregate=aggregate, name="fedalt", adapters=adapters, router=router != "none", mixed_ranks=False
-    )
+        init=init, broadcast=broadcast, aggregate=aggregate, name="fedalt", adapters=adapters, router=router != "none", mixed_ranks=False,
+        leaves_self_out=True,
+    )  # fmt: skip
 
 
 def sizes(state: State) -> Mapping[str, float]:

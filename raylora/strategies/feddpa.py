@@ -52,4 +52,5 @@ def feddpa(
         reduce=reduce,
         adapters={"": None, "local": local_rank},
         gates={"": mix, "local": 1 - mix},
+        stage_rounds=stage_rounds if schedule == "F" else 0,
     )

@@ -57,7 +57,8 @@ def hetlora(*, gamma: float = 1.0, lam: float = 0.0, rank_min: int = 1, weights:
         return State(trees={"adapter": trees.freeze({**moved, **lowrank.named(mixed)})}, values=values)
 
     why = {"zero weight": "clients are weighed by their product's norm, not by size"}
-    return Strategy(init=init, broadcast=broadcast, aggregate=aggregate, name="hetlora", product="inexact", exempt=why)
+    idle = {} if gamma < 1 else dict.fromkeys(("lam", "rank_min"), "no rank is pruned (strategy.gamma below 1)")
+    return Strategy(init=init, broadcast=broadcast, aggregate=aggregate, name="hetlora", product="inexact", exempt=why, idle=idle)
 
 
 def ranks(state: State) -> Mapping[str, int]:
@@ -71,8 +72,7 @@ def tail(tree: Tree, cut: int) -> float:
 
 
 def sparsity_mean(server: lowrank.Pair, pairs: Sequence[lowrank.Pair], most: int) -> lowrank.Pair:
-    """The padded mean of one layer's unit pairs. Rows that no client of the round holds stay as they are, or they would be dead; beyond the
-    largest rank that any client still has B is 0, as at the start."""
+    """The padded mean of one layer's unit pairs. Rows that no client of the round holds stay; beyond the largest rank that any still has B is 0."""
     held, norms = max(a.shape[0] for a, _ in pairs), [lowrank.norm(pair) for pair in pairs]
     w = normalised(norms if sum(norms) > 0 else [1.0] * len(norms))
     a, b = (sum(x * lowrank.pad(pair, len(server[0]))[side] for x, pair in zip(w, pairs, strict=True)) for side in (0, 1))

@@ -48,4 +48,5 @@ def med_duallora(
             return Task(round=round, phases=(Phase(trains=shared),), uploads=shared)
         return Task(round=round, phases=(Phase(trains=private),))
 
-    return averaging("med_duallora", task, shared, weights=weights, reduce=reduce, adapters=adapters)
+    first = stage_rounds if mode == "staged" and len(adapters) > 1 else 0
+    return averaging("med_duallora", task, shared, weights=weights, reduce=reduce, adapters=adapters, stage_rounds=first)

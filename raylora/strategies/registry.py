@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-from raylora.core.errors import InputError
+from raylora.core.errors import InputError, named
 from raylora.core.reduce import REDUCTIONS, Reduce, Seeded, Weighing
+from raylora.core.tree import ADAPTERS
 from raylora.core.types import ClientUpdate, State, Strategy
 
 Factory = Callable[..., Strategy]
@@ -40,6 +41,8 @@ def create_from(registry: Mapping[str, Factory], name: str, options: Mapping[str
         raise (theirs(name, error) if ":" in name else error) from None
     if not isinstance(strategy, Strategy):
         raise InputError(f"strategy.name {name}: expected a factory that returns a Strategy, found {type(strategy).__name__}")
+    if unknown := sorted(set(strategy.adapters) - set(ADAPTERS)):
+        raise InputError(f"strategy.name {name}: expected adapters of {', '.join(map(repr, ADAPTERS))}, found {unknown[0]!r}")
     strategy = replace(strategy, name=strategy.name or name)
     return strategy if isinstance(given.get("reduce"), Seeded) else skipping_empty_rounds(strategy)
 
@@ -116,7 +119,7 @@ def theirs(name: str, error: BaseException) -> InputError:
     """What went wrong in the user's code, with its place there."""
     inside = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<")][-1]
     file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (inside.filename, inside.lineno)
-    return InputError(f"strategy.name {name}: {type(error).__name__}: {' '.join(str(error).split())} ({file}:{line})")
+    return InputError(f"strategy.name {name}: {named(error)} ({file}:{line})")
 
 
 def reduction(value: object) -> Reduce:

@@ -30,6 +30,7 @@ def scaffold(*, server_lr: float = 1.0, weights: str = "size", clients: int | No
         weights=weights,
         server=lambda state, step: follow(state, trees.scale(step, server_lr)),
         product="inexact",
+        optimiser="sgd",
         exempt={
             "zero weight": "every client's control variate counts once, whatever its size",
             **({} if server_lr == 1.0 else {"own product": "a server rate other than 1 overshoots or stops short"}),

@@ -101,7 +101,7 @@ def shared_cut(tree: Tree, rank: int | None) -> Tree:
     """The global pairs cut to a client's rank (None: one rank for all); private ones, heads and routers as they are."""
     if rank is None:
         return tree
-    shared = trees.select(tree, (trees.LORA, "!local.*", "!rest.*"))
+    shared = trees.select(tree, trees.GLOBAL)
     return {**tree, **lowrank.cut(shared, min(rank, lowrank.rank_of(shared)))}
 
 

@@ -19,7 +19,7 @@ Line = Mapping[str, Any]
 """One of
   {"kind": "sweep", "sha256"}                                          the first line
   {"kind": "trial", "number", "values", "seed", "config_sha256"}       it was chosen
-  {"kind": "report", "number", "round", "objective"}                   after so many rounds
+  {"kind": "report", "number", "round", "objective"}                   after so many rounds; "last": true after all of them
   {"kind": "pruned", "number", "round"}                                it is to end after that round
   {"kind": "end", "number", "status", "objective"}                     finished | pruned | failed
   {"kind": "mlflow", "parent", "trials"}                               run ids, of trials those that are new

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from raylora import experiment
-from raylora.core.errors import InputError, RunError
+from raylora.core.errors import InputError, RunError, one_line
 from raylora.federation.rounds import Executor
-from raylora.planned import Plan
+from raylora.plan import Plan
 from raylora.sweep.state import write_failure
 from raylora.tracking.record import lines_before
 
@@ -117,7 +117,7 @@ class RunningTrial:
 
     def _failed(self, cause: Exception) -> Report:
         self.close()
-        error = " ".join(str(cause).split())[:500]
+        error = one_line(cause)
         error = error if isinstance(cause, InputError | RunError) else f"{type(cause).__name__}: {error}"
         done = self.last.round if self.last else 0
         write_failure(self.folder, self.plan.config, error)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from raylora.core.errors import named
 from raylora.tracking.store import Node, Store, refusal, unchanged_s
 
 WAIT_S = 60.0  # for a server that does not say a word, at the end of a run
@@ -15,6 +16,11 @@ PAUSE_S = 1.0  # what comes within it is written together
 LONGEST_S = 15.0  # between two tries
 
 Change = Callable[[], None]
+
+
+def patience_s(failures: int, longest: float) -> float:
+    """Seconds until the next try after so many in a row that failed."""
+    return min(2.0 ** min(failures, 10) / 2, longest)
 
 
 class Writer:
@@ -79,7 +85,7 @@ class Writer:
                 self._say(None)
             except Exception as error:
                 failures += 1
-                patience = min(2.0**failures / 2, 1.0 if closing else LONGEST_S)
+                patience = patience_s(failures, 1.0 if closing else LONGEST_S)
                 self._say(self._line(error))
             if closing and (not failures or self._silent(self._closing or 0.0) > WAIT_S):
                 return
@@ -113,7 +119,7 @@ class Writer:
         return True
 
     def _line(self, error: Exception) -> str:
-        return f"MLflow at {self.uri}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"MLflow at {self.uri}: {named(error)}"
 
     def _say(self, error: str | None) -> None:
         with self._tried:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -51,6 +52,33 @@ def test_a_small_campaign_has_steps_for_every_phase(tmp_path):
         assert 0 not in np.diff([0, *phase_ends(phases, steps)]), entry
 
 
+@pytest.mark.parametrize(
+    ("scores", "chosen", "edge"), [([0.5, 0.8, 0.7], 1.0, False), ([None, 0.5, 0.9], 2.0, True), ([0.6, 0.6, 0.1], 0.5, True)]
+)
+def test_the_rate_is_the_best_on_validation_patients_and_test_patients_come_after_it(tmp_path, monkeypatch, scores, chosen, edge):
+    rates, done = (0.5, 1.0, 2.0), []
+    study = strategies.Study(task="disease", entry="fedit", folder=tmp_path, data="", rates=rates, seeds=(0, 1))
+    folders = {study.run_folder(rate, 0): score for rate, score in zip(rates, scores, strict=True)}
+
+    def run(config, folder, data, *, test):
+        folder.mkdir(parents=True, exist_ok=True)
+        done.append((folder, test))
+
+    monkeypatch.setattr(strategies, "run", run)
+    monkeypatch.setattr(strategies, "validation", lambda task, folder: folders[folder])
+    strategies.conduct(study)
+    assert done == [(folder, False) for folder in folders] + [(study.run_folder(chosen, seed), True) for seed in (0, 1)]
+    told = json.loads((tmp_path / "disease" / "fedit" / "study.json").read_text())
+    assert told["edge"] is edge and list(told["tried"].values()) == scores and told["lr"] == study.config(chosen, 0).training.lr
+
+
+class Here(ThreadPoolExecutor):
+    """In place of processes, which take longer to start than these runs."""
+
+    def __init__(self, jobs, mp_context):
+        super().__init__(jobs)
+
+
 @pytest.mark.slow
 def test_a_small_campaign_ends_with_its_table_and_goes_on_where_it_was_left(tmp_path, monkeypatch, capsys, prepared_folder):
     """On the tests' own studies: phantoms take longer than all the rest."""
@@ -58,6 +86,7 @@ def test_a_small_campaign_ends_with_its_table_and_goes_on_where_it_was_left(tmp_
     own = [f"data.{key}={json.dumps(value)}" for key, value in data.items() if value is not None]
     small = (*strategies.SMALL[1:], *own, "model.sizes={depth: 2, width: 16, heads: 2, patch: [8, 8, 2]}", "model.weights=null")
     monkeypatch.setattr(strategies, "SMALL", small)
+    monkeypatch.setattr(strategies, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(
         sys, "argv", ["strategies", "--small", "--only", "local", "--task", "disease", "--runs", str(tmp_path), "--jobs", "1"]
     )

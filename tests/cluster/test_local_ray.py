@@ -13,7 +13,7 @@ from ray._private import services
 from ray._private.node import Node
 
 from benchmarks.processes import family, title
-from raylora.cluster import driver, local
+from raylora.cluster import local, session
 
 DASHBOARD, RUNTIME_ENV = "dashboard_agent", "runtime_env_agent"
 
@@ -49,7 +49,7 @@ def test_only_the_ray_that_a_command_starts_itself_is_spared(monkeypatch):
     monkeypatch.setattr("ray.shutdown", lambda: None)
     monkeypatch.setattr("ray.init", lambda **options: seen.append((options["address"], commands())))
     for address, environments in ((None, False), (None, True), ("auto", False)):
-        with driver.session(address, environments=environments):
+        with session.opened(address, environments=environments):
             pass
     none = dict.fromkeys(ALL, False)
     assert seen == [("local", ALL), ("local", {**ALL, RUNTIME_ENV: False}), ("auto", none)] and commands() == none

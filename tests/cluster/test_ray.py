@@ -15,7 +15,7 @@ from small_runs import run, settings, tiny
 from benchmarks.processes import family, title
 from raylora import config as configuration
 from raylora import launch
-from raylora.cluster import client_actor, driver
+from raylora.cluster import client_actor, resources, session
 from raylora.cluster.client_actor import RayExecutor
 from raylora.core.errors import InputError, MachineError, RunError
 
@@ -45,7 +45,7 @@ def on_ray(config, out, kind=RayExecutor, ready=KEPT, **options):
     made = []
 
     def executor(plan):
-        request = driver.request_of(plan, driver.available())
+        request = resources.request_of(plan, session.available())
         made.append(kind(plan.spec, plan.weights, request, config.placement.timeout_s, ready, keep=True))
         return made[-1]
 

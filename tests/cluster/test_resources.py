@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import tiny
 
-from raylora.cluster import driver
-from raylora.cluster.driver import request_of, round_cost
-from raylora.cluster.resources import Available, balanced, calls, fitting, local, request
+from raylora.cluster import session
+from raylora.cluster.resources import Available, balanced, calls, fitting, local, request, request_of, round_cost
 from raylora.config import Training
 from raylora.core.errors import InputError
 from raylora.federation.spec import SiteSpec
@@ -71,9 +70,9 @@ def test_a_round_costs_what_is_trained_and_scored():
 
 
 def test_what_others_hold_is_said(monkeypatch):
-    monkeypatch.setattr(driver.ray, "available_resources", lambda: {"CPU": 1.5, "memory": 1e9})
-    assert driver.taken_by_others(ask(cpus=0.25)) is None
-    said = driver.taken_by_others(ask(cpus=1.0, gpus=0.25))
+    monkeypatch.setattr(session.ray, "available_resources", lambda: {"CPU": 1.5, "memory": 1e9})
+    assert session.taken_by_others(ask(cpus=0.25)) is None
+    said = session.taken_by_others(ask(cpus=1.0, gpus=0.25))
     assert said == "the Ray cluster is busy (1.5 of 4 CPUs are free, 0 of 1 GPUs are free): the run begins once others have ended"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import ray
 import yaml
+from needed import absent
 from ports import free_ports
 from small_runs import run, settings
 
@@ -48,7 +49,7 @@ def two_nodes(prepared_folder, tmp_path_factory, monkeypatch):
         shutil.which("unshare") is None
         or subprocess.run(unshared("mount", "-t", "tmpfs", "none", "/mnt"), capture_output=True, check=False).returncode
     ):
-        pytest.skip("mounts of one's own are not allowed here (unshare --mount needs root)")
+        absent("mounts of one's own are not allowed here (unshare --mount needs root)")
     for name, value in {"period_ms": 500, "failure_threshold": 4, "timeout_ms": 20_000}.items():
         monkeypatch.setenv(f"RAY_health_check_{name}", str(value))  # half a minute until a node is missed is long for a test
     monkeypatch.setenv("RAY_AUTH_MODE", "token")

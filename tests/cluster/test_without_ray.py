@@ -12,7 +12,7 @@ from small_runs import tiny
 
 from raylora import config as configuration
 from raylora import planning
-from raylora.cluster import client_actor, driver, trial
+from raylora.cluster import client_actor, session, trial
 from raylora.cluster.client_actor import RayExecutor
 from raylora.cluster.resources import Available, Request
 from raylora.cluster.wire import pack
@@ -128,10 +128,10 @@ def test_a_ray_that_wants_a_token_gives_no_hint_of_it_and_so_the_refusal_does(mo
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         address = f"127.0.0.1:{somebody.getsockname()[1]}"
         hint = r"^--address \S+: Ray does not answer: Failed .*; .*: export RAY_AUTH_MODE=token"
-        with pytest.raises(InputError, match=hint), driver.session(address):
+        with pytest.raises(InputError, match=hint), session.opened(address):
             pass
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
-        with pytest.raises(InputError, match="cluster$"), driver.session(address):
+        with pytest.raises(InputError, match="cluster$"), session.opened(address):
             pass
 
 

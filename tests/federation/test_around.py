@@ -10,7 +10,10 @@ from raylora import planning
 from raylora.core import privacy
 from raylora.core import tree as trees
 from raylora.core.errors import InputError
+from raylora.core.types import Broadcast, ClientState, Phase, Task
 from raylora.federation import checkpoint
+from raylora.federation.build import build_host
+from raylora.federation.protocol import initial_tree
 
 TENSORS = 2 * len(CONVOLUTIONS) + 2
 ELEMENTS = FACTORS + HEAD
@@ -113,10 +116,29 @@ def test_what_top_k_left_out_is_remembered_and_sent_later(runs):
     assert sent <= np.ceil(0.1 * trees.size(decoded))
     before, after = early.states["GE"].trees["error"], late.states["GE"].trees["error"]
     assert before.keys() == after.keys() == update.adapter.keys()
-    for name in after:  # movement + what was left = what is sent + what is left
+    for name in after:  # of what was sent nothing is left
         kept = after[name][decoded[name] != 0]
         np.testing.assert_allclose(kept, 0.0, atol=1e-6)
     assert trees.norm(after) > 0
+
+
+def test_what_was_left_out_is_added_to_what_is_sent(prepared_folder):
+    """sent + left out = movement + what was left out before: the same round with and without the latter differs by it."""
+    plan = planning.make_plan(tiny(prepared_folder, "disease", compress={"kind": "top_k", "share": 0.1}))
+    host = build_host(plan.spec, plan.weights)
+    first = initial_tree(host.model.outline, host.protocol, "GE", 1)
+    told = Broadcast(adapter=first, task=Task(round=1, phases=(Phase(trains=("*",)),), uploads=("*",)))
+    rng = np.random.default_rng(0)
+    before = {name: rng.normal(0, 0.1, value.shape).astype(np.float32) for name, value in first.items()}
+
+    def sent_and_left(error):
+        host.restore({"GE": ClientState(trees={"error": error}, round=0)})
+        (outcome,) = host.train(["GE"], [told])
+        return trees.add(trees.subtract(outcome.update.adapter, first), outcome.state.trees["error"])
+
+    with_it, without = sent_and_left(before), sent_and_left({})
+    for name, value in before.items():
+        np.testing.assert_allclose(with_it[name] - without[name], value, atol=1e-6)
 
 
 def test_the_local_model_is_not_compressed(runs):

@@ -1,6 +1,7 @@
 """What a client sends: exactly what was asked for, or it is in no sum."""
 
 import math
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -245,10 +246,39 @@ def test_a_run_leaves_the_client_out_and_says_so_or_ends(prepared_folder, tmp_pa
     assert all(np.isfinite(value["mean"]) for value in found.summary["final"].values() if value["mean"] is not None)
 
 
+class Garbling(Lying):
+    """What one client says of what it was shown is no number."""
+
+    def train(self, stacks):
+        for outcome in InProcess.train(self, stacks):
+            update = outcome.update
+            if update.client_id == "GE" and not stacks[0][0][1].task.phases:
+                update = replace(update, metrics=dict.fromkeys(update.metrics, math.nan))
+            yield replace(outcome, update=update)
+
+
+def test_a_second_answer_that_is_not_what_was_asked_for_is_left_out_with_a_word(prepared_folder, tmp_path):
+    config = tiny(prepared_folder, "disease", strategy={"name": "rate_my_lora", "rule": "peer"}, faults={"malformed": "exclude"})
+    found = run(config, tmp_path / "run", executor=lambda plan: Garbling(build_host(plan.spec, plan.weights)))
+    for line in found.lines:
+        if line["kind"] == "round":
+            assert re.fullmatch(r"of what it was shown: the metric 'score_peer:\w+' is nan", line["refused"].pop("GE"))
+            assert not line["refused"] and line["weights"].keys() == {"Canon", "Philips", "Siemens"}
+
+
 def test_every_strategy_s_own_updates_pass(runs):
-    """Nothing that is asked for is refused: pruned ranks, control variates, scores of peers, compressed movements."""
-    for name in ("hetlora", "scaffold", "fedalt", "fedavg_full", "flora", "rolora"):
-        options = {"training__optimiser": "sgd"} if name == "scaffold" else {}
-        found = runs("disease", strategy={"name": name}, **options)
+    """Nothing that is asked for is refused: pruned ranks, control variates, scores of peers, compressed movements, a part of the names."""
+    asked = {
+        "hetlora": {"strategy": {"name": "hetlora", "gamma": 0.5, "lam": 0.3}, "lora__rank": 4, "training__optimiser": "sgd"},
+        "scaffold": {"strategy": {"name": "scaffold"}, "training__optimiser": "sgd"},
+        "peers": {"strategy": {"name": "rate_my_lora", "rule": "peer"}},
+        "top-k": {"compress": {"kind": "top_k", "share": 0.1}},
+        "rolora": {"strategy": {"name": "rolora"}},
+    }
+    for name, options in asked.items():
+        found = runs("disease", faults={"malformed": "exclude"}, training__rounds=4, **options)
         assert not any("refused" in line for line in found.lines), name
-        assert lowrank.rank_of(found.received[-1].adapter) <= 1
+        answered = [line for line in found.lines if line["kind"] == "client"]
+        assert len(answered) == 16, name
+    pruned = runs("disease", faults={"malformed": "exclude"}, training__rounds=4, **asked["hetlora"]).received
+    assert {lowrank.rank_of(update.adapter) for update in pruned} == {2, 4}

@@ -1,9 +1,11 @@
 """A client's round: what it is told, what it sends back, what it keeps; and what the server refuses to take."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from small_runs import tiny
 
 from raylora import planning
@@ -11,6 +13,7 @@ from raylora.core import lowrank
 from raylora.core.errors import RunError
 from raylora.core.tree import freeze
 from raylora.core.types import Broadcast, ClientState, Phase, Task
+from raylora.data.shards import PreparedSet
 from raylora.federation.answers import Scored
 from raylora.federation.build import build_host
 from raylora.federation.host import Host
@@ -130,6 +133,34 @@ def test_scores_are_of_the_model_received_and_of_the_one_trained(plan):
     assert [outcome.update.metrics[key] for key in ("score_received", "score_trained")] == [received, trained] and received != trained
 
 
+@pytest.mark.parametrize("task", ["disease", "segmentation"])
+def test_a_score_is_what_its_definition_gives_on_the_rating_patients(prepared_folder, task):
+    """From the logits of each image alone and the labels as they were prepared: the probability of the true class; Dice by hand."""
+    plan = planning.make_plan(
+        tiny(prepared_folder, task, data__fractions=[0.25, 0.125, 0.375, 0.25], strategy={"name": "rate_my_lora"}, training__cache="off")
+    )
+    host, prepared = build_host(plan.spec, plan.weights), PreparedSet(prepared_folder)
+    (outcome,) = host.train(["Siemens"], [told(host, phases=(), uploads=(), scores=("received",))])
+    host.model.load([initial_tree(host.model.outline, host.protocol, "Siemens", 1)], [host.protocol.alpha])
+    scores = []
+    for patient in plan.splits["Siemens"]["rating"]:
+        frames = prepared.study(patient).frames
+        if task == "disease":
+            with torch.no_grad():
+                logits = host.model(torch.from_numpy(np.stack([frames["ED"].image, frames["ES"].image])[None]))[0].double().numpy()
+            diseased = int(re.search(r"(\d+)V\d$", patient)[1]) % 2  # every second study of `small_studies.cohort` is DCM
+            scores.append(np.exp(logits[diseased]) / np.exp(logits).sum())
+            continue
+        for frame in ("ED", "ES"):
+            with torch.no_grad():
+                found = host.model(torch.from_numpy(np.array(frames[frame].image)[None, None]))[0].numpy().argmax(0)
+            for structure in (1, 2, 3):
+                a, b = found == structure, frames[frame].label == structure
+                scores.append(2 * (a & b).sum() / (a.sum() + b.sum()))
+    assert len(scores) == len(plan.splits["Siemens"]["rating"]) * (1 if task == "disease" else 6) > 2
+    assert outcome.update.metrics == {"score_received": pytest.approx(np.mean(scores), abs=1e-6)}
+
+
 @pytest.mark.parametrize("rank", [1, 2])
 def test_a_peer_is_scored_as_it_would_be_used(prepared_folder, rank):
     """Unit pairs of another client's rank, on the base as it is: the score of W + B A, with that client's head."""
@@ -148,6 +179,15 @@ def test_a_peer_is_scored_as_it_would_be_used(prepared_folder, rank):
     host.model.load([peer], [2.0])
     expected = rating_scores(host.model, [host.sites["GE"].shard.rating], "disease", 4, 4)[0]
     assert outcome.update.metrics == {"score_peer:Canon": pytest.approx(expected, abs=1e-6)} and not outcome.update.adapter
+
+
+def test_what_predicts_nothing_finite_is_scored_zero_and_blames_nobody_who_was_shown_it(prepared_folder):
+    plan = planning.make_plan(tiny(prepared_folder, "disease", strategy={"name": "rate_my_lora", "rule": "peer"}))
+    host = build_host(plan.spec, plan.weights)
+    lie = freeze({name: np.full_like(v, 1e30) for name, v in initial_tree(host.model.outline, host.protocol, "Canon", 1).items()})
+    asked = Broadcast(adapter={}, extra={"peer:Canon": lie}, task=Task(round=0, scores=("peer:Canon",)))
+    (outcome,) = host.train(["GE"], [asked])
+    assert outcome.update.metrics == {"score_peer:Canon": 0.0}
 
 
 def test_control_variates_follow_option_two(plan):

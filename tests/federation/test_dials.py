@@ -16,7 +16,7 @@ from raylora.federation import checkpoint
 from raylora.federation.buffered import packed, unpacked
 from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
-from raylora.method import caveats
+from raylora.method import caveats, make_strategy
 
 VENDORS = sorted(COHORT)
 SLOW_LINE = {"up_mbit": 0.01, "down_mbit": 0.02, "latency_s": 0.5, "step_s": 2.0}
@@ -93,6 +93,10 @@ def test_what_is_scored_stays_as_it_is(runs):
     assert all(one[metric]["frozen"] == other[metric]["frozen"] for metric in one)
 
 
+def said_of(config) -> list[str]:
+    return caveats(config, make_strategy(config, 4), 4)
+
+
 def test_the_pool_of_all_data_has_each_client_s_faults(prepared_folder):
     plan = planning.make_plan(tiny(prepared_folder, faults={"contour_mm": 3.0}, strategy={"name": "centralised"}))
     alone = planning.make_plan(tiny(prepared_folder, faults={"contour_mm": 3.0}))
@@ -103,7 +107,7 @@ def test_the_pool_of_all_data_has_each_client_s_faults(prepared_folder):
         liars = {"byzantine": 0.5, "attack": attack}
         pooled, apart = (planning.make_plan(tiny(prepared_folder, faults=liars, **s)) for s in ({"strategy": {"name": "centralised"}}, {}))
         assert pooled.dials.describe() == (apart.dials.describe() if attack == "label_flip" else None)
-        said = caveats(pooled.config, 4)
+        said = said_of(pooled.config)
         assert bool(said) == (attack == "negate") and all(text.startswith("faults.byzantine changes nothing here: ") for text in said)
 
 
@@ -449,9 +453,7 @@ def test_folds_are_not_kept_for_who_has_left(prepared_folder, tmp_path):
     ],
 )
 def test_a_dial_that_nobody_notices_is_said(prepared_folder, dials, key):
-    (said,) = caveats(tiny(prepared_folder, **dials), 4)
+    (said,) = said_of(tiny(prepared_folder, **dials))
     assert said.startswith(f"{key} changes nothing here: ")
-    assert (
-        caveats(tiny(prepared_folder, network={"step_s": 1.0, "up_mbit": 8, "spread": 1.0, "speed_spread": 1.0}, faults={"slow": 0.5}), 4)
-        == []
-    )
+    noticed = {"network": {"step_s": 1.0, "up_mbit": 8, "spread": 1.0, "speed_spread": 1.0}, "faults": {"slow": 0.5}}
+    assert said_of(tiny(prepared_folder, **noticed)) == []

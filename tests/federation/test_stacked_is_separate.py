@@ -20,7 +20,7 @@ from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
 from raylora.federation.rounds import Progress, receive, run_round
 from raylora.method import make_strategy
-from raylora.planned import opening
+from raylora.plan import opening
 from raylora.strategies import STRATEGIES, create
 
 ROUNDS = 5

@@ -3,6 +3,8 @@ import pytest
 
 from raylora.core.seeds import generator
 from raylora.metrics.bootstrap import degrees_of_freedom, draws, interval
+from raylora.metrics.classification import STATISTICS
+from raylora.metrics.matrix import Sample, entry, weighted_mean
 
 
 def test_draws_stay_within_strata_and_leave_one_out():
@@ -49,15 +51,34 @@ def test_an_interval_without_the_spread_of_one_client_would_miss_the_truth():
 @pytest.mark.slow
 @pytest.mark.parametrize(("per_client", "clients", "tolerance"), [(10, 5, 0.02), (5, 2, 0.04)])
 def test_coverage_over_patients_within_clients(per_client, clients, tolerance):
-    """95 % intervals of a mean over clients of skewed (beta) Dice scores; at n = 10 they are known to be a little narrow (about 92 %)."""
+    """95 % intervals of `final`, of a mean over clients of skewed (beta) Dice scores; at n = 10 they are known to be a little narrow (about
+    92 %)."""
     means = np.linspace(0.8, 0.9, clients)
-    strata = np.repeat(np.arange(clients), per_client)
+    patients, nobody = tuple(map(str, range(per_client))), np.zeros(per_client)
     simulations, covered = 600, 0
     for number in range(simulations):
         rng = generator(number, "simulated cohort")
-        values = rng.beta(20 * means[strata], 20 * (1 - means[strata]))
-        weights = draws(strata, 400, generator(number, "bootstrap"))
-        by_client = (weights * values).reshape(400, clients, per_client).sum(2) / weights.reshape(400, clients, per_client).sum(2)
-        low, high = interval(by_client.mean(1), degrees_of_freedom(strata))
+        own = {
+            str(c): Sample(patients, rng.beta(20 * m, 20 * (1 - m), per_client), nobody, nobody, weighted_mean) for c, m in enumerate(means)
+        }
+        low, high = entry(own, own, seed=number, replicates=400)["ci95"]
         covered += low <= means.mean() <= high
     assert abs(covered / simulations - 0.95) <= tolerance
+
+
+@pytest.mark.slow
+def test_coverage_of_a_balanced_accuracy_over_clients():
+    """Right with a probability of 0.9 for the 8 diseased and 0.7 for the 12 normal patients of each of four clients: 0.8."""
+    truth = np.repeat([1.0, 0.0], [8, 12])
+    patients, half = tuple(map(str, range(20))), np.full(20, 0.5)
+    simulations, covered = 400, 0
+    for number in range(simulations):
+        rng = generator(number, "simulated decisions")
+        right = [rng.random(20) < np.where(truth == 1, 0.9, 0.7) for _ in range(4)]
+        own = {
+            str(c): Sample(patients, np.where(r, truth, 1 - truth), truth, half, STATISTICS["balanced_accuracy"])
+            for c, r in enumerate(right)
+        }
+        low, high = entry(own, own, seed=number, replicates=400)["ci95"]
+        covered += low <= 0.8 <= high
+    assert abs(covered / simulations - 0.95) <= 0.03

@@ -35,6 +35,21 @@ def test_every_network_does_its_tasks(name, task):
     assert adapted_modules(network, zoo.DEFAULT_TARGETS[name], "all")
 
 
+@pytest.mark.slow  # importing MONAI takes seconds
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["unet", "vit"])
+def test_weights_of_monai_s_own_networks_are_taken(tmp_path, kind):
+    from raylora.models import monai_twin
+
+    there, here = (unet(1), unet(2)) if kind == "unet" else (vit(pool="cls"), vit(pool="cls"))
+    for parameter in here.parameters():
+        parameter.data += 1.0
+    monai_twin.save_monai(monai_twin.monai_unet(there) if kind == "unet" else monai_twin.monai_vit(there), tmp_path / "monai.safetensors")
+    zoo.load_weights(dict(here.named_parameters()), (), tmp_path / "monai.safetensors")
+    wanted, found = zoo.weights_of(there), zoo.weights_of(here)
+    assert wanted.keys() == found.keys() and all(np.array_equal(wanted[name], found[name]) for name in wanted)
+
+
 def test_weights_follow_from_the_seed():
     first, again, other = (zoo.weights_of(unet(seed)) for seed in (1, 1, 2))
     assert all(np.array_equal(first[name], again[name]) for name in first)

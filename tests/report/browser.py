@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -13,7 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+from needed import absent
 from ports import free_ports
 
 QUIET = (
@@ -29,9 +28,7 @@ def need_chromium() -> tuple[str, str]:
     if browser and driver:
         return browser, driver
     reason = f"no {'chromium' if not browser else 'chromedriver'} on the path (Debian: apt-get install chromium chromium-driver)"
-    if os.environ.get("RAYLORA_REQUIRE_SYSTEM") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    absent(reason)
 
 
 class Browser:

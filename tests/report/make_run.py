@@ -28,6 +28,7 @@ def make_run(
     strategy: str = "fedit",
     seed: int = 0,
     quality: float = 0.85,
+    validation: float | None = None,
     spread: float = 0.004,
     own_models: bool = False,
     clients: Sequence[str] = SITES,
@@ -38,7 +39,8 @@ def make_run(
     pictures: bool = False,
     config: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write a run whose test score is about `quality`, moved by `spread` from seed to seed; patients are as hard in every run."""
+    """Write a run whose test score is about `quality`, moved by `spread` from seed to seed; patients are as hard in every run. `validation`:
+    the quality on validation patients, if it is another one."""
     folder.mkdir(parents=True)
     shift = float(generator(seed, f"seed effect {strategy} {config}").normal(0, spread))
     scorer = _segmentation if task == "segmentation" else _disease
@@ -51,9 +53,10 @@ def make_run(
         for client in clients:
             away = 0.03 if model in clients and model != client else 0.0
             for split, count in (("validation", 4), ("test", patients)):
+                other = validation - quality if split == "validation" and validation is not None else 0.0
                 for number in range(count):
                     patient = f"{client}_{split}_{number:02d}"
-                    rows += scorer(model, client, patient, split, rounds - 1, level - away, noise)
+                    rows += scorer(model, client, patient, split, rounds - 1, level - away + other, noise)
         if task == "disease":
             rows.append(_threshold(rows, model, rounds - 1))
     nested = _config(task, strategy, seed, rounds, config or {})

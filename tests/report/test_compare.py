@@ -194,12 +194,18 @@ def test_folders_that_are_no_runs_and_runs_without_an_end(tmp_path):
 
 
 def test_winners_are_chosen_on_validation_and_say_how_many_were_tried(tmp_path):
-    runs = [make_run(tmp_path / f"r{r}", quality=0.8 + r / 100, rounds=1, patients=2, config={"lora.rank": r}) for r in (2, 4, 8)]
+    """Rank 4 leads on validation patients; on the test patients it is rank 8."""
+    validation = {2: 0.8, 4: 0.9, 8: 0.85}
+    runs = [
+        make_run(tmp_path / f"r{r}", quality=0.8 + r / 100, validation=v, rounds=1, patients=2, config={"lora.rank": r})
+        for r, v in validation.items()
+    ]
     runs.append(make_run(tmp_path / "pruned", status="pruned", rounds=1, patients=2, config={"lora.rank": 16}))
     block = compare(runs, replicates=FEW).blocks[0]
     (winner,) = block.winners
     validation = [s.validation.value for s in block.scores]
     assert winner.tried == 4 and winner.score.validation.value == max(validation) and winner.overall
+    assert winner.score.label == "fedit rank=4" and max(block.scores, key=lambda s: s.in_client.value).label == "fedit rank=8"
     assert f"Of 4 configurations tried, {winner.score.label} has the best Dice on validation patients" in block.findings()[0]
     assert any("pruned" in remark for remark in block.remarks)
 

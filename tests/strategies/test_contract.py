@@ -70,7 +70,7 @@ def test_it_needs_neither_torch_nor_ray(tmp_path: Path) -> None:
     script = (
         "import json, sys\n"
         "from raylora.strategies import STRATEGIES, check\n"
-        "failed = [check(factory) for factory in STRATEGIES.values()]\n"
+        "failed = [check(STRATEGIES[name]) for name in ('flexlora', 'fedalt', 'rate_my_lora')]  # an SVD, a router, a fold\n"
         "heavy = {'torch', 'ray', 'monai', 'mlflow', 'pandas', 'scipy', 'sklearn', 'dp_accounting'} & set(sys.modules)\n"
         "print(json.dumps([sum(failed, []), sorted(heavy)]))\n"
     )

@@ -220,6 +220,41 @@ def test_a_report_that_comes_again_is_judged_as_it_was(tmp_path, kind):
     ledger.close()
 
 
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_after_any_line_a_scheduler_knows_what_it_knew(tmp_path, kind):
+    """As Tune asks it: about every report but the last, which comes with a trial's end; a pruned trial ends at once. Its memory, made again
+    from the ledger at any moment, is the one that it had."""
+    settings = sweep(tmp_path, scheduler={"kind": kind, "reduction": 2})
+    ledger = Ledger(tmp_path / "sweep", settings.sha256())
+    scheduler = remembered(settings, ledger)
+
+    def memory(found):
+        inner = vars(found.inner)
+        results = {seat.trial_id: [tuple(sorted(r.items())) for r in told] for seat, told in inner.get("_results", {}).items()}
+        rungs = [bracket._rungs for bracket in inner.get("_brackets", ())]
+        stopped = sorted(seat.trial_id for seat in inner.get("_stopped_trials", ()))
+        return results, json.dumps(rungs, sort_keys=True, default=str), stopped, found.reported, found.complete
+
+    for number in range(5):
+        ledger.append({"kind": "trial", "number": number, "values": {}, "seed": 0, "config_sha256": ""})
+        scheduler.on_trial_add(None, Told(number))
+    over = set()
+    for number, round in [(number, round) for round in (1, 2, 3, 4) for number in range(5)]:
+        if number in over:
+            continue
+        if round == 4:  # all rounds
+            scheduler.on_trial_complete(None, Told(number), {**reported(number, round), "status": "finished"})
+        elif scheduler.on_trial_result(None, Told(number), reported(number, round)) == "STOP":
+            scheduler.on_trial_complete(None, Told(number), {**reported(number, round), "status": "running"})
+            over.add(number)
+        assert memory(remembered(settings, ledger)) == memory(scheduler), (number, round)
+    assert over and len(scheduler.complete) == 5
+    known = memory(scheduler)
+    scheduler.on_trial_complete(None, Told(0), {**reported(0, 4), "status": "finished"})  # gone on with after its end
+    assert memory(scheduler) == known
+    ledger.close()
+
+
 def test_a_suggestion_that_turns_out_impossible_has_failed_and_the_next_is_asked_for(tmp_path):
     from raylora.cluster.sweep import Asked
 

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 from raylora.config import Config
-from raylora.core.errors import InputError, MachineError, RunError
+from raylora.core.errors import InputError, MachineError, RunError, named
 from raylora.core.loading import uncollected
 
 if TYPE_CHECKING:
-    from raylora.planned import Plan
+    from raylora.plan import Plan
 
 Say = Callable[[str, int, int], None]
 CLEANING_S = 15.0  # for a process that is to end; a busy machine needs more than five to remove phantoms that are half made
@@ -36,7 +36,7 @@ class Planner:
         self.process = None
         if "torch" not in sys.modules:
             # -P: what lies in the user's folder hides no installed module; with our own path, where the user's modules are, last.
-            command, paths = [sys.executable, "-P", "-m", "raylora.plan_apart"], os.pathsep.join(sys.path)
+            command, paths = [sys.executable, "-P", "-m", "raylora.planner"], os.pathsep.join(sys.path)
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it would be a traceback until `main` has been reached
             try:
                 pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -113,7 +113,7 @@ def main() -> None:
     except (InputError, RunError, OSError) as error:
         tell("error", error)
     except Exception as error:  # of a user's module, perhaps of a class that nobody else knows
-        tell("error", RunError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+        tell("error", RunError(named(error)))
     os._exit(0)  # at the end of an interpreter the thread would still hold standard input
 
 
