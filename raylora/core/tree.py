@@ -5,6 +5,7 @@ Sums run in float64 in the order given (callers sort by client id first) and sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -70,6 +71,11 @@ def zeros(tree: Tree) -> Tree:
     return freeze({name: np.zeros_like(array, dtype=np.float32) for name, array in tree.items()})
 
 
+def finite(array: np.ndarray) -> bool:
+    """Whether all its values are finite numbers."""
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())  # squares say so in half the time, unless they overflow
+
+
 def require_same(expected: Tree, got: Tree, where: str) -> None:
     """Raise RunError unless both trees have the same names and shapes and `got` is finite. `where` names the client or the file."""
     missing, unknown = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
@@ -80,7 +86,7 @@ def require_same(expected: Tree, got: Tree, where: str) -> None:
             raise RunError(f"{where}: {name} has shape {got[name].shape}, expected {array.shape}")
         if got[name].dtype.kind != "f":
             raise RunError(f"{where}: {name} is {got[name].dtype}, expected floating-point numbers")
-        if not np.isfinite(got[name]).all():
+        if not finite(got[name]):
             raise RunError(f"{where}: {name} is not finite")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from raylora.core import lowrank
 from raylora.core.errors import RunError
-from raylora.core.tree import match
+from raylora.core.tree import finite, match
 from raylora.core.types import Broadcast, Client, ClientUpdate, Task, Tree
 from raylora.federation.answers import Outcome
 from raylora.federation.rounds import Executor, Stack
@@ -54,7 +54,7 @@ def _wrong_tree(tree: Any, expected: Tree) -> str | None:
             return f"{name} is {value.dtype if isinstance(value, np.ndarray) else type(value).__name__}, expected float32"
         if value.shape != wanted.shape:
             return f"{name} has shape {value.shape}, expected {wanted.shape}"
-        if not np.isfinite(value).all():
+        if not finite(value):
             return f"{name} has values that are not finite"
     return None
 

@@ -13,7 +13,7 @@ from raylora.core.byzantine import Attack
 from raylora.core.compress import compressed
 from raylora.core.errors import RunError
 from raylora.core.seeds import generator
-from raylora.core.tree import freeze, match
+from raylora.core.tree import finite, freeze, match
 from raylora.core.types import Broadcast, ClientState, ClientUpdate, Tree
 from raylora.federation.protocol import Protocol, compose, initial_tree
 from raylora.models.stacked import StackedModel
@@ -107,7 +107,7 @@ def parted(
     """What is sent and what is kept."""
     task = broadcast.task
     for name, value in trained.items():
-        if not np.isfinite(value).all():
+        if not finite(value):
             raise RunError(f"round {task.round + 1}, client {site.id}: {name} is not finite after training; try a smaller training.lr")
     uploads = set(match(trained, task.uploads))
     sent_away = uploads - set(match(trained, task.keeps))

@@ -70,3 +70,14 @@ def test_norm_and_size_are_over_all_names() -> None:
     tree = {"a": np.array([3.0]), "b": np.array([[0.0, 4.0]])}
     assert trees.norm(tree) == 5.0 and trees.size(tree) == 3 and trees.inner(tree, tree) == 25.0
     assert trees.norm(trees.zeros(tree)) == 0.0
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 5)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_finite(shape, dtype):
+    array = np.full(shape, 3e38, dtype)  # whose square is no float32
+    assert trees.finite(array) and trees.finite(-array.T)
+    for odd in (np.nan, np.inf, -np.inf):
+        if array.size:
+            array[(-1,) * array.ndim] = odd
+            assert not trees.finite(array) and not trees.finite(array.T)
