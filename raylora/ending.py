@@ -11,6 +11,7 @@ import numpy as np
 
 from raylora import identity
 from raylora.core import lowrank
+from raylora.core.files import without_nan, write_json
 from raylora.core.types import Broadcast, Strategy, Tree
 from raylora.federation.answers import EvalRow, Scored
 from raylora.federation.protocol import compose, initial_tree
@@ -24,7 +25,7 @@ from raylora.models import peft
 from raylora.models.arrays import write_arrays
 from raylora.plan import Plan
 from raylora.provenance import code, environment, versions
-from raylora.tracking.record import Record, finite, write_json
+from raylora.tracking.record import Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,9 @@ def finish(standing: Standing) -> dict[str, Any]:
 
 
 def end_early(standing: Standing) -> dict[str, Any]:
-    """What is left of an experiment that was asked to stop after a round: adapters, and a summary without test scores, which is returned."""
+    """What is left of an experiment that was asked to stop after a round: adapters, the validation rows of its rounds, and a summary without
+    test scores, which is returned."""
+    standing.record.write_cases(())
     hashes = _write_adapters(standing, _models(standing))
     summary = {"status": "pruned", **_about(standing), "stopped_after": standing.progress.round, "adapter_sha256": hashes}
     return _write_summary(standing.record, summary)
@@ -160,7 +163,7 @@ def _write_summary(record: Record, summary: Mapping[str, Any]) -> dict[str, Any]
     """Write it, and beside it what was installed. Returns it as it will be read."""
     (record.folder / "environment.txt").write_text(environment(), encoding="utf-8")
     write_json(record.folder / "summary.json", summary)
-    return finite(summary)
+    return without_nan(summary)
 
 
 def _tested(standing: Standing, trees: Mapping[str, Tree], t: int) -> list[CaseRow]:

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from raylora import identity
 from raylora.config import Config, dump
 from raylora.core.errors import InputError, named
-from raylora.core.files import read_json_object
+from raylora.core.files import read_json_object, write_json, write_text
 from raylora.core.types import Tree
 from raylora.ending import Standing, end_early, finish, validate, validation_scores
 from raylora.federation import checkpoint, stacking
@@ -31,7 +31,7 @@ from raylora.federation.spec import protocol_of
 from raylora.method import caveats, epsilon, expected_cohort, make_strategy
 from raylora.plan import Plan, opening
 from raylora.provenance import code
-from raylora.tracking.record import BRING, PATIENTS, Record, lines_before, write_json, write_text
+from raylora.tracking.record import BRING, PATIENTS, Record, lines_before
 
 Event = Mapping[str, Any]
 Events = Generator[Event, str | None, str | None]

@@ -13,7 +13,7 @@ from raylora import config as configuration
 from raylora import run_folder
 from raylora.config import Config
 from raylora.core.errors import InputError, MachineError, RunError, named
-from raylora.core.files import absolute_path, read_json_object
+from raylora.core.files import absolute_path, read_json_object, write_json
 from raylora.core.loading import uncollected
 from raylora.data import obtain
 from raylora.data.manifest import Manifest, PrepareOptions, read_manifest
@@ -198,8 +198,6 @@ def prepare(
 
 def _finished(out: Path, summary: dict[str, Any], tracker: Any) -> dict[str, Any]:
     """The summary with where MLflow keeps the run."""
-    from raylora.tracking.record import write_json
-
     if tracker is not None and (where := tracker.where()) is not None:
         summary["mlflow"] = where
         write_json(out / "summary.json", summary)

@@ -12,13 +12,13 @@ from raylora import launch, run_folder
 from raylora import stress as space
 from raylora.cluster.needs import Needs
 from raylora.core.errors import InputError, MachineError, RunError
+from raylora.core.files import write_json
 from raylora.report.stress import Ended, campaign, write_campaign
 from raylora.stress import Stress, Trial
 from raylora.sweep.ledger import Ledger, plain
 from raylora.sweep.search import Listed
 from raylora.sweep.space import METRICS
 from raylora.sweep.state import summary_of
-from raylora.tracking.record import write_json
 
 OnEvent = Callable[[Mapping[str, Any]], None]
 

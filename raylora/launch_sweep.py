@@ -15,12 +15,12 @@ from raylora import launch, run_folder
 from raylora.cluster.needs import Needs
 from raylora.config import Config
 from raylora.core.errors import InputError, MachineError, RunError
+from raylora.core.files import write_json
 from raylora.sweep import space
 from raylora.sweep.ledger import Ledger, plain
 from raylora.sweep.search import replayed
 from raylora.sweep.space import Sweep, Trial
 from raylora.sweep.state import state, summary_of
-from raylora.tracking.record import write_json
 
 if TYPE_CHECKING:
     from raylora.cluster.resources import Request

@@ -20,10 +20,10 @@ from raylora import cli, experiment, launch, run_folder
 from raylora import config as configuration
 from raylora.cluster import driver, resources, session
 from raylora.core.errors import InputError, MachineError, RunError
+from raylora.core.files import write_text
 from raylora.federation.build import build_host
 from raylora.federation.executor import InProcess
 from raylora.report import html
-from raylora.tracking.record import write_text
 
 APART = multiprocessing.get_context("spawn")  # not forkserver: there is one a process, and it must not be older than the Ray of other tests
 LONG = {"training__rounds": 18, "training__local_steps": 1, "evaluation__every": 0, "checkpoint": {"every": 1, "keep": "all"}}

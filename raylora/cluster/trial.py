@@ -13,10 +13,10 @@ from ray import tune
 
 from raylora import config as configuration
 from raylora.cluster.resources import Request
+from raylora.core.files import write_text
 from raylora.core.loading import uncollected
 from raylora.plan import Plan
 from raylora.sweep.ledger import pruned_after
-from raylora.tracking.record import write_text
 
 
 class DriverActor(tune.Trainable):

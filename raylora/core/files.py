@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,26 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected one JSON object, found {type(value).__name__}")
     return value
+
+
+def without_nan(value: Any) -> Any:
+    """The value with every number that JSON cannot hold as None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): without_nan(item) for key, item in value.items()}
+    return [without_nan(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """As `write_text`; no NaN or Infinity."""
+    write_text(path, json.dumps(without_nan(value), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file holds all of it, or what it held before. Raises OSError."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def absolute_path(text: str, here: Path, name: str) -> Path:

@@ -11,11 +11,10 @@ from typing import Any
 
 from raylora.config import Config
 from raylora.core.errors import InputError
-from raylora.core.files import read_json_object
+from raylora.core.files import read_json_object, write_json
 from raylora.metrics.matrix import PRIMARY
 from raylora.sweep.ledger import Ledger, plain
 from raylora.sweep.space import Sweep, Trial
-from raylora.tracking.record import write_json
 
 
 def state(

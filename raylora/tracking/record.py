@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raylora.core.errors import InputError
+from raylora.core.files import replacing, without_nan, write_text
 
 PATIENTS = "patients.json"  # in the run's folder: who was in which part, the hashes of data and base weights, and the values and code it began with
 CASES = pa.schema(
@@ -29,16 +29,6 @@ CASES = pa.schema(
         ("value", pa.float64()),
     ]
 )
-
-
-def finite(value: Any) -> Any:
-    """The value with every number that JSON cannot hold as null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
-
 
 PART = re.compile(r"\d{6}(-\d{6})?")  # the name of such a file
 BRING = "bring the run's files back, or start a new run"
@@ -61,7 +51,7 @@ class Record:
 
     def append(self, objects: Iterable[Mapping[str, Any]]) -> None:
         """One line an object, flushed to the disk."""
-        lines = [json.dumps(finite(item), allow_nan=False) + "\n" for item in objects]
+        lines = [json.dumps(without_nan(item), allow_nan=False) + "\n" for item in objects]
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(lines)
             file.flush()
@@ -74,10 +64,7 @@ class Record:
         if len(lines) < rows or any(not line.endswith("\n") for line in lines[:rows]):
             raise InputError(f"{self.path}: has {len(lines)} lines, {rows} were there after round {round}: {BRING}")
         if lines:
-            kept = lines[:rows]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            os.replace(temporary, self.path)
+            write_text(self.path, "".join(lines[:rows]))
         self.rows = rows
         for part in self._parts():
             first, last = _rounds(part)
@@ -137,21 +124,7 @@ def _read(path: Path) -> list[tuple[Any, ...]]:
 def _write(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(CASES)
     table = pa.table([pa.array(column, field.type) for column, field in zip(columns, CASES, strict=True)], schema=CASES)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         pq.write_table(table, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Atomically; no NaN or Infinity."""
-    write_text(path, json.dumps(finite(value), indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """The file holds all of it, or what it held before."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

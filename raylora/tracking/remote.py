@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from raylora.core.errors import InputError
+from raylora.core.files import write_json
 from raylora.tracking.mlflow import record_sha256
-from raylora.tracking.record import write_json
 from raylora.tracking.store import FOLDER, RECORD, quiet
 
 FILES = ("summary.json", "config.yaml", "cases.parquet", "rounds.jsonl")

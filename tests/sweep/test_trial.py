@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 from small_runs import InProcess, build_host, run, tiny
 
@@ -76,6 +77,8 @@ def test_pruned_it_holds_what_a_plain_run_stopped_there_holds(prepared_folder, t
     found = summary(tmp_path / "trial")
     assert (found["status"], found["stopped_after"]) == ("pruned", 2)
     assert "final" not in found and "cross_client" not in found
+    rows = pq.read_table(tmp_path / "trial" / "cases.parquet").to_pylist()
+    assert {(row["split"], row["round"]) for row in rows} == {("validation", 0), ("validation", 1)}
 
     stopped = tmp_path / "stopped"
     stopped.mkdir()

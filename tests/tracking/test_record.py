@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylora.tracking.record import CASES, MERGED, Record, finite, write_json
+from raylora.core.files import without_nan, write_json
+from raylora.tracking.record import CASES, MERGED, Record
 
 ROW = (0, "validation", "global", "GE", "p1", "ED", "LV", "dice", 0.5)
 
@@ -26,13 +27,13 @@ VALUES = st.recursive(
 @settings(deadline=None, max_examples=50)
 @given(VALUES)
 def test_json_holds_no_nan(value):
-    text = json.dumps(finite(value), allow_nan=False)
-    assert finite(json.loads(text)) == json.loads(text)
+    text = json.dumps(without_nan(value), allow_nan=False)
+    assert without_nan(json.loads(text)) == json.loads(text)
 
 
 def test_infinity_and_nan_become_null_and_nothing_else_changes():
     value = {"a": [1.5, math.nan, (math.inf, -math.inf)], "b": {1: True, "c": "nan"}, "d": None}
-    assert finite(value) == {"a": [1.5, None, [None, None]], "b": {"1": True, "c": "nan"}, "d": None}
+    assert without_nan(value) == {"a": [1.5, None, [None, None]], "b": {"1": True, "c": "nan"}, "d": None}
 
 
 def test_lines_are_there_as_soon_as_they_are_written(tmp_path):
