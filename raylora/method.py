@@ -86,7 +86,7 @@ def caveats(config: Config, strategy: Strategy, clients: int) -> list[str]:
         )
     if rounds <= strategy.stage_rounds:
         found.append(
-            f"strategy.stage_rounds: all {rounds} rounds train the global adapter, the private one stays as it starts "
+            f"strategy.stage_rounds: all {rounds} rounds are of the first stage, the second never comes "
             "(more training.rounds, or fewer stage_rounds)"
         )
     if config.sampling.kind == "size" and _weights(config) == "size":

@@ -1,6 +1,6 @@
 """The marks that raylora is held to beside the other systems, and whether the stored results reach them.
 
-A mark that was beaten by far is raised, so that what was won is not lost unseen. Those that are not reached stay, with what binds in the README.
+A mark that was beaten by far is raised, so that what was won is not lost unseen. Those that are not reached stay, with what binds in docs/speed.md.
 """
 
 from __future__ import annotations

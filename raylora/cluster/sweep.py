@@ -140,9 +140,9 @@ class Remembered(Unwritten, FIFOScheduler):
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Of a trial that has done all its rounds Tune asks no decision about the last: those still running are compared with it."""
         number, value = _number(trial), result.get("objective")
-        if value is None:  # it has failed, or a full disk has stopped it
+        if value is None:  # it has failed
             return
-        whole = result.get("status") != "running"  # else it was pruned, or the time limit has stopped it, and it may go on
+        whole = result.get("status") not in ("running", "stopped")  # else it was pruned; or a full disk has stopped it, and it may go on
         if (number, result["round"]) not in self.reported:
             last = {"last": True} if whole else {}
             self.ledger.append({"kind": "report", "number": number, "round": result["round"], "objective": value, **last})

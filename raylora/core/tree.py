@@ -73,7 +73,8 @@ def zeros(tree: Tree) -> Tree:
 
 def finite(array: np.ndarray) -> bool:
     """Whether all its values are finite numbers."""
-    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())  # squares say so in half the time, unless they overflow
+    flat = array.ravel("K")  # as it lies
+    return math.isfinite(np.vdot(flat, flat)) or bool(np.isfinite(flat).all())  # squares say so in half the time, unless they overflow
 
 
 def require_same(expected: Tree, got: Tree, where: str) -> None:

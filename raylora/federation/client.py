@@ -151,8 +151,8 @@ def parted(
 
 
 def _shown(model: StackedModel, protocol: Protocol, site: Site, other: Tree) -> float:
-    """The score of what this client was shown: the base with another client's pairs of unit scale, and its plain parts. A model that predicts
-    nothing finite is as bad as can be: 0 (a client must not be blamed for what another one sent)."""
+    """The score of what this client was shown: the base with another client's pairs of unit scale, and its plain parts. Predictions
+    that are not finite are as bad as can be: 0 (a client must not be blamed for what another one sent)."""
     rank = next(len(value) for name, value in other.items() if name.endswith(".lora_A"))
     tree = initial_tree(model.outline, protocol, site.id, min(rank, protocol.max_rank))
     own_scale = np.float32(rank / protocol.alpha)  # the model multiplies by alpha / rank

@@ -56,7 +56,7 @@ def monai_vit(model: ViTClassifier) -> nn.Module:
 
 def save_monai(network: nn.Module, path: str | Path) -> None:
     """Write the weights of MONAI's `DynUNet` or `ViT` as a file that `model.weights` takes, if `model.sizes` describes the same network."""
-    save_file({name: value.detach().clone() for name, value in network.state_dict().items() if not _alias(name)}, path)
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items() if not _alias(name)}, path)
 
 
 def _alias(name: str) -> bool:

@@ -43,6 +43,8 @@ def create_from(registry: Mapping[str, Factory], name: str, options: Mapping[str
         raise InputError(f"strategy.name {name}: expected a factory that returns a Strategy, found {type(strategy).__name__}")
     if unknown := sorted(set(strategy.adapters) - set(ADAPTERS)):
         raise InputError(f"strategy.name {name}: expected adapters of {', '.join(map(repr, ADAPTERS))}, found {unknown[0]!r}")
+    if strategy.optimiser not in ("", "adamw", "sgd"):
+        raise InputError(f"strategy.name {name}: derived for the optimiser {strategy.optimiser!r}: expected adamw, sgd or none")
     strategy = replace(strategy, name=strategy.name or name)
     return strategy if isinstance(given.get("reduce"), Seeded) else skipping_empty_rounds(strategy)
 

@@ -93,7 +93,7 @@ def test_in_float32_rounding_stays_small(prepared_folder, name, task):
     convolutions are merged.
 
     AdamW makes steps of length one of whatever a gradient is, of rounding as well: at ten times that rate SCAFFOLD's variates, whose
-    difference is rounding where gradients are small, come up to 1e-2 apart (README)."""
+    difference is rounding where gradients are small, come up to 1e-2 apart (docs/speed.md)."""
     options = {"training__lr": Training().lr, **({"lora__dropout": 0.0} if task == "segmentation" else {})}
     apart, together = (after_five_rounds(prepared_folder, task, name, stack, "float32", **options) for stack in (1, 3))
     assert distance(apart, together) <= 1e-3

@@ -235,9 +235,11 @@ def test_after_any_line_a_scheduler_knows_what_it_knew(tmp_path, kind):
         stopped = sorted(seat.trial_id for seat in inner.get("_stopped_trials", ()))
         return results, json.dumps(rungs, sort_keys=True, default=str), stopped, found.reported, found.complete
 
-    for number in range(5):
+    for number in range(6):
         ledger.append({"kind": "trial", "number": number, "values": {}, "seed": 0, "config_sha256": ""})
         scheduler.on_trial_add(None, Told(number))
+    scheduler.on_trial_result(None, Told(5), reported(0, 1))
+    scheduler.on_trial_complete(None, Told(5), {**reported(0, 1), "status": "stopped"})  # by a full disk: it goes on another day
     over = set()
     for number, round in [(number, round) for round in (1, 2, 3, 4) for number in range(5)]:
         if number in over:
