@@ -405,7 +405,10 @@ def guarded(command: Callable[[], Any]) -> int:
     except typer.Exit as error:
         return error.exit_code
     except usage_error as error:
-        return _say(error.format_message(), 2)
+        if (said := error.format_message()).startswith("Usage:"):  # `raylora` alone
+            print(said, file=sys.stderr)
+            return 2
+        return _say(said, 2)
     except RunError as error:
         return _say(error, 1)
     except Interrupted as error:

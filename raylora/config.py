@@ -165,6 +165,8 @@ class StrategyConfig(BaseModel):
     def _something(cls, values: Any) -> Any:
         if values == {}:
             raise ValueError("expected a name, found nothing")
+        if isinstance(values, str):  # strategy=fedprox
+            return {"name": values}
         if not isinstance(values, Mapping):
             return values
         return {key: value if key == "name" else numbers(value) for key, value in values.items()}

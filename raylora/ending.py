@@ -137,7 +137,7 @@ def finish(standing: Standing) -> dict[str, Any]:
         else None,
         "crop": plan.cohort.crops,
         "cut_studies": list(plan.cohort.cut),
-        "notes": plan.cohort.notes(),
+        "notes": list(plan.notes),
         "patients": {client: {part: len(ids) for part, ids in parts.items()} for client, parts in plan.splits.items()},
         "base": {"weights": config.model.weights, "sha256": peft.hash_of(plan.weights), "has_seen": list(plan.seen_cases)},
         "parameters": {

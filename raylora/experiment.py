@@ -78,7 +78,7 @@ def run_experiment(
         "round": progress.round,
         "name": config.name,
     }
-    for word in [*plan.cohort.notes(), *caveats(config, strategy, len(clients)), *_of_features(plan)]:
+    for word in [*plan.notes, *caveats(config, strategy, len(clients)), *_of_features(plan)]:
         yield {"event": "note", "text": word}
     s = config.sampling
     end = end_round if s.buffer is None else partial(end_buffered, size=s.buffer, exponent=s.staleness)

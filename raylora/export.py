@@ -98,17 +98,21 @@ def export(run_dir: Path, out: Path, *, client: str | None = None, merged: bool 
 
 
 def base_model(folder: Path | str, weights: str | None = None) -> nn.Module:
-    """The backbone that an exported adapter was trained on, in evaluation mode. `weights`: where its file lies now, if it has moved.
+    """The backbone that an exported adapter was trained on, in evaluation mode; of a folder of merged weights, the whole network. `weights`:
+    where the base's file lies now, if it has moved.
 
     Raises InputError for a folder without a description, or weights that are not those.
     """
     path = Path(folder) / ABOUT
     try:
-        base = Base(**json.loads(path.read_text("utf-8"))["base"])
+        described = json.loads(path.read_text("utf-8"))
+        base = Base(**described["base"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: expected the description of an exported adapter ({error})") from None
     network = zoo.build(base.name, base.task, base.size, base.image_size, base.sizes, base.seed)
-    if base.weights is not None:
+    if described.get("merged"):
+        zoo.load_weights(dict(network.named_parameters()), (), Path(folder) / "model.safetensors")
+    elif base.weights is not None:
         file = files.find(weights or base.weights, None, base.name)
         if _sha256(file) != base.weights_sha256:
             raise InputError(f"{file}: not the weights that the adapter was trained on (SHA-256 {base.weights_sha256})")

@@ -57,7 +57,7 @@ def describe(config: Config, say: Say = lambda what, done, total: None) -> dict[
         "clients": _clients(plan),
         "held_out": list(plan.held_out),
         "left_out": dict(sorted(Counter(plan.left_out.values()).items())),
-        "notes": [*cohort.notes(), *caveats(config, make_strategy(config, len(plan.clients)), len(plan.clients))],
+        "notes": [*plan.notes, *caveats(config, make_strategy(config, len(plan.clients)), len(plan.clients))],
         "crop": cohort.crops,
         "base": {
             "name": config.model.name,

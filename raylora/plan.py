@@ -36,6 +36,7 @@ class Plan:
     cohort: Cohort
     dials: Dials
     no_cache: str = ""  # why no features are kept
+    notes: tuple[str, ...] = ()  # what a user should know before anything is trained
 
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> Plan:
         """The same with these weights: none where they travel apart, read-only ones where they arrive."""

@@ -120,6 +120,7 @@ def make_plan(config: Config, say: obtain.Say = lambda what, done, total: None) 
         cohort=cohort,
         dials=dials,
         no_cache=no_cache,
+        notes=(*cohort.notes(), *_unknown(config, seen)),
     )
 
 
@@ -168,6 +169,15 @@ def _seen_cases(config: Config, cohort: Cohort, seen: Seen, folders: Sequence[Pa
     return found
 
 
+def _unknown(config: Config, seen: Seen) -> list[str]:
+    """That nobody can say whom the base weights have seen."""
+    if seen.told:
+        return []
+    return [
+        f"model.weights: {config.model.weights} does not say whom it has seen: that none of the scored patients is among them is not checked"
+    ]
+
+
 def _harmful(studies: Sequence[str], damage: Damage) -> dict[str, Damage]:
     return dict.fromkeys(studies, damage) if damage.harmful else {}
 
@@ -199,8 +209,10 @@ def _rehearse(config: Config, outline: Outline, spec: HostSpec, clients: Sequenc
         if (task.scores or strategy.review is not None) and not rating[client.id]:
             lacking.append(client.id)
     if lacking:
-        key = "data.rating_to_training: they are trained on" if config.data.rating_to_training else "see data.fractions"
-        who = f"client{'s' * (len(lacking) > 1)} {', '.join(lacking)}"
+        small = f"the third of data.fractions, {config.data.fractions[2]:g}, is too small for them"
+        key = "data.rating_to_training: they are trained on" if config.data.rating_to_training else small
+        patients = {site.id: sum(map(len, (site.training, site.validation, site.rating, site.test))) for site in spec.sites}
+        who = f"client{'s' * (len(lacking) > 1)} {', '.join(f'{client} ({patients[client]} patients)' for client in lacking)}"
         raise InputError(f"{who}: no rating cases, expected one at least for strategy.name {strategy.name} ({key})")
 
 

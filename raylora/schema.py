@@ -97,6 +97,15 @@ def validated(schema: type[Checked], values: Mapping[str, Any], origin: str) -> 
         raise InputError(f"{origin}: nested too deeply") from None
 
 
+SAID = {
+    "tuple_type": "expected a list of values in brackets",
+    "list_type": "expected a list in brackets",
+    "model_type": "expected a section of keys and values",
+    "dict_type": "expected a section of keys and values",
+}
+"""Pydantic's own words are about Python."""
+
+
 def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
     # A union reports every branch: an unknown key says most, then our own words; a value out of range more than a value of another type.
     says = ("extra_forbidden", "value_error", "greater", "less")
@@ -106,8 +115,11 @@ def _explain(error: ValidationError, schema: type[BaseModel]) -> str:
     path += [part for part in last if first["type"] == "extra_forbidden" or not _is_union_branch(part)]  # a key may be called "int"
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{nearest(path[-1], _known_keys(schema, path[:-1]))}"
-    said = first["msg"].removeprefix("Value error, ")
+        inside = [f"{name}.{key}" for name in schema.model_fields if len(path) == 1 and key in _known_keys(schema, [name])]
+        return f"unknown key {key!r}" + (f", did you mean {inside[0]}?" if inside else nearest(path[-1], _known_keys(schema, path[:-1])))
+    said = SAID.get(first["type"], first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "missing" and last[-1].isdigit():  # of a list
+        key, said = ".".join(path[:-1]), "expected more values"
     if first["type"] == "value_error" and isinstance(first["input"], Mapping):  # a section whose keys do not fit each other
         return f"{key or 'config'}: {said}"
     return f"{key or 'config'}: {said}, found {first['input']!r}"

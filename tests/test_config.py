@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -12,6 +13,8 @@ from raylora.config import Config, dump, from_dict, load, load_around, load_pret
 from raylora.core.errors import InputError
 from raylora.core.values import flat, override
 from raylora.sweep.space import Sweep
+
+DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo_segmentation.yaml"
 
 
 def refused(values, key: str, *words: str) -> None:
@@ -68,7 +71,7 @@ def test_unknown_keys_are_refused_with_the_nearest_known_one(values, key, near):
         ({"name": "../escape"}, "name", "'../escape'"),
         ({"name": ""}, "name", "''"),
         ({"seed": "x"}, "seed", "'x'"),
-        ({"strategy": "fedit"}, "strategy", "'fedit'"),
+        ({"strategy": 3}, "strategy", "3"),
         ({"sampling": {"fraction": 0.5}}, "sampling", "needs kind uniform, size or poisson"),
         ({"training": {"local_epochs": 1, "local_steps": 2}}, "training", "not both"),
         ({"lora": {"rank": True}}, "lora.rank", "expected a number, found True"),
@@ -344,3 +347,23 @@ def test_nested_values_have_dotted_keys():
     """An empty section leaves none: it has no text for a table or a database."""
     assert flat({"z": 0, "a": {"y": 0, "b": {"c": 1}, "d": [1, 2]}, "e": {}}) == {"z": 0, "a.y": 0, "a.b.c": 1, "a.d": [1, 2]}
     assert flat(Config().as_dict())["data.phantom.patients"] == 100
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("lr=0.1", "unknown key 'lr', did you mean training.lr?"),
+        ("data.size=64", "data.size: expected a list of values in brackets, found 64"),
+        ("data.size=[64,64]", "data.size: expected more values, found [64, 64]"),
+        ("data.fractions=[0.7,0.1,0.2]", "data.fractions: expected more values, found [0.7, 0.1, 0.2]"),
+        ("training=3", "training: expected a section of keys and values, found 3"),
+    ],
+)
+def test_what_a_newcomer_writes_is_answered_in_words(override, said):
+    with pytest.raises(InputError) as caught:
+        load(DEMO, [override])
+    assert str(caught.value).endswith(said), caught.value
+
+
+def test_a_strategy_can_be_said_by_its_name_alone():
+    assert load(DEMO, ["strategy=flora"]).strategy.name == "flora"

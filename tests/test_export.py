@@ -12,9 +12,10 @@ import safetensors.torch
 import torch
 import yaml
 from safetensors import safe_open
-from small_runs import Finished, run, settings
+from small_runs import Finished, run, settings, tiny
 
 from raylora import config as configuration
+from raylora import planning
 from raylora.core.errors import InputError, RunError
 from raylora.export import base_model, export
 from raylora.models import peft, zoo
@@ -230,6 +231,28 @@ def test_a_disk_that_is_full_is_said_with_the_file(runs, tmp_path, monkeypatch):
         with pytest.raises((RunError, OSError), match="No space left on device") as caught:
             export(done.folder, tmp_path / out, merged=merged)
         assert out in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_merged_weights_gives_the_whole_network(runs, tmp_path):
+    done = runs()
+    merged, adapter = export(done.folder, tmp_path / "merged", merged=True), export(done.folder, tmp_path / "adapter")
+    found = logits(base_model(merged), done)
+    assert torch.allclose(found, logits(by_hand(done, "global"), done), atol=1e-5)
+    assert not torch.equal(found, logits(base_model(adapter), done))
+
+
+def test_a_base_of_which_nobody_knows_whom_it_has_seen_is_said(prepared_folder, tmp_path):
+    """In the run's first words and in its summary; and what is merged from it does not know either."""
+    source = planning.make_plan(tiny(prepared_folder))
+    safetensors.numpy.save_file(dict(source.weights), tmp_path / "mine.safetensors")
+    values = {**source.config.as_dict()["model"], "weights": str(tmp_path / "mine.safetensors")}
+    done = run(tiny(prepared_folder, model=values, training__rounds=1), tmp_path / "run")
+    (said,) = [event["text"] for event in done.events if event["event"] == "note" and "seen" in event["text"]]
+    assert said.startswith(
+        f"model.weights: {tmp_path / 'mine.safetensors'} does not say whom it has seen: that none of the scored patients"
+    )
+    assert said in done.summary["notes"] and not any("seen" in text for text in source.notes)
+    assert not read_seen(export(done.folder, tmp_path / "merged.safetensors", merged=True)).told
 
 
 def test_weights_that_are_not_the_adapters_are_refused(runs, tmp_path):

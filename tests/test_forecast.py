@@ -160,7 +160,10 @@ def test_a_frozen_factor_is_not_counted_as_trained(prepared_folder):
         ({"strategy": TRIMMED, "sampling": {"wait_for": 0.9}, "faults": {"late_s": 1.0}}, ""),  # of four it is four
         ({"strategy": TRIMMED, "sampling": {"buffer": 2}, "faults": {"late_s": 1.0}}, "of 2 clients"),
         ({"strategy": TRIMMED | {"name": "fedalt"}}, "of 3 clients"),
-        ({"strategy": {"name": "feddpa", "schedule": "F", "stage_rounds": 2}, "training__rounds": 2}, "stage_rounds: all 2 rounds are of the first stage"),
+        (
+            {"strategy": {"name": "feddpa", "schedule": "F", "stage_rounds": 2}, "training__rounds": 2},
+            "stage_rounds: all 2 rounds are of the first stage",
+        ),
         ({"strategy": {"name": "feddpa", "schedule": "F", "stage_rounds": 2}, "training__rounds": 3}, ""),
         ({"strategy": {"name": "med_duallora", "mode": "staged", "stage_rounds": 3}, "training__rounds": 2}, "stage_rounds: all 2 rounds"),
         ({"sampling": {"kind": "size", "fraction": 0.5}}, "strategy.weights: size lets them count for more once again"),

@@ -35,6 +35,7 @@ class Facts:
     spacing_mm: tuple[float, float, float]
     fingerprint: str = ""
     notes: tuple[str, ...] = ()
+    swapped: bool = False  # whether the myocardium encloses the right ventricle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +132,31 @@ def study_facts(study: Study) -> tuple[str, Facts | str]:
             notes.append(f"{study.frames[name].label}: {name} has no {', '.join(missing)}")
     taken = {name: getattr(study, name) for name in TAKEN}
     mark = duplicates.fingerprint(case.frames["ED"].image)
-    return study.id, Facts(**taken, shape=first.shape, spacing_mm=first.spacing_mm, fingerprint=mark, notes=tuple(notes))
+    swapped = _swapped(case.frames["ED"].label)
+    return study.id, Facts(**taken, shape=first.shape, spacing_mm=first.spacing_mm, fingerprint=mark, notes=tuple(notes), swapped=swapped)
+
+
+def _swapped(label: np.ndarray | None) -> bool:
+    """Whether more of the RV than of the LV lies inside the rings of myocardium of a label map (x, y, z)."""
+    if label is None:
+        return False
+    from scipy.ndimage import binary_fill_holes
+
+    ring = label == cases.STRUCTURES["MYO"]
+    inside = np.stack([binary_fill_holes(plane) for plane in np.moveaxis(ring, -1, 0)], axis=-1) & ~ring
+    lv, rv = (int((label[inside] == cases.STRUCTURES[name]).sum()) for name in ("LV", "RV"))
+    return rv > lv
 
 
 def _notes(facts: list[Facts]) -> list[str]:
     """What concerns several studies."""
     notes = without_counterpart({(study.dataset, study.group) for study in facts})
+    if swapped := [study for study in facts if study.swapped]:
+        of = " and ".join(sorted({study.dataset for study in swapped}))
+        notes.append(
+            f"in {len(swapped)} of {len(facts)} studies the myocardium encloses the RV: are LV and RV swapped? (in {of} they are labelled "
+            f"{'1 RV, 3 LV' if of == 'acdc' else '1 LV, 3 RV'})"
+        )
     for what in ("vendor", "group"):
         unknown = [study.id for study in facts if not getattr(study, what)]
         if unknown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raylora.core.errors import InputError
 from raylora.core.files import absolute_path, is_folder, require_writable
 from raylora.data import layouts, manifest
+from raylora.data.cases import Study
 from raylora.data.manifest import Manifest, PrepareOptions, Row
 from raylora.data.pool import process_map
 from raylora.data.prepare import Mapper, prepare
@@ -69,7 +71,7 @@ def _one(source: Source, data: Data, say: Say) -> Path:
     options = PrepareOptions(spacing_mm=data.spacing_mm, size=data.size, crop=data.crop)
     cache = cache_folder(data.cache)
     if source.root is None and source.dataset != "phantom":
-        raise InputError(f"data.root: expected the folder of {source.dataset}, found nothing")
+        raise InputError(f"data.root: expected the folder of {source.dataset}, found nothing (data.root=/path/to/{source.dataset})")
     if source.dataset == "phantom":
         cohort = source.phantom or data.phantom
         layout = cohort.layout
@@ -81,7 +83,7 @@ def _one(source: Source, data: Data, say: Say) -> Path:
         if (root / manifest.NAME).is_file() or any((root / STUDIES).glob("*.arrow")):  # shards alone: interrupted, which it says
             _matching(root, layout, options)
             return root.resolve()
-    studies = layouts.scan(layout, root)
+    studies = _scanned(layout, root)
     key = manifest.sha256_of([str(root.resolve()), layout, options.shard_options(), options.size[2]])
     out = cache / "prepared" / f"{layout}-{key[:16]}"
     if not out.is_dir():
@@ -90,6 +92,19 @@ def _one(source: Source, data: Data, say: Say) -> Path:
         studies, out, options, mapper=process_map(workers()), progress=lambda done, total: say(f"preparing {layout} studies", done, total)
     )
     return out
+
+
+def _scanned(layout: str, root: Path) -> list[Study]:
+    """Its studies. Raises InputError, with what the folder looks like if that is another data set."""
+    try:
+        return layouts.scan(layout, root)
+    except InputError as error:
+        others: list[str] = []
+        with contextlib.suppress(InputError):
+            others = sorted({name for name, place in layouts.found_in(root) if place == root} - {layout})
+        if not others:
+            raise
+        raise InputError(f"{error}; it looks like {others[0]} (data.dataset={others[0]})") from None
 
 
 def _matching(root: Path, dataset: str, options: PrepareOptions) -> None:

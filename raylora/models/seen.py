@@ -6,7 +6,7 @@ from pathlib import Path
 
 from raylora.core.errors import InputError
 from raylora.models.arrays import read_header
-from raylora.models.files import PUBLISHED
+from raylora.models.files import PRETRAINED, PUBLISHED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,7 @@ class Seen:
     splits: frozenset[tuple[str, str]] = frozenset()
     cases: frozenset[str] = frozenset()
     phantom_seeds: frozenset[int] = frozenset()
+    told: bool = True  # False: nobody says what they have seen
 
     def covers(self, dataset: str, split: str, case_hash: str = "") -> bool:
         """Whether a case of this data set and official split, or with this hash, was seen."""
@@ -25,13 +26,15 @@ class Seen:
     def metadata(self) -> dict[str, str]:
         """For the header of a safetensors file."""
         about = {"splits": sorted(self.splits), "cases": sorted(self.cases), "phantom_seeds": sorted(self.phantom_seeds)}
+        about |= {} if self.told else {"told": False}
         return {"seen": json.dumps(about)}
 
 
 def read_seen(path: str | Path) -> Seen:
     """What the weights in a safetensors file have seen: its header says it, or its published name does.
 
-    A published fine-tuned CineMA file counts as having seen its whole set. A file that says nothing has seen nothing we know of.
+    A published fine-tuned CineMA file counts as having seen its whole set. CineMA's pre-training has seen none of the sets here.
+    Of another file that says nothing nobody knows (`told`).
     Raises InputError for a file that is no safetensors file, or a header that is not ours.
     """
     header = read_header(path).get("seen")
@@ -42,8 +45,11 @@ def read_seen(path: str | Path) -> Seen:
                 splits=frozenset((str(a), str(b)) for a, b in value["splits"]),
                 cases=frozenset(map(str, value["cases"])),
                 phantom_seeds=frozenset(map(int, value.get("phantom_seeds", ()))),
+                told=bool(value.get("told", True)),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: its header's entry 'seen' is not an object of splits and cases ({error!r})") from None
     published = PUBLISHED.fullmatch(Path(path).name)
-    return Seen(splits=frozenset({(published["data"], "*")})) if published else Seen()
+    if published:
+        return Seen(splits=frozenset({(published["data"], "*")}))
+    return Seen(told=Path(path).name == Path(PRETRAINED).name)

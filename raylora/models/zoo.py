@@ -76,7 +76,7 @@ def build(
         arguments = {key: value for key, value in arguments.items() if key in known or key in (sizes or {})}
     unknown = [key for key in arguments if key not in known]
     if unknown:
-        raise InputError(f"model.sizes: unknown {unknown[0]!r} (known: {', '.join(known)})")
+        raise InputError(f"model.sizes: unknown {unknown[0]!r} (known: {', '.join(key for key in known if key not in FIXED)})")
     try:
         backbone = make(**{key: _tuples(value) for key, value in arguments.items()})
         if isinstance(backbone, unet.UNet):  # the others are built for one size

@@ -146,7 +146,11 @@ def _use() -> str:
 
 
 def _use_merged() -> str:
-    return "`model.safetensors` holds the whole state: for `load_state_dict`, or `model.weights: THIS_FOLDER/model.safetensors` of raylora."
+    return (
+        "`model.safetensors` holds the whole network: `raylora.export.base_model(THIS_FOLDER)` builds it, `model.weights: "
+        "THIS_FOLDER/model.safetensors` goes on from it in raylora; for `load_state_dict` of MONAI's `DynUNet` with `strict=False` (its "
+        "`skip_layers.*` are other names for the same)."
+    )
 
 
 def _licence(config: Mapping[str, Any], sets: Sequence[str]) -> str:

@@ -103,4 +103,4 @@ def _round_text(event: Mapping[str, Any]) -> str:
     scores = "  ".join(f"{name} {value:.3f}" for name, value in total["validation"].items())
     weights = total.get("weights")
     rating = f"  weights: {'  '.join(f'{client} {w:.2f}' for client, w in weights.items())}" if weights else ""
-    return f"round {event['round'] + 1}/{event['rounds']}  {total['seconds']:.1f} s  loss: {losses}  validation: {scores}{rating}"
+    return f"round {event['round'] + 1}/{event['rounds']}  {total['seconds']:.1f} s  loss: {losses}{f'  validation: {scores}' if scores else ''}{rating}"

@@ -25,7 +25,8 @@ def create_from(registry: Mapping[str, Factory], name: str, options: Mapping[str
         parameters = inspect.signature(factory).parameters
     except ValueError:
         raise InputError(f"strategy.name {name}: expected a function of Python, found {factory!r}") from None
-    require_known(name, options, parameters, hidden=tuple(context))
+    owners = {key: [other for other in registry if key in defaults(registry[other], tuple(context))] for key in options}
+    require_known(name, options, parameters, hidden=tuple(context), owners=owners)
     given = {**{key: value for key, value in context.items() if key in parameters}, **options}
     if "reduce" in given:
         given["reduce"] = reduction(given["reduce"])
@@ -59,10 +60,14 @@ def defaults(factory: Factory, hidden: Sequence[str] = ()) -> dict[str, object]:
 
 
 def require_known(
-    name: str, options: Mapping[str, object], parameters: Mapping[str, inspect.Parameter], hidden: Sequence[str] = ()
+    name: str,
+    options: Mapping[str, object],
+    parameters: Mapping[str, inspect.Parameter],
+    hidden: Sequence[str] = (),
+    owners: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Raise InputError for an option that the factory does not have, with the nearest one (none of the hidden ones), or with the reason
-    why the method takes no reduction."""
+    """Raise InputError for an option that the factory does not have, with the nearest one (none of the hidden ones) and the methods that have
+    it (`owners`), or with the reason why the method takes no reduction."""
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     for key in options:
@@ -71,7 +76,8 @@ def require_known(
         if key == "reduce" and key not in parameters:
             raise InputError(f"strategy.reduce: {name} {NO_REDUCE.get(name, 'has no reduction to replace')}, found {options[key]}")
         if key not in parameters:
-            raise InputError(f"strategy.{key}: {name} has no such option{nearest(key, [k for k in parameters if k not in hidden])}")
+            others = f" (it is one of {', '.join(owners[key])})" if owners and owners.get(key) else ""
+            raise InputError(f"strategy.{key}: {name} has no such option{others}{nearest(key, [k for k in parameters if k not in hidden])}")
 
 
 def require_clients(reduce: object, clients: object) -> None:
@@ -94,7 +100,8 @@ NO_REDUCE = {
 def known(registry: Mapping[str, Factory], name: str) -> Factory:
     """The registered factory. Raises InputError with the nearest name."""
     if name not in registry:
-        raise InputError(f"strategy.name: unknown strategy {name}{nearest(name, registry)}")
+        own = "; one of your own is written package.module:function" if "." in name else ""
+        raise InputError(f"strategy.name: unknown strategy {name}{nearest(name, registry)}{own}")
     return registry[name]
 
 
@@ -107,7 +114,8 @@ def imported(name: str) -> Factory:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise InputError(f"strategy.name {name}: cannot import {module_name} ({error})") from None
+        where = "; looked for in the current folder and on PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
+        raise InputError(f"strategy.name {name}: cannot import {module_name} ({error}{where})") from None
     except (Exception, SystemExit) as error:
         raise theirs(name, error) from None
     factory = getattr(module, attribute, None)

@@ -3,6 +3,7 @@
 import errno
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -28,6 +29,22 @@ def test_three_sets_side_by_side(tmp_path, write):
     assert "note: 1 without a vendor: 007" in text
     assert "show the same patient" in text  # the writer draws one heart only
     assert report.to_dict()["counts"]["group"] == {"acdc RV": 1, "mnms NOR": 2, "mnms2 HCM": 1}
+
+
+def test_labels_in_another_layout_s_order_are_noticed(tmp_path, write):
+    """LV and RV of ACDC's values in a folder of M&Ms' layout, and the other way round."""
+    for number in (1, 2):
+        folder = write.acdc(tmp_path / "a", number)
+        for path in folder.glob("*_gt.nii.gz") if number == 2 else ():
+            image = nibabel.load(path)
+            nibabel.save(nibabel.Nifti1Image(np.choose(np.asarray(image.dataobj), (0, 3, 2, 1)).astype(np.uint8), image.affine), path)
+    folder = write.mnms(tmp_path / "b")
+    image = nibabel.load(path := folder / f"{folder.name}_sa_gt.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.choose(np.asarray(image.dataobj), (0, 3, 2, 1)).astype(np.uint8), image.affine), path)
+    acdc_s, mnms_s = "(in acdc they are labelled 1 RV, 3 LV)", "(in mnms they are labelled 1 LV, 3 RV)"
+    for name, count, order in (("a", "in 1 of 2 studies", acdc_s), ("b", "in 1 of 1 studies", mnms_s)):
+        (note,) = [note for note in check(tmp_path / name).notes if "swapped" in note]
+        assert note.startswith(count) and note.endswith(order)
 
 
 def test_every_problem_is_one_line_with_its_file(tmp_path, write):

@@ -509,3 +509,13 @@ def test_a_manifest_is_a_line_a_row_and_rows_are_small(prepared_folder):
     assert len([line for line in text.splitlines() if '"shard_sha256"' in line]) == len(rows) > 1
     assert not any(hasattr(item, "__dict__") for row in rows for item in (row, row.geometry, *row.sources))
     assert len({id(row.dataset) for row in rows}) == 1 and len({id(row.vendor) for row in rows}) == len({row.vendor for row in rows})
+
+
+def test_the_wrong_data_set_is_named_by_what_it_looks_like(tmp_path, write):
+    write.acdc(tmp_path / "a")
+    write.mnms(tmp_path / "m")
+    for name, asked, there in (("a", "mnms", "acdc"), ("m", "acdc", "mnms")):
+        with pytest.raises(InputError, match=rf"; it looks like {there} \(data\.dataset={there}\)$"):
+            obtain.prepared(Data(dataset=asked, root=str(tmp_path / name), cache=str(tmp_path / "cache")))
+    with pytest.raises(InputError, match=r"found nothing \(data\.root=/path/to/acdc\)$"):
+        obtain.prepared(Data(dataset="acdc"))

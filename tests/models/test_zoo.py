@@ -37,17 +37,43 @@ def test_every_network_does_its_tasks(name, task):
 
 @pytest.mark.slow  # importing MONAI takes seconds
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", ["unet", "vit"])
-def test_weights_of_monai_s_own_networks_are_taken(tmp_path, kind):
+def test_weights_of_monai_s_own_networks_are_taken_if_ours_compute_the_same(tmp_path):
+    from monai.networks.nets import BasicUNet, DynUNet, ViT
+
     from raylora.models import monai_twin
 
-    there, here = (unet(1), unet(2)) if kind == "unet" else (vit(pool="cls"), vit(pool="cls"))
-    for parameter in here.parameters():
-        parameter.data += 1.0
-    monai_twin.save_monai(monai_twin.monai_unet(there) if kind == "unet" else monai_twin.monai_vit(there), tmp_path / "monai.safetensors")
-    zoo.load_weights(dict(here.named_parameters()), (), tmp_path / "monai.safetensors")
-    wanted, found = zoo.weights_of(there), zoo.weights_of(here)
-    assert wanted.keys() == found.keys() and all(np.array_equal(wanted[name], found[name]) for name in wanted)
+    levels = {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [4, 6, 8]}
+    there = {
+        ("unet", "segmentation"): DynUNet(3, 1, 4, **levels),
+        ("vit", "disease"): ViT(
+            2, SIZE, (8, 8, 2), hidden_size=24, mlp_dim=48, num_layers=2, num_heads=3, classification=True, post_activation=None
+        ),
+    }
+    path = tmp_path / "monai.safetensors"
+    for (name, task), network in there.items():
+        model = monai_twin.save_monai(network, path, SIZE)
+        assert model == {"name": name, "sizes": model["sizes"], "weights": str(path)}
+        here = zoo.build(name, task, "small", SIZE, model["sizes"])
+        zoo.load_weights(dict(here.named_parameters()), (), path)
+        image = torch.rand(1, zoo.CHANNELS[task], *SIZE)
+        with torch.no_grad():
+            logits = network.eval()(image)
+            assert torch.allclose(here(image), logits[0] if name == "vit" else logits, atol=1e-4)
+        path.unlink()
+    vit = {"img_size": SIZE, "patch_size": (8, 8, 2), "hidden_size": 24, "mlp_dim": 48, "num_layers": 1, "num_heads": 3}
+    for network, said in [
+        (DynUNet(3, 1, 4, **levels, act_name="relu"), "computes something else with these weights than ours does"),
+        (DynUNet(3, 1, 4, **levels, norm_name=("GROUP", {"num_groups": 2})), "computes something else"),
+        (DynUNet(3, 1, 4, **levels, res_block=True), "has other weights than ours"),
+        (ViT(2, **vit), "expected a ViT with classification=True and post_activation=None"),
+        (ViT(2, **vit, classification=True), "post_activation=None"),
+        (BasicUNet(3, 1, 4), "found BasicUNet"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            monai_twin.save_monai(network, path, SIZE)
+        assert not path.exists()
+    with pytest.raises(InputError, match="its ViT and the image_size, found ViT"):
+        monai_twin.save_monai(there["vit", "disease"], path)
 
 
 def test_weights_follow_from_the_seed():

@@ -41,7 +41,7 @@ REFUSED: list[tuple[str, dict[str, object], str]] = [
     ("flora", {"seed": 5}, "strategy.seed: flora is given this by the run itself, found 5"),
     ("scaffold", {"clients": "x"}, "strategy.clients: scaffold is given this by the run itself, found 'x'"),
     ("fedit", {"seed": 5}, "strategy.seed: fedit has no such option, expected one of head, reduce, weights"),
-    ("local", {"mu": 1.0}, "strategy.mu: local has no such option, expected one of none"),
+    ("local", {"mu": 1.0}, "strategy.mu: local has no such option (it is one of fedprox), expected one of none"),
     ("rate_my_lora", {"temperature": 0.0}, "strategy.temperature: expected a number above 0.0, found 0.0"),
     ("rate_my_lora", {"temperature": "hot"}, "strategy.temperature: expected a number above 0.0, found hot"),
     ("rate_my_lora", {"rule": "best"}, "strategy.rule: expected drop or trend or softmax or peer or shuffled, found best"),
