@@ -441,12 +441,12 @@ def test_the_server_s_algebra_has_one_thread(prepared_folder, tmp_path):
         (
             "segmentation",
             {"strategy": {"name": "rate_my_lora"}, "data__fractions": [0.6, 0.2, 0.0, 0.2]},
-            "clients Canon, GE, Philips, Siemens: no rating cases",
+            r"clients Canon \(8 patients\), GE \(6 patients\), Philips \(8 patients\), Siemens \(10 patients\): no rating cases",
         ),
         (
             "disease",
             {"strategy": {"name": "rate_my_lora", "rule": "peer"}, "data__rating_to_training": True},
-            "clients Canon, GE, Philips, Siemens: no rating cases",
+            r"clients Canon \(8 patients\), GE \(6 patients\), Philips \(8 patients\), Siemens \(10 patients\): no rating cases",
         ),
         ("segmentation", {"strategy": {"name": "fedit", "reduce": {"name": "krum", "byzantine": 2}}}, "strategy.reduce"),
         ("segmentation", {"strategy": {"name": "fedti"}}, "did you mean fedit"),
