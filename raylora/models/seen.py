@@ -6,7 +6,7 @@ from pathlib import Path
 
 from raylora.core.errors import InputError
 from raylora.models.arrays import read_header
-from raylora.models.files import PRETRAINED, PUBLISHED
+from raylora.models.files import PUBLISHED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,8 @@ class Seen:
 def read_seen(path: str | Path) -> Seen:
     """What the weights in a safetensors file have seen: its header says it, or its published name does.
 
-    A published fine-tuned CineMA file counts as having seen its whole set. CineMA's pre-training has seen none of the sets here.
-    Of another file that says nothing nobody knows (`told`).
-    Raises InputError for a file that is no safetensors file, or a header that is not ours.
+    A published fine-tuned CineMA file counts as having seen its whole set. Of another file that says nothing
+    nobody knows (`told`). Raises InputError for a file that is no safetensors file, or a header that is not ours.
     """
     header = read_header(path).get("seen")
     if header is not None:
@@ -52,4 +51,4 @@ def read_seen(path: str | Path) -> Seen:
     published = PUBLISHED.fullmatch(Path(path).name)
     if published:
         return Seen(splits=frozenset({(published["data"], "*")}))
-    return Seen(told=Path(path).name == Path(PRETRAINED).name)
+    return Seen(told=False)

@@ -6,6 +6,7 @@ import fnmatch
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def load_weights(own: Mapping[str, torch.Tensor], head_names: Sequence[str], wei
     """
     path = find(str(weights))
     tensors = read_tensors(path)
-    if is_pretraining(tensors):
+    if pretraining := is_pretraining(tensors):
         if not any(name.startswith("enc_down_dict.") for name in own):
             raise InputError(f"{path}: CineMA's pre-training checkpoint: expected model.name: cinema")
         tensors = pretrained_tensors(own, tensors, path)
@@ -132,7 +133,7 @@ def load_weights(own: Mapping[str, torch.Tensor], head_names: Sequence[str], wei
     with torch.no_grad():
         for name, value in tensors.items():
             own[name].copy_(value)
-    return read_seen(path)
+    return replace(read_seen(path), told=True) if pretraining else read_seen(path)  # CineMA's has seen none of the sets here
 
 
 def save_weights(path: Path, weights: Mapping[str, np.ndarray], *, half: bool, seen: Seen, about: Mapping[str, Any]) -> None:

@@ -91,7 +91,7 @@ def test_trials_are_plain_runs_within_what_was_reserved(prepared_folder, tmp_pat
     until = time.monotonic() + 120
     while len(alive()) > before and time.monotonic() < until:
         time.sleep(0.1)
-    assert len(alive()) == before
+    assert len(alive()) <= before  # one that another test has ended may have been on its way out
     assert not ray.util.placement_group_table() or all(g["state"] == "REMOVED" for g in ray.util.placement_group_table().values())
 
     processes = {}  # of clients, by that of the driver they were with
