@@ -17,11 +17,11 @@ class MachineError(RunError):
     """The machine failed, not the experiment (a full disk, a lost driver, a client that does not answer): to resume the run goes on."""
 
 
-def one_line(error: BaseException, most: int = 400) -> str:
-    """What an error says, on one line of at most so many characters."""
-    return " ".join(str(error).split())[:most]
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line of at most 400 characters."""
+    return " ".join(str(error).split())[:400]
 
 
-def named(error: BaseException, most: int = 400) -> str:
+def named(error: BaseException) -> str:
     """The same behind the error's own name: for errors that are not ours."""
-    return f"{type(error).__name__}: {one_line(error, most)}"
+    return f"{type(error).__name__}: {one_line(error)}"

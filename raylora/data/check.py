@@ -13,7 +13,7 @@ from raylora.core.errors import InputError
 from raylora.data import cases, duplicates, manifest
 from raylora.data.cases import Study
 from raylora.data.groups import without_counterpart
-from raylora.data.layouts import found_in, scan
+from raylora.data.layouts import LAYOUTS, found_in, scan
 from raylora.data.shards import PreparedSet
 
 TAKEN = ("id", "dataset", "split", "vendor", "centre", "group", "labelled")
@@ -151,11 +151,12 @@ def _swapped(label: np.ndarray | None) -> bool:
 def _notes(facts: list[Facts]) -> list[str]:
     """What concerns several studies."""
     notes = without_counterpart({(study.dataset, study.group) for study in facts})
-    if swapped := [study for study in facts if study.swapped]:
-        of = " and ".join(sorted({study.dataset for study in swapped}))
+    for dataset, swapped in sorted(Counter(study.dataset for study in facts if study.swapped).items()):
+        structures = {value: name for name, value in cases.STRUCTURES.items()}
+        order = ", ".join(f"{label} {structures[value]}" for label, value in LAYOUTS[dataset].labels.items() if label in (1, 3))
+        there = sum(study.dataset == dataset for study in facts)
         notes.append(
-            f"in {len(swapped)} of {len(facts)} studies the myocardium encloses the RV: are LV and RV swapped? (in {of} they are labelled "
-            f"{'1 RV, 3 LV' if of == 'acdc' else '1 LV, 3 RV'})"
+            f"in {swapped} of {there} studies the myocardium encloses the RV: are LV and RV swapped? (in {dataset} they are labelled {order})"
         )
     for what in ("vendor", "group"):
         unknown = [study.id for study in facts if not getattr(study, what)]

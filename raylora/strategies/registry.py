@@ -63,8 +63,8 @@ def require_known(
     name: str,
     options: Mapping[str, object],
     parameters: Mapping[str, inspect.Parameter],
-    hidden: Sequence[str] = (),
-    owners: Mapping[str, Sequence[str]] | None = None,
+    hidden: Sequence[str],
+    owners: Mapping[str, Sequence[str]],
 ) -> None:
     """Raise InputError for an option that the factory does not have, with the nearest one (none of the hidden ones) and the methods that have
     it (`owners`), or with the reason why the method takes no reduction."""
@@ -76,7 +76,7 @@ def require_known(
         if key == "reduce" and key not in parameters:
             raise InputError(f"strategy.reduce: {name} {NO_REDUCE.get(name, 'has no reduction to replace')}, found {options[key]}")
         if key not in parameters:
-            others = f" (it is one of {', '.join(owners[key])})" if owners and owners.get(key) else ""
+            others = f" (it is one of {', '.join(owners[key])})" if owners[key] else ""
             raise InputError(f"strategy.{key}: {name} has no such option{others}{nearest(key, [k for k in parameters if k not in hidden])}")
 
 

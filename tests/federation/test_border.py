@@ -246,11 +246,11 @@ def test_a_run_leaves_the_client_out_and_says_so_or_ends(prepared_folder, tmp_pa
     assert all(np.isfinite(value["mean"]) for value in found.summary["final"].values() if value["mean"] is not None)
 
 
-class Garbling(Lying):
+class Garbling(InProcess):
     """What one client says of what it was shown is no number."""
 
     def train(self, stacks):
-        for outcome in InProcess.train(self, stacks):
+        for outcome in super().train(stacks):
             update = outcome.update
             if update.client_id == "GE" and not stacks[0][0][1].task.phases:
                 update = replace(update, metrics=dict.fromkeys(update.metrics, math.nan))
